@@ -1,0 +1,41 @@
+"""A benchmark of denoising diffusion: objective × schedule × guidance × sampler.
+
+Importing the package imports no torch; its modules are loaded when they are first named.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_MODULES = (
+    "config",
+    "data",
+    "denoiser",
+    "errors",
+    "fidelity",
+    "figures",
+    "grid",
+    "guidance",
+    "likelihood",
+    "methods",
+    "networks",
+    "noise",
+    "objectives",
+    "provenance",
+    "samplers",
+    "sampling",
+    "schedules",
+    "source",
+    "tables",
+    "training",
+)
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"ddpm.{name}")
+    raise AttributeError(f"module 'ddpm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

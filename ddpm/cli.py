@@ -1,0 +1,151 @@
+"""The command `ddpm`: one cell's stages without Snakemake, the tables, and a check of the configuration.
+
+Snakemake's jobs run the same stages: they pass the job and its code's fingerprint as text instead of a name.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Collection
+from importlib import import_module
+from pathlib import Path
+
+from ddpm import __version__, config, provenance
+from ddpm.errors import UserError
+from ddpm.grid import STAGES, Grid
+from ddpm.layout import Layout
+
+
+def _grid(args: argparse.Namespace) -> Grid:
+    return config.check(config.read("config.yaml", *args.configfile))
+
+
+def _device(name: str) -> str:
+    """`auto` is a GPU where there is one."""
+    if name == "cpu":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise UserError(
+            "device: cuda, but torch sees no GPU here (driver, CUDA_VISIBLE_DEVICES?); cpu or auto would run"
+        )
+    return "cpu"
+
+
+def _pick(name: str, known: Collection[str], what: str) -> str:
+    if name in known:
+        return name
+    close = difflib.get_close_matches(name, known, 3) or list(known)[:3]
+    raise UserError(
+        f"{name!r} is no {what} of this configuration; close are {', '.join(close)} (`ddpm check` lists all)"
+    )
+
+
+def run_stage(stage: str, job: dict, code: str, results: str, device: str) -> None:
+    """Run one job. Threads are fixed before anything numerical is imported."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(job.get("threads", 1))
+    module, function = STAGES[stage]
+    getattr(import_module(module), function)(job, code, Layout(Path(results)), _device(device))
+
+
+def job_command(args: argparse.Namespace) -> None:
+    """What Snakemake calls."""
+    run_stage(args.stage, json.loads(args.job), args.code, args.results, args.device)
+
+
+def cell_command(args: argparse.Namespace) -> None:
+    """Run one stage of one network or cell, and what it needs, into the tree that Snakemake uses."""
+    grid = _grid(args)
+    of_network = args.command in ("train", "likelihood")
+    name = _pick(args.name, grid.networks if of_network else grid.runs, "network" if of_network else "cell")
+    for stage, target in grid.needed(args.command, name):
+        job, code = grid.job(stage, target)
+        record = Layout(Path(grid.results)).record(stage, target)
+        if provenance.matches(record, job, code) and not (stage == args.command and args.again):
+            print(f"{record}: already there", file=sys.stderr)
+            continue
+        run_stage(stage, job, code, grid.results, grid.config["device"])
+    found = provenance.read_record(Layout(Path(grid.results)).record(args.command, name))
+    print(json.dumps({"status": found["status"]} | found["result"], indent=1))
+
+
+def check_command(args: argparse.Namespace) -> None:
+    """Check the configuration and list what it expands to."""
+    grid = _grid(args)
+    for cell in grid.cells:
+        print(f"{cell.name}{'   n/a: ' + cell.reason if cell.reason else ''}")
+    refused = len(grid.cells) - len(grid.runs)
+    print(f"{len(grid.runs)} cells to run on {len(grid.networks)} networks, {refused} n/a")
+
+
+def aggregate_command(args: argparse.Namespace) -> None:
+    """Write the tables, or draw the pictures, from the results that are there."""
+    grid = _grid(args)
+    run_stage(args.command, *grid.job(args.command), grid.results, "cpu")
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="ddpm", description="A benchmark of denoising diffusion.")
+    main.add_argument("--version", action="version", version=f"ddpm {__version__}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=run.__doc__ if name != "job" else help)
+        sub.set_defaults(run=run)
+        if name != "job":
+            sub.add_argument("--configfile", nargs="+", default=[], metavar="FILE", help="overlays over config.yaml")
+        return sub
+
+    for name, help in (
+        ("train", "train one network, e.g. eps/linear/unconditional/seed0"),
+        ("sample", "sample one cell, e.g. eps/linear/none/ddim/seed0"),
+        ("likelihood", "bits/dim of one network, e.g. eps/linear/unconditional/seed0"),
+        ("fidelity", "FID of one cell, e.g. eps/linear/none/ddim/seed0"),
+    ):
+        sub = add(name, cell_command, help)
+        sub.add_argument("name", help="its name: the axis values and the seed; `ddpm check` lists the cells")
+        sub.add_argument("--again", action="store_true", help="run even if a valid result is there")
+    add("check", check_command, "check the configuration and list its cells")
+    add("table", aggregate_command, "write table.csv, table.md, published.md and costs.csv")
+    add("figures", aggregate_command, "draw the pictures")
+    job = add("job", job_command, "what Snakemake calls: a stage with everything given as text")
+    job.add_argument("stage")
+    for option in ("--job", "--code", "--results", "--device"):
+        job.add_argument(option, required=True)
+    return main
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except UserError as e:
+        print(f"ddpm: {e}", file=sys.stderr)
+        return 2
+    except ValueError as e:
+        # A method's own check of its parameters.
+        if os.environ.get("DDPM_TRACEBACK"):
+            raise
+        print(f"ddpm: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        where = f" ({e.filename})" if e.filename else ""
+        print(f"ddpm: {e.strerror or e}{where}; finished results are untouched", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print(
+            "ddpm: interrupted; finished results are untouched, a started training goes on from its checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

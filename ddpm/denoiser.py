@@ -1,0 +1,48 @@
+"""Network + objective + schedule: (x_t, t, y) → x̂0, ε̂ and, if learned, the variance fraction v."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ddpm.objectives import Objective
+from ddpm.schedules import Schedule, like
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """x̂0 and ε̂ at x_t, of its shape; v in [0, 1] (of its shape) where the variance is learned, else None."""
+
+    x0: Tensor
+    eps: Tensor
+    v: Tensor | None
+
+
+class Denoiser:
+    """E[x0 | x_t] as a function of (x_t, t, y); t is one time, a float64 scalar on the CPU, or (B, 1, 1, 1).
+
+    Guidance and exact denoisers override `predict`. x̂0 is clipped to the data's range [−1, 1] here and
+    nowhere else (`clip=False` for unbounded data), and ε̂ = (x_t − α x̂0)/σ is derived from the clipped x̂0.
+    """
+
+    # Network evaluations per call and image.
+    evaluations = 1
+
+    def __init__(self, network: nn.Module, objective: Objective, schedule: Schedule, clip: bool = True):
+        self.network, self.objective, self.schedule, self.clip = network, objective, schedule, clip
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x̂0 before clipping, and v or None; y holds one class per image, or None for no condition."""
+        log_snr = self.schedule.log_snr(t).flatten().expand(len(x_t)).to(x_t.device, x_t.dtype)
+        output, v = self.objective.split(self.network(x_t, log_snr, y))
+        x0, _ = self.objective.parameterisation.invert(self.schedule, output, x_t, t)
+        return x0, v
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        x0, v = self.predict(x_t, t, y)
+        if self.clip:
+            x0 = x0.clamp(-1, 1)
+        alpha, inverse_sigma = like(x_t, self.schedule.alpha(t), 1 / self.schedule.sigma(t))
+        return Prediction(x0, (x_t - alpha * x0) * inverse_sigma, v)

@@ -1,0 +1,223 @@
+"""FID and binarized FID through torch-fidelity, with a classifier of the same data as feature extractor.
+
+Two FIDs are comparable only if extractor and number of images agree: the extractor's hash stands in every
+record, N is exact, and the real-data row gives the scale (`fid_over_topline`).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from tqdm import tqdm
+
+from ddpm import data, noise
+from ddpm.data import Data, Split
+from ddpm.errors import UserError
+from ddpm.grid import BASELINES
+from ddpm.layout import Layout
+from ddpm.networks.classifier import Classifier
+from ddpm.provenance import Recorder, atomic, read_record, sha256
+
+Tensor = torch.Tensor
+
+
+class ClassifierExtractor(FeatureExtractorBase):
+    """torch-fidelity's interface to the trained classifier: uint8 images (B, C, H, W) → float64 features (B, D).
+
+    Features are divided by s = √(trace Σ_train / D), so that they have mean variance 1 on the training half:
+    FID keeps its order and gets a scale that does not depend on the classifier's last layer.
+    """
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: object):
+        super().__init__(name, features_list)
+        tensors = load_file(feature_extractor_weights_path)
+        self.scale = float(tensors.pop("scale"))
+        first, last = tensors["body.0.weight"], tensors["head.weight"]
+        side = int(tensors.pop("side"))
+        shape = (first.shape[1], side, side)
+        self.shape = shape
+        self.network = Classifier(shape, last.shape[0], width=first.shape[0], features=last.shape[1])
+        self.network.load_state_dict(tensors)
+        self.eval()
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("features", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "features"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.shape:
+            raise ValueError(
+                f"images of {images.dtype} {tuple(images.shape[1:])}; the extractor takes uint8 {self.shape}"
+            )
+        features = self.network.features(images.float() / 127.5 - 1)
+        found = {"features": features.double() / self.scale, "logits": self.network.head(features).double()}
+        return tuple(found[name] for name in self.features_list)
+
+
+def grey(images: Tensor, levels: int) -> Tensor:
+    """Grey levels 0 … levels − 1 → 0 … 255, uint8, rounded."""
+    return (images.double() * (255 / (levels - 1))).round().to(torch.uint8)
+
+
+def binarize(images: Tensor) -> Tensor:
+    """Threshold 0.5 of 0 … 255: x ≥ 128 becomes 255, all else 0; uint8."""
+    return (images >= 128).to(torch.uint8) * 255
+
+
+def inception(weights: str) -> FeatureExtractorBase:
+    """torch-fidelity's Inception-v3, 2048 features; `weights` is its state dict, or empty to download it."""
+    if weights:
+        if not Path(weights).is_file():
+            raise UserError(
+                f"fidelity.weights: {weights}: no such file; it must be torch-fidelity's Inception state dict"
+            )
+        try:
+            torch.load(weights, weights_only=True)
+        except Exception as e:
+            raise UserError(f"fidelity.weights: {weights}: is no plain state dict of tensors ({e})") from None
+    try:
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights or None)
+    except OSError as e:
+        raise UserError(
+            f"Inception's weights could not be downloaded ({e}).\n"
+            "Set fidelity.weights to the file pt_inception-2015-12-05-6726825d.pth, or extractor to classifier."
+        ) from None
+
+
+class Extractor:
+    """The extractor of a configuration: images as grey levels → features (N, D), float64, and class logits."""
+
+    def __init__(self, spec: dict, weights: Path, levels: int, device: str = "cpu"):
+        self.levels, self.device, self.is_inception = levels, device, spec["extractor"] == "inception"
+        self.classifier = ClassifierExtractor("ddpm-classifier", ["features", "logits"], str(weights)).to(device)
+        self.network = inception(spec["weights"]).to(device).eval() if self.is_inception else self.classifier
+        self.hash = sha256(spec["weights"] if self.is_inception and spec["weights"] else weights)[:12]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, binarized: bool = False) -> Tensor:
+        found = []
+        for batch in images.split(64 if self.is_inception else 512):
+            batch = grey(batch, self.levels).to(self.device)
+            batch = binarize(batch) if binarized else batch
+            if self.is_inception:
+                batch = batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
+            found.append(self.network(batch)[0].double().cpu())
+        return torch.cat(found)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The classifier's label of every image, int64 (N,)."""
+        return torch.cat(
+            [self.classifier(grey(b, self.levels).to(self.device))[1].argmax(1).cpu() for b in images.split(512)]
+        )
+
+
+def statistics(features: Tensor) -> dict[str, np.ndarray]:
+    """Mean and covariance as torch-fidelity wants them; refuses what would only look like a FID."""
+    n, d = features.shape
+    if n <= d:
+        raise UserError(f"sampling.images: {n} images for {d} features; FID needs more images than features")
+    return fid_features_to_statistics(features)
+
+
+def frechet(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    """‖µ_a − µ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½) (Heusel et al. 2017), by torch-fidelity."""
+    return fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID]
+
+
+def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+    """The `classifier` stage: the feature extractor, trained on the training half."""
+    torch.set_num_threads(job["threads"])
+    recorder = Recorder("classifier", job, code, {"data": layout.data})
+    dataset, settings = data.read(layout.data), job["classifier"]
+    torch.manual_seed(noise.key("classifier", settings["seed"]) & (2**63 - 1))
+    network = Classifier(dataset.shape, dataset.classes, settings["width"], settings["features"])
+
+    def inputs(half: Split) -> Tensor:
+        return grey(half.images, dataset.levels).float() / 127.5 - 1
+
+    images, labels = inputs(dataset.train), dataset.train.labels
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], fused=True)
+    steps = settings["epochs"] * -(-len(images) // settings["batch"])
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings["learning_rate"], total_steps=steps)
+    for epoch in tqdm(range(settings["epochs"]), desc="classifier", unit="epoch"):
+        for index in noise.permutation(len(images), "classifier", settings["seed"], epoch).split(settings["batch"]):
+            loss = nn.functional.cross_entropy(network(images[index]), labels[index])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            rate.step()
+    network.eval()
+    with torch.no_grad():
+        features = torch.cat([network.features(b) for b in images.split(512)]).double()
+        guessed = torch.cat([network(b).argmax(1) for b in inputs(dataset.test).split(512)])
+    tensors = network.state_dict() | {
+        "scale": (features.var(0).mean()).sqrt(),
+        "side": torch.tensor(dataset.shape[1]),
+    }
+    with atomic(layout.classifier) as temporary:
+        save_file(tensors, temporary)
+    accuracy = (guessed == dataset.test.labels).double().mean()
+    recorder.finish(layout.record("classifier"), [layout.classifier], test_accuracy=round(float(accuracy), 6))
+
+
+def reference(dataset: Data, half: str, count: int | None = None) -> Tensor:
+    """Real images of one half in a seeded order (MNIST's own order matters), the first `count` of them."""
+    images = getattr(dataset, half).images
+    return images[noise.permutation(len(images), "reference", half)][:count]
+
+
+def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+    """The `fidelity` stage of one cell, or of a baseline: real training images, or uniform noise.
+
+    FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized.
+    """
+    torch.set_num_threads(job["threads"])
+    name, inputs = job["name"], {"data": layout.data, "extractor": layout.classifier}
+    if name not in BASELINES:
+        inputs["samples"] = layout.samples(name)
+    recorder, out = Recorder("fidelity", job, code, inputs, device), layout.record("fidelity", name)
+    dataset, count, labels = data.read(layout.data), job["images"], None
+    if name not in BASELINES:
+        status = read_record(layout.record("sample", name))["status"]
+        if status != "ok":
+            recorder.finish(out, [], status)
+            return
+        tensors = load_file(layout.samples(name))
+        images, labels = tensors["images"], tensors.get("labels")
+    elif name == "real":
+        if count > len(dataset.train.images):
+            raise UserError(
+                f"sampling.images: {count}; the real-data row has only {len(dataset.train.images)} training images"
+            )
+        images = reference(dataset, "train", count)
+    else:
+        u = noise.uniform(noise.key("noise row"), torch.arange(count), 0, dataset.shape)
+        images = (u * dataset.levels).floor().to(torch.uint8)
+    if len(images) != count:
+        raise UserError(
+            f"{layout.samples(name)}: {len(images)} images; the configuration says {count}: delete it and run again"
+        )
+    extractor = Extractor(job["fidelity"], layout.classifier, dataset.levels, device)
+    result: dict[str, object] = {}
+    for suffix, binarized in (("", False), ("_binarized", True)):
+        ours = statistics(extractor(images, binarized))
+        for half, name in (("test", "fid"), ("train", "fid_train")):
+            if not (name == "real" and half == "train"):
+                result[name + suffix] = frechet(ours, statistics(extractor(reference(dataset, half), binarized)))
+    if labels is not None:
+        result["label_accuracy"] = float((extractor.predict(images) == labels).double().mean())
+    recorder.finish(out, [], "ok", images=count, extractor=extractor.hash, **result)

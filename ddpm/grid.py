@@ -1,0 +1,331 @@
+"""config → cells → jobs: what the grid holds, what each job is told, where its results lie. No torch.
+
+A job is one dictionary with everything that its result depends on, defaults filled in, so that its
+canonical text (`canonical`) changes exactly when the result may. The parts of a path are names from the
+configuration, never hyperparameters.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from ddpm import source
+from ddpm.errors import UserError
+
+AXES = {
+    "objective": ("objectives", "ddpm.objectives"),
+    "schedule": ("schedules", "ddpm.schedules"),
+    "guidance": ("guidances", "ddpm.guidance"),
+    "sampler": ("samplers", "ddpm.samplers"),
+}
+
+# Every stage's entry point: where its code's fingerprint starts.
+STAGES = {
+    "data": ("ddpm.data", "prepare"),
+    "classifier": ("ddpm.fidelity", "train_classifier"),
+    "train": ("ddpm.training", "train"),
+    "sample": ("ddpm.sampling", "sample"),
+    "fidelity": ("ddpm.fidelity", "evaluate"),
+    "likelihood": ("ddpm.likelihood", "evaluate"),
+    "table": ("ddpm.tables", "write"),
+    "figures": ("ddpm.figures", "write"),
+}
+
+# The rows that bound the table: real training images (ceiling) and uniform noise (floor).
+BASELINES = ("real", "noise")
+
+
+class ConfigError(UserError):
+    """Mistakes in the configuration: one message of one to three lines each."""
+
+    def __init__(self, messages: list[str]):
+        self.messages = messages
+        super().__init__("\n".join(messages))
+
+
+@dataclass(frozen=True)
+class Network:
+    """One trained network: it serves every cell of its objective, schedule and kind of labels."""
+
+    objective: str
+    schedule: str
+    labels: str  # "unconditional", or "conditional": trained with label dropout
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.objective}/{self.schedule}/{self.labels}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid for one seed; `reason` says why a pair that cannot work is not run."""
+
+    objective: str
+    schedule: str
+    guidance: str
+    sampler: str
+    seed: int
+    reason: str = ""
+
+    @property
+    def row(self) -> tuple[str, str, str, str]:
+        """The four axis names: what one row of the table stands for."""
+        return self.objective, self.schedule, self.guidance, self.sampler
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.row) + f"/seed{self.seed}"
+
+
+def canonical(job: dict) -> str:
+    """The one text of a job: sorted keys, no spaces."""
+    return json.dumps(job, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+@cache
+def known_methods(axis: str) -> dict[str, source.MethodSource]:
+    """The methods of an axis by name; an objective's are its targets."""
+    module = AXES[axis][1]
+    return source.methods(module, "Target" if axis == "objective" else axis.capitalize())
+
+
+def datasets() -> dict[str, source.MethodSource]:
+    """The datasets by name."""
+    return source.methods("ddpm.data", "Dataset")
+
+
+def source_of(axis: str, value: dict) -> source.MethodSource:
+    """The source that declares an axis value's parameters: its method's class, or `Objective`."""
+    return source.describe(AXES[axis][1], "Objective") if axis == "objective" else known_methods(axis)[value["method"]]
+
+
+def _cast(kind: str, value: object) -> object:
+    """The value in its declared type, so that 1 and 1.0 are one job; TypeError where it does not fit."""
+    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind.startswith("tuple") and isinstance(value, list | tuple):
+        return list(value)
+    plain = {"int": int, "str": str, "bool": bool}.get(kind)
+    if plain is not None and isinstance(value, plain) and not (kind == "int" and isinstance(value, bool)):
+        return value
+    raise TypeError(kind)
+
+
+def _complete(declared: source.MethodSource, value: dict) -> dict:
+    """All parameters of a method: the configured ones, the others at their defaults."""
+    named = {k: v for k, v in value.items() if k in ("method", "name")}
+    return named | {n: _cast(p.type, value.get(n, p.default)) for n, p in declared.parameters.items()}
+
+
+class Grid:
+    """A checked configuration and what it expands to."""
+
+    def __init__(self, config: dict):
+        self.config = config
+        self.results = config["results"]
+        if mistakes := list(self._mistakes()):
+            raise ConfigError(mistakes)
+
+    # ---- checks -----------------------------------------------------------------------------------
+
+    def _mistakes(self) -> Iterator[str]:
+        """Cross-checks that the JSON schema cannot express."""
+        for axis, (section, _) in AXES.items():
+            key = "target" if axis == "objective" else "method"
+            for name, value in self.config[section].items():
+                yield from self._method_mistakes(
+                    f"{section}.{name}", key, value, known_methods(axis), lambda v, a=axis: source_of(a, v)
+                )
+        for section, key, known in (("network", "method", source.networks()), ("data", "name", datasets())):
+            yield from self._method_mistakes(
+                section, key, self.config[section], known, lambda v, k=key, d=known: d[v[k]]
+            )
+        for i, block in enumerate(self.config["grid"]):
+            for axis, (section, _) in AXES.items():
+                for name in block[axis]:
+                    if name not in self.config[section]:
+                        known = ", ".join(self.config[section])
+                        yield f"grid[{i}].{axis}: {name!r} is not defined under {section}; defined are {known}"
+
+    @staticmethod
+    def _method_mistakes(where: str, key: str, value: dict, known: dict, declared: Callable) -> Iterator[str]:
+        """What is wrong with one method and its parameters."""
+        if value[key] not in known:
+            yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(known)}"
+            return
+        parameters = declared(value).parameters
+        for name, given in value.items():
+            if name not in parameters:
+                if name != key:
+                    yield f"{where}.{name}: unknown key; known are {', '.join(parameters) or 'none'}"
+                continue
+            kind = parameters[name].type
+            try:
+                _cast(kind, given)
+            except TypeError:
+                hint = " (YAML reads 2e-4 as text: write 2.0e-4)" if kind == "float" and isinstance(given, str) else ""
+                yield f"{where}.{name}: {given!r} is of type {type(given).__name__}; it must be {kind}{hint}"
+
+    def _reason(self, values: dict[str, dict]) -> str:
+        """Why these axis values cannot work together, as the methods declare it; empty where they can."""
+        declared = {axis: source_of(axis, value) for axis, value in values.items()}
+        full = {axis: _complete(declared[axis], value) | declared[axis].attributes for axis, value in values.items()}
+        for axis in values:
+            for other, parameter, refused, reason in declared[axis].attributes.get("incompatible") or ():
+                if full[other].get(parameter) == refused:
+                    return reason
+        return ""
+
+    # ---- cells ------------------------------------------------------------------------------------
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Every cell of every block and seed, once, in the order of the configuration."""
+        found: dict[Cell, None] = {}
+        for block in self.config["grid"]:
+            rows = [
+                (o, s, g, m)
+                for o in block["objective"]
+                for s in block["schedule"]
+                for g in block["guidance"]
+                for m in block["sampler"]
+            ]
+            for row in rows:
+                values = {
+                    axis: self.config[section][name]
+                    for (axis, (section, _)), name in zip(AXES.items(), row, strict=True)
+                }
+                reason = self._reason(values)
+                for seed in self.config["seeds"]:
+                    found[Cell(*row, seed, reason)] = None
+        return list(found)
+
+    @cached_property
+    def runs(self) -> dict[str, Cell]:
+        """The cells that are run, by name."""
+        return {c.name: c for c in self.cells if not c.reason}
+
+    @cached_property
+    def networks(self) -> dict[str, Network]:
+        """The networks that the cells need, by name."""
+        return {n.name: n for n in map(self.network, self.runs.values())}
+
+    @cached_property
+    def likelihoods(self) -> list[str]:
+        """The networks whose bound is measured: a guided model is no likelihood model, so the unconditional ones."""
+        return [n.name for n in self.networks.values() if n.labels == "unconditional"]
+
+    def network(self, cell: Cell) -> Network:
+        """The network that a cell samples from: labels where its guidance asks for them."""
+        guidance = source_of("guidance", self.config["guidances"][cell.guidance])
+        return Network(cell.objective, cell.schedule, guidance.attributes["labels"], cell.seed)
+
+    # ---- jobs -------------------------------------------------------------------------------------
+
+    def axis(self, axis: str, name: str) -> dict:
+        """One axis value with all its parameters."""
+        value = self.config[AXES[axis][0]][name]
+        return _complete(source_of(axis, value), value)
+
+    def data_job(self) -> dict:
+        data = self.config["data"]
+        return {"data": _complete(datasets()[data["name"]], data)}
+
+    def classifier_job(self) -> dict:
+        return self.data_job() | {"classifier": self.config["classifier"], "threads": self.config["threads"]}
+
+    def train_job(self, name: str) -> dict:
+        network, spec = self.networks[name], self.config["network"]
+        training = dict(self.config["training"])
+        conditional = network.labels == "conditional"
+        dropout = training.pop("label_dropout")
+        return self.data_job() | {
+            "name": name,
+            "objective": self.axis("objective", network.objective),
+            "schedule": self.axis("schedule", network.schedule),
+            "network": _complete(source.networks()[spec["method"]], spec),
+            "training": training | ({"label_dropout": dropout} if conditional else {}),
+            "conditional": conditional,
+            "seed": network.seed,
+            "threads": self.config["threads"],
+        }
+
+    def sample_job(self, name: str) -> dict:
+        cell = self.runs[name]
+        return {
+            "name": name,
+            "network": self.network(cell).name,
+            "guidance": self.axis("guidance", cell.guidance),
+            "sampler": self.axis("sampler", cell.sampler),
+            "sampling": self.config["sampling"],
+            "threads": self.config["threads"],
+        }
+
+    def fidelity_job(self, name: str) -> dict:
+        """`name`: a cell, or one of the two baselines `real` and `noise`."""
+        return {
+            "name": name,
+            "images": self.config["sampling"]["images"],
+            "fidelity": self.config["fidelity"],
+            "threads": self.config["threads"],
+        }
+
+    def likelihood_job(self, name: str) -> dict:
+        return {"name": name, "likelihood": self.config["likelihood"], "threads": self.config["threads"]}
+
+    def job(self, stage: str, name: str = "") -> tuple[dict, str]:
+        """One job and the fingerprint of its code, with the methods that its network uses."""
+        match stage:
+            case "data":
+                jobs = [self.data_job()]
+            case "classifier":
+                jobs = [self.classifier_job()]
+            case "train":
+                jobs = [self.train_job(name)]
+            case "sample":
+                jobs = [self.sample_job(name), self.train_job(self.network(self.runs[name]).name)]
+            case "fidelity":
+                jobs = [self.fidelity_job(name)]
+            case "likelihood":
+                jobs = [self.likelihood_job(name), self.train_job(name)]
+            case "table" | "figures":
+                jobs = [{"config": {k: v for k, v in self.config.items() if k != "device"}}]
+        return jobs[0], code(stage, *jobs)
+
+    def needed(self, stage: str, name: str = "") -> list[tuple[str, str]]:
+        """The jobs (stage, name) that lead to one job, itself last."""
+        match stage:
+            case "data":
+                before = []
+            case "classifier":
+                before = [("data", "")]
+            case "train":
+                before = [("data", "")]
+            case "likelihood":
+                before = self.needed("train", name)
+            case "sample":
+                before = self.needed("train", self.network(self.runs[name]).name)
+            case "fidelity":
+                before = [
+                    *(self.needed("sample", name) if name not in BASELINES else [("data", "")]),
+                    ("classifier", ""),
+                ]
+        return [*before, (stage, name)]
+
+
+def code(stage: str, *jobs: dict) -> str:
+    """The fingerprint of the code that a stage runs with the methods that these jobs name."""
+    roots = {STAGES[stage]}
+    for job in jobs:
+        for axis in ("schedule", "guidance", "sampler"):
+            if axis in job:
+                roots.add((AXES[axis][1], source_of(axis, job[axis]).name))
+        if "objective" in job:
+            network = job["network"]["method"]
+            roots.add(("ddpm.objectives", known_methods("objective")[job["objective"]["target"]].name))
+            roots.add((f"ddpm.networks.{network}", source.networks()[network].name))
+        if stage == "data":
+            roots.add(("ddpm.data", datasets()[job["data"]["name"]].name))
+    return source.fingerprint(frozenset(roots))

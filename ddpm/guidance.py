@@ -1,0 +1,87 @@
+"""Guidance wraps a denoiser, so every sampler inherits it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ddpm.denoiser import Denoiser
+from ddpm.methods import Method
+
+Tensor = torch.Tensor
+
+
+class Guidance(Method):
+    """How labels steer x̂0.
+
+    `labels` is the kind of network it needs: `unconditional`, or `conditional` (trained with label dropout).
+    """
+
+    labels: ClassVar[str] = "unconditional"
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per call and image."""
+        return 1
+
+    def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Guided x̂0 before clipping, and the variance fraction v or None."""
+        raise NotImplementedError
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        return Guided(denoiser, self)
+
+
+class Guided(Denoiser):
+    """A denoiser under guidance."""
+
+    def __init__(self, denoiser: Denoiser, guidance: Guidance):
+        super().__init__(denoiser.network, denoiser.objective, denoiser.schedule, denoiser.clip)
+        self.denoiser, self.guidance = denoiser, guidance
+        self.evaluations = guidance.evaluations * denoiser.evaluations
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.guidance.predict(self.denoiser, x_t, t, y)
+
+
+class Unguided(Guidance):
+    """Unconditional samples from a network trained without labels."""
+
+    method = "none"
+
+    def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return denoiser.predict(x_t, t, None)
+
+
+@dataclass(frozen=True)
+class ClassifierFree(Guidance):
+    """(1 + w) · conditional − w · unconditional (000, "Classifier free guidance"; Ho & Salimans 2022).
+
+    `weight` is 000's w: 0 samples the conditional model, −1 the unconditional one. Document 003's ω and
+    document 001's γ are 1 + w. The weights sum to 1, so the same combination holds for x̂0, ε̂ and score.
+    Condition and null run as one batch; a learned variance is the conditional one's.
+    """
+
+    method = "cfg"
+    labels = "conditional"
+    weight: float = 1.0
+
+    def check(self) -> None:
+        if not self.weight >= -1:
+            raise ValueError(f"weight: {self.weight}; it must be at least −1 (0 is the plain conditional model)")
+
+    @property
+    def evaluations(self) -> int:
+        """One evaluation where the other branch has no weight."""
+        return 1 if self.weight in (0, -1) else 2
+
+    def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.weight == 0:
+            return denoiser.predict(x_t, t, y)
+        null = torch.full_like(y, denoiser.network.classes)
+        if self.weight == -1:
+            return denoiser.predict(x_t, t, null)
+        both = torch.cat([t, t]) if t.ndim else t
+        x0, v = denoiser.predict(torch.cat([x_t, x_t]), both, torch.cat([y, null]))
+        conditional, unconditional = x0.chunk(2)
+        return (1 + self.weight) * conditional - self.weight * unconditional, None if v is None else v.chunk(2)[0]

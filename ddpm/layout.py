@@ -1,0 +1,62 @@
+"""Where results lie: one tree below `results`, names from the configuration, a record beside every result. No torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm.grid import BASELINES
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one results folder."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """The stored dataset."""
+        return self.root / "data" / "images.safetensors"
+
+    @property
+    def classifier(self) -> Path:
+        """The feature extractor's weights."""
+        return self.root / "classifier" / "weights.safetensors"
+
+    def network(self, name: str) -> Path:
+        """The folder of a trained network."""
+        return self.root / "networks" / name
+
+    def weights(self, name: str) -> Path:
+        """A network's EMA weights."""
+        return self.network(name) / "weights.safetensors"
+
+    def loss(self, name: str) -> Path:
+        """A network's training curve."""
+        return self.network(name) / "loss.csv"
+
+    def cell(self, name: str) -> Path:
+        """The folder of a cell."""
+        return self.root / "cells" / name
+
+    def samples(self, name: str) -> Path:
+        """A cell's images."""
+        return self.cell(name) / "samples.safetensors"
+
+    def work(self, name: str) -> Path:
+        """The folder of what is only needed while a job runs, such as a checkpoint."""
+        return self.root / "work" / name
+
+    def record(self, stage: str, name: str = "") -> Path:
+        """The record of one job; `name` is the network's, the cell's or the baseline's."""
+        match stage:
+            case "data" | "classifier":
+                return self.root / stage / "record.json"
+            case "train":
+                return self.network(name) / "record.json"
+            case "likelihood":
+                return self.network(name) / "likelihood.json"
+            case "sample":
+                return self.cell(name) / "samples.json"
+            case "fidelity":
+                return (self.root / "baselines" / name if name in BASELINES else self.cell(name)) / "fidelity.json"
+        raise ValueError(f"{stage}: no such stage")

@@ -1,0 +1,114 @@
+"""−log p(x0) of test images in bits/dim: the variational bound, by an unbiased estimate or exactly."""
+
+import math
+
+import torch
+from tqdm import tqdm
+
+from ddpm import data, noise
+from ddpm.bound import prior_term, vlb_term
+from ddpm.denoiser import Denoiser
+from ddpm.fidelity import reference
+from ddpm.layout import Layout
+from ddpm.provenance import Recorder, read_record
+from ddpm.sampling import load_denoiser
+
+Tensor = torch.Tensor
+
+
+def stratified_times(u: Tensor, steps: int) -> Tensor:
+    """One time in each of K equal strata of {2, …, T}, from u (…, K) in (0, 1); float64, of u's shape.
+
+    Every t in 2 … T has the expected count K/(T − 1), so (T − 1)/K Σ L_{t−1} is unbiased for Σ_{t≥2} L_{t−1}.
+    """
+    count = u.shape[-1]
+    position = (torch.arange(count, dtype=torch.float64) + u) * ((steps - 1) / count)
+    return (2 + position.floor()).clamp(max=steps)
+
+
+@torch.no_grad()
+def vlb(
+    denoiser: Denoiser,
+    x0: Tensor,
+    index: Tensor,
+    levels: int,
+    times: int,
+    large: bool,
+    batch: int,
+    progress: tqdm | None = None,
+) -> dict[str, Tensor]:
+    """The bound of every image in bits/dim and its three parts, each (N,), float64.
+
+    Σ_{t≥2} is exact where times ≥ T − 1, else a stratified draw of `times` terms per image; the decoder
+    (t = 1) and the prior are always exact. ε of the image number `index[i]` at its k-th time is its own.
+    """
+    schedule, per_image = denoiser.schedule, x0[0].numel()
+    key, exact = noise.key("likelihood"), times >= schedule.steps - 1
+    count = schedule.steps - 1 if exact else times
+    if exact:
+        inner = torch.arange(2, schedule.steps + 1, dtype=torch.float64).expand(len(x0), -1)
+    else:
+        inner = stratified_times(noise.uniform(key, index.cpu(), 2**31, (count,)), schedule.steps)
+    t = torch.cat([torch.ones(len(x0), 1, dtype=torch.float64), inner], dim=1)
+    eps = noise.normal(key, index, 0, (1 + count, per_image)).reshape(len(x0), 1 + count, *x0.shape[1:])
+    terms = []
+    # All (image, time) pairs as one long list, so that every batch is full.
+    pairs = torch.arange(t.numel())
+    for chunk in pairs.split(batch):
+        image, which = chunk // (1 + count), chunk % (1 + count)
+        clean, at = x0[image], t[image, which].reshape(-1, *[1] * (x0.ndim - 1))
+        x_t = schedule.noisy(clean, eps[image, which], at)
+        prediction = denoiser(x_t, at)
+        terms.append(vlb_term(schedule, clean, x_t, prediction.x0, prediction.v, at, levels, large).double().cpu())
+        if progress is not None:
+            progress.update(len(chunk))
+    term = torch.cat(terms).reshape(len(x0), 1 + count) / math.log(2)
+    decoder, kl = term[:, 0], term[:, 1:].sum(1) * ((schedule.steps - 1) / count)
+    prior = prior_term(schedule, x0.double()).cpu() / math.log(2)
+    return {"bound": prior + kl + decoder, "prior": prior, "kl": kl, "decoder": decoder}
+
+
+def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+    """The `likelihood` stage: mean bits/dim over the test images with its standard error, and its parts.
+
+    The standard error is over images; with `times` < T it contains the noise of the draw as well.
+    """
+    torch.set_num_threads(job["threads"])
+    torch.set_float32_matmul_precision("high")
+    name = job["name"]
+    recorder = Recorder("likelihood", job, code, {"weights": layout.weights(name), "data": layout.data}, device)
+    settings, status, out = (
+        job["likelihood"],
+        read_record(layout.record("train", name))["status"],
+        layout.record("likelihood", name),
+    )
+    if status != "ok":
+        recorder.finish(out, [], status)
+        return
+    dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
+    x0 = dataset.scale(reference(dataset, "test", settings["images"]))
+    per_image = 1 + min(settings["times"], denoiser.schedule.steps - 1)
+    parts: list[dict[str, Tensor]] = []
+    with tqdm(total=len(x0) * per_image, desc=f"likelihood {job['name']}", unit="eval") as progress:
+        # So many images at once that their noise takes about 64 MB.
+        for index in torch.arange(len(x0)).split(max(1, 2**24 // (per_image * x0[0].numel()))):
+            large = settings["variance"] == "large"
+            parts.append(
+                vlb(
+                    denoiser,
+                    x0[index].to(device),
+                    index.to(device),
+                    dataset.levels,
+                    settings["times"],
+                    large,
+                    settings["batch"],
+                    progress,
+                )
+            )
+    total = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    if not total["bound"].isfinite().all():
+        recorder.finish(out, [], "diverged")
+        return
+    result = {f"{name}_bits_per_dim": float(value.mean()) for name, value in total.items()}
+    result["standard_error"] = float(total["bound"].std() / math.sqrt(len(x0)))
+    recorder.finish(out, [], images=len(x0), times=per_image, **result)

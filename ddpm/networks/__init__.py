@@ -1,0 +1,19 @@
+"""Networks: called as network(x, log_snr, y) → output of x's height and width.
+
+`ddpm.networks.<name>` holds the class whose `method` is that name. Its constructor takes the images' shape
+(C, H, W), the number of heads (2 where a variance is learned), the number of classes (0: unconditional),
+and then the parameters that the configuration may set.
+"""
+
+from importlib import import_module
+
+from torch import nn
+
+
+def build(spec: dict, shape: tuple[int, ...], heads: int, classes: int) -> nn.Module:
+    """The network that `spec` describes: {"method": name, parameter: value, ...}."""
+    spec = dict(spec)
+    name = spec.pop("method")
+    module = import_module(f"ddpm.networks.{name}")
+    network = next(c for c in vars(module).values() if getattr(c, "method", None) == name)
+    return network(shape, heads, classes, **spec)

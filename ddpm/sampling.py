@@ -1,0 +1,85 @@
+"""Sampling of one cell: every image's noise is a function of its network's name and its index alone."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from ddpm import data, networks, noise
+from ddpm.data import Data
+from ddpm.denoiser import Denoiser
+from ddpm.guidance import Guidance
+from ddpm.layout import Layout
+from ddpm.objectives import Objective
+from ddpm.provenance import Recorder, atomic, read_record
+from ddpm.samplers import Sampler
+from ddpm.schedules import Schedule
+
+Tensor = torch.Tensor
+
+
+def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
+    """The trained network `name` as a denoiser."""
+    record = read_record(layout.record("train", name))
+    job, result = record["job"], record["result"]
+    objective, schedule = Objective(**job["objective"]), Schedule.make(job["schedule"])
+    heads, classes = 2 if objective.learns_variance else 1, result["classes"] if job["conditional"] else 0
+    network = networks.build(job["network"], tuple(result["shape"]), heads, classes)
+    network.load_state_dict(load_file(layout.weights(name)))
+    return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule)
+
+
+def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
+    """Labels with the training half's frequencies, in a seeded order; int64 (count,)."""
+    labels = dataset.train.labels
+    order = noise.permutation(len(labels), "labels", name)
+    return labels[order[torch.arange(count) % len(labels)]]
+
+
+@torch.no_grad()
+def chain(
+    denoiser: Denoiser, sampler: Sampler, name: str, index: Tensor, labels: Tensor | None, shape: tuple[int, ...]
+) -> Iterator[Tensor]:
+    """x_T and then x after every step for the images number `index` of the network `name`, on the index's device.
+
+    Draw 0 of an image is its x_T, the k-th noise of the sampler its draw k: all samplers of a network start alike.
+    """
+    key, draws = noise.key("sampling", name), count(1)
+    x = noise.normal(key, index, 0, shape)
+    yield x
+    yield from sampler.trajectory(denoiser, x, labels, lambda: noise.normal(key, index, next(draws), shape))
+
+
+def sample(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+    """The `sample` stage: exactly N images as grey levels, uint8, and their labels; record beside them."""
+    torch.set_num_threads(job["threads"])
+    torch.set_float32_matmul_precision("high")
+    network = job["network"]
+    recorder = Recorder("sample", job, code, {"weights": layout.weights(network), "data": layout.data}, device)
+    dataset, settings = data.read(layout.data), job["sampling"]
+    status = read_record(layout.record("train", network))["status"]
+    denoiser = Guidance.make(job["guidance"])(load_denoiser(layout, network, device))
+    sampler = Sampler.make(job["sampler"])
+    wanted = settings["images"] if status == "ok" else 0
+    labels = draw_labels(dataset, network, wanted) if denoiser.network.classes else None
+    tensors = {} if labels is None else {"labels": labels}
+    images = [torch.zeros((0, *dataset.shape), dtype=torch.uint8)]
+    with tqdm(total=wanted * (sampler.steps + 1), desc=job["name"], unit="step") as progress:
+        for index in torch.arange(wanted).split(settings["batch"]):
+            y = None if labels is None else labels[index].to(device)
+            for state in chain(denoiser, sampler, network, index.to(device), y, dataset.shape):
+                progress.update(len(index))
+            x = state.cpu()
+            if not x.isfinite().all():
+                status, images, tensors = "diverged", images[:1], {}
+                break
+            images.append(dataset.quantise(x))
+    out = layout.samples(job["name"])
+    with atomic(out) as temporary:
+        save_file({"images": torch.cat(images)} | tensors, temporary)
+    nfe = len(sampler.times(denoiser.schedule)[1:]) * denoiser.evaluations
+    recorder.finish(
+        layout.record("sample", job["name"]), [out], status, images=len(torch.cat(images)), steps=sampler.steps, nfe=nfe
+    )

@@ -1,0 +1,232 @@
+"""Reads this package's own source without importing it: its methods, and fingerprints of its code.
+
+A fingerprint covers exactly the functions, classes and constants that a stage can reach from its entry
+point, by name, through this package. Comments, docstrings and layout do not count; neither does a method
+that the job does not use. No torch: every cluster job parses the Snakefile, and with it this, again.
+"""
+
+import ast
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Source:
+    """One module: its top-level definitions and imports by name, and what else it executes."""
+
+    definitions: dict[str, tuple[ast.stmt, ...]]
+    imports: dict[str, tuple[str, str]]
+    effects: tuple[ast.stmt, ...]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One field of a method: its type's name and its default (None where it has none)."""
+
+    type: str
+    default: object
+    required: bool
+
+
+@dataclass(frozen=True)
+class MethodSource:
+    """A method as its source states it: class name, parameters, and its class's literal attributes."""
+
+    name: str
+    parameters: dict[str, Parameter]
+    attributes: dict[str, object]
+
+
+def _path(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split(".")[1:])
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file() and (module == "ddpm" or path != ROOT.with_suffix(".py")):
+            return path
+    return None
+
+
+def _imported(node: ast.stmt) -> dict[str, tuple[str, str]]:
+    """Local name → (module, name in it); the name is empty where the module itself was imported."""
+    if isinstance(node, ast.Import):
+        return {
+            (a.asname or a.name.split(".")[0]): (a.name if a.asname else a.name.split(".")[0], "") for a in node.names
+        }
+    if not isinstance(node, ast.ImportFrom):
+        return {}
+    found = {}
+    for a in node.names:
+        inner = f"{node.module}.{a.name}"
+        is_module = inner.startswith("ddpm.") and _path(inner) is not None
+        found[a.asname or a.name] = (inner, "") if is_module else (node.module or "", a.name)
+    return found
+
+
+@cache
+def read(module: str) -> Source:
+    """The parsed module, e.g. `ddpm.samplers`."""
+    path = _path(module)
+    if path is None:
+        raise ModuleNotFoundError(f"{module}: no such module in {ROOT}")
+    definitions: dict[str, tuple[ast.stmt, ...]] = {}
+    imports: dict[str, tuple[str, str]] = {}
+    effects = []
+    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        names = []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imports |= _imported(node)
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            effects.append(node)
+        for name in names:
+            definitions[name] = (*definitions.get(name, ()), node)
+    return Source(definitions, imports, tuple(effects))
+
+
+def _plain(node: object) -> object:
+    """The syntax tree without positions, docstrings and empty fields, the same in every Python version."""
+    if isinstance(node, list):
+        return [_plain(n) for n in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    parts = [type(node).__name__]
+    for name, value in ast.iter_fields(node):
+        if (
+            name == "body"
+            and isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            value = value[1:]
+        if value is not None and value != [] and name != "kind":
+            parts.append((name, _plain(value)))
+    return parts
+
+
+@cache
+def _reach(module: str, name: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    """The text that stands for one definition, and the package's definitions that it names."""
+    source = read(module)
+    nodes = source.definitions.get(name, ()) + source.effects
+    imports = dict(source.imports)
+    for node in nodes:
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Import | ast.ImportFrom):
+                imports |= _imported(inner)
+    outside, reached = set(), set()
+    attributes = {
+        id(n.value): n.attr
+        for top in nodes
+        for n in ast.walk(top)
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+    }
+    for top in nodes:
+        for node in ast.walk(top):
+            if not isinstance(node, ast.Name):
+                continue
+            if node.id in imports:
+                target, symbol = imports[node.id]
+                if target.split(".")[0] != "ddpm":
+                    outside.add((node.id, target, symbol))
+                else:
+                    symbol = symbol or attributes.get(id(node), "")
+                    if symbol in read(target).definitions:
+                        reached.add((target, symbol))
+            elif node.id in source.definitions and node.id != name:
+                reached.add((module, node.id))
+    return repr((module, name, _plain(list(nodes)), sorted(outside))), frozenset(reached)
+
+
+def closure(roots: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    """Every (module, definition) of this package that `roots` can reach by name, themselves included."""
+    found, todo = set(), set(roots)
+    while todo:
+        found |= todo
+        todo = {r for module, name in todo for r in _reach(module, name)[1]} - found
+    return frozenset(found)
+
+
+@cache
+def fingerprint(roots: frozenset[tuple[str, str]]) -> str:
+    """16 hexadecimal digits that change when, and only when, the code that `roots` reach does."""
+    text = "\n".join(sorted(_reach(module, name)[0] for module, name in closure(roots)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _literal(node: ast.expr | None) -> object:
+    try:
+        return ast.literal_eval(node) if node is not None else None
+    except ValueError:
+        return None
+
+
+def _lineage(module: str, name: str) -> list[ast.ClassDef]:
+    """The class and its bases within the module, the most basic first."""
+    found = read(module).definitions.get(name, ())
+    if not found or not isinstance(found[0], ast.ClassDef):
+        return []
+    bases = [b.id for b in found[0].bases if isinstance(b, ast.Name)]
+    return [c for base in bases for c in _lineage(module, base)] + [found[0]]
+
+
+@cache
+def describe(module: str, name: str) -> MethodSource:
+    """The dataclass `name` of `module` as its source states it, inherited fields included."""
+    parameters: dict[str, Parameter] = {}
+    attributes: dict[str, object] = {}
+    for node in _lineage(module, name):
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                kind = ast.unparse(item.annotation)
+                if kind.startswith("ClassVar"):
+                    attributes[item.target.id] = _literal(item.value)
+                else:
+                    parameters[item.target.id] = Parameter(kind, _literal(item.value), item.value is None)
+            elif isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
+                attributes[item.targets[0].id] = _literal(item.value)
+    return MethodSource(name, parameters, attributes)
+
+
+def _method_name(node: ast.ClassDef) -> str:
+    """The name that a class gives itself by `method = "..."` in its own body; empty where it gives none."""
+    for item in node.body:
+        if isinstance(item, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "method" for t in item.targets):
+            return str(_literal(item.value) or "")
+    return ""
+
+
+@cache
+def methods(module: str, base: str) -> dict[str, MethodSource]:
+    """The named methods below `base` in `module`: method name → source (see `ddpm.methods`)."""
+    found = {}
+    for name in read(module).definitions:
+        line = _lineage(module, name)
+        if line and line[0].name == base and _method_name(line[-1]):
+            found[_method_name(line[-1])] = describe(module, name)
+    return found
+
+
+@cache
+def networks() -> dict[str, MethodSource]:
+    """The network classes `ddpm.networks.<name>`, by name; their parameters are those of the constructor
+    that the configuration may set (see `ddpm.networks`)."""
+    found = {}
+    for path in sorted((ROOT / "networks").glob("*.py")):
+        module = f"ddpm.networks.{path.stem}"
+        for name, nodes in read(module).definitions.items():
+            if isinstance(nodes[0], ast.ClassDef) and _method_name(nodes[0]) == path.stem:
+                init = next(i for i in nodes[0].body if isinstance(i, ast.FunctionDef) and i.name == "__init__")
+                arguments = init.args.args[4:]  # after self, shape, heads, classes
+                defaults = init.args.defaults[-len(arguments) :]
+                parameters = {
+                    a.arg: Parameter(ast.unparse(a.annotation), _literal(d), False)
+                    for a, d in zip(arguments, defaults, strict=True)
+                }
+                found[path.stem] = MethodSource(name, parameters, {})
+    return found

@@ -1,0 +1,205 @@
+"""Training of one network: stateless draws, EMA, checkpoints that resume bit for bit."""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from ddpm import data, networks, noise
+from ddpm.data import Data
+from ddpm.grid import canonical
+from ddpm.layout import Layout
+from ddpm.objectives import Objective
+from ddpm.provenance import Recorder, atomic
+from ddpm.schedules import Schedule
+
+Tensor = torch.Tensor
+
+
+def ema(decay: float) -> Callable:
+    """θ_ema ← d θ_ema + (1 − d) θ with the warm-up d = min(decay, (1 + n)/(10 + n)) after n updates.
+
+    Without it, a decay of 0.999 over 1 000 steps would still hold e^−1 of the initial weights.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
+        d = min(decay, (1 + int(n)) / (10 + int(n)))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - d)
+
+    return update
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
+    """Linear from 0 over `warmup` steps, then constant, or half a cosine down to 0 at `steps`."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay == "cosine" else 1.0
+    return peak * rise * fall
+
+
+class Batches:
+    """Step → (x0, ε, t, y), each a function of the network's name and the step alone.
+
+    An epoch is a seeded permutation of the training half; what is left over begins the next batch, so that
+    every image is seen equally often. Nothing here has a state to save.
+    """
+
+    def __init__(self, dataset: Data, job: dict, device: torch.device):
+        self.images = dataset.scale(dataset.train.images).to(device)
+        self.labels = dataset.train.labels.to(device)
+        self.name, self.steps = job["name"], job["schedule"]["steps"]
+        self.size, self.null = job["training"]["batch"], dataset.classes
+        self.dropout = job["training"].get("label_dropout")
+        self.key = noise.key("training", self.name)
+        self.epoch, self.order = -1, None
+
+    def _indices(self, step: int) -> Tensor:
+        count, wanted = len(self.images), torch.arange(step * self.size, (step + 1) * self.size)
+        chosen = []
+        for epoch in range(int(wanted[0]) // count, int(wanted[-1]) // count + 1):
+            if epoch != self.epoch:
+                self.epoch, self.order = epoch, noise.permutation(count, "order", self.name, epoch)
+            inside = wanted[(wanted // count) == epoch] % count
+            chosen.append(self.order[inside])
+        return torch.cat(chosen)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        index = self._indices(step).to(self.images.device)
+        x0 = self.images[index]
+        position = torch.arange(self.size)
+        eps = noise.normal(self.key, position.to(x0.device), 2 * step, tuple(x0.shape[1:]))
+        u = noise.uniform(self.key, position, 2 * step + 1, (2,))
+        # One draw shifts an even grid of times: each t is uniform on 1 … T, and every batch covers them all,
+        # which lowers the gradient's variance (Kingma et al. 2021, appendix I.1).
+        spread = (u[0, 0] + position / self.size) % 1
+        t = (1 + (spread * self.steps).floor()).reshape(-1, *[1] * (x0.ndim - 1))
+        if self.dropout is None:
+            return x0, eps, t, None
+        dropped = (u[:, 1] < self.dropout).to(x0.device)
+        return x0, eps, t, torch.where(dropped, self.null, self.labels[index])
+
+
+def build(job: dict, dataset: Data) -> nn.Module:
+    """The network of a training job, its weights drawn from the job's name."""
+    objective = Objective(**job["objective"])
+    torch.manual_seed(noise.key("weights", job["name"]) & (2**63 - 1))
+    heads = 2 if objective.learns_variance else 1
+    return networks.build(job["network"], dataset.shape, heads, dataset.classes if job["conditional"] else 0)
+
+
+class Checkpoint:
+    """Everything that makes a resumed run identical to an uninterrupted one, in one safetensors file."""
+
+    def __init__(self, path: Path, job: dict, code: str):
+        self.path, self.identity = path, {"job": canonical(job), "code": code}
+
+    def save(
+        self, step: int, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, rows: list
+    ) -> None:
+        tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
+        with atomic(self.path) as temporary:
+            save_file(tensors, temporary, self.identity | {"step": str(step), "rows": json.dumps(rows)})
+
+    def load(self, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list]:
+        """The step to go on from and the rows logged so far; a stale or torn file is discarded, with a message."""
+        if not self.path.exists():
+            return 0, []
+        try:
+            with safe_open(self.path, "pt") as f:
+                about = f.metadata()
+                if {k: about.get(k) for k in self.identity} != self.identity:
+                    raise ValueError("it belongs to another configuration or other code")
+                names = f.keys()
+                tensors = {name: f.get_tensor(name) for name in names}
+        except (SafetensorError, ValueError, OSError) as e:
+            print(f"{self.path}: checkpoint discarded, training starts anew: {e}")
+            return 0, []
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        network.load_state_dict(part("network."))
+        average.load_state_dict(part("average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimiser.").items():
+            index, field = name.split(".")
+            state.setdefault(int(index), {})[field] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        return int(about["step"]), json.loads(about["rows"])
+
+
+def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = 60) -> None:
+    """The `train` stage: the EMA weights, the training curve and their record.
+
+    A loss that is not finite ends training as `diverged`, with the step: a result, not a crash.
+    """
+    torch.set_num_threads(job["threads"])
+    torch.set_float32_matmul_precision("high")
+    recorder = Recorder("train", job, code, {"data": layout.data}, device)
+    dataset, settings = data.read(layout.data), job["training"]
+    schedule, objective = Schedule.make(job["schedule"]), Objective(**job["objective"])
+    network = build(job, dataset).to(device)
+    average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
+    optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99), fused=True)
+    checkpoint = Checkpoint(layout.work(job["name"]) / "checkpoint.safetensors", job, code)
+    first, rows = checkpoint.load(network, average, optimiser)
+    batches = Batches(dataset, job, torch.device(device))
+    steps, every = settings["steps"], max(1, settings["steps"] // 200)
+    total, saved, status, step = torch.zeros((), device=device), time.monotonic(), "ok", first
+    for step in tqdm(range(first, steps), initial=first, total=steps, desc=job["name"], unit="step"):
+        x0, eps, t, y = batches(step)
+        rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        log_snr = schedule.log_snr(t).flatten().to(x0.device, x0.dtype)
+        output = network(schedule.noisy(x0, eps, t), log_snr, y)
+        loss = objective.loss(schedule, output, x0, eps, t, dataset.levels).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), settings["gradient_clip"])
+        optimiser.step()
+        average.update_parameters(network)
+        total += loss.detach()
+        if (step + 1) % every == 0 or step + 1 == steps:
+            # One look at the device per row: reading every loss would stall a GPU.
+            mean = float(total) / ((step % every) + 1)
+            if not math.isfinite(mean):
+                status = "diverged"
+                break
+            rows.append([step + 1, (step + 1) * settings["batch"], rate, mean])
+            total.zero_()
+            if time.monotonic() - saved > checkpoint_seconds:
+                checkpoint.save(step + 1, network, average, optimiser, rows)
+                saved = time.monotonic()
+    weights, log = layout.weights(job["name"]), layout.loss(job["name"])
+    with atomic(weights) as temporary:
+        save_file({k: v.cpu().contiguous() for k, v in average.module.state_dict().items()}, temporary)
+    with atomic(log) as temporary, temporary.open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["step", "images", "learning_rate", "loss"])
+        writer.writerows(rows)
+    recorder.finish(
+        layout.record("train", job["name"]),
+        [weights, log],
+        status,
+        steps=step + 1,
+        images_seen=(step + 1) * settings["batch"],
+        parameters=sum(p.numel() for p in network.parameters()),
+        final_loss=rows[-1][-1] if rows else None,
+        levels=dataset.levels,
+        classes=dataset.classes,
+        shape=list(dataset.shape),
+    )
+    checkpoint.path.unlink(missing_ok=True)

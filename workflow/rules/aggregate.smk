@@ -1,0 +1,42 @@
+rule table:
+    input:
+        PATHS.record("data"),
+        PATHS.record("classifier"),
+        [PATHS.record("train", name) for name in GRID.networks],
+        [PATHS.record("likelihood", name) for name in GRID.likelihoods],
+        [PATHS.record("sample", name) for name in GRID.runs],
+        [PATHS.record("fidelity", name) for name in [*GRID.runs, *BASELINES]],
+        published=PUBLISHED,
+    output:
+        TABLE,
+    log:
+        PATHS.root / "logs" / "table.log",
+    conda:
+        "../../envs/ddpm.yaml"
+    threads: 1
+    params:
+        job=job_of("table"),
+        code=code_of("table"),
+    shell:
+        command("table")
+
+
+rule figures:
+    input:
+        PATHS.data,
+        [PATHS.loss(name) for name in GRID.networks],
+        [PATHS.samples(name) for name in GRID.runs],
+        [PATHS.record("fidelity", name) for name in [*GRID.runs, *BASELINES]],
+    output:
+        FIGURES,
+        [PATHS.cell(name) / "samples.png" for name in GRID.runs],
+    log:
+        PATHS.root / "logs" / "figures.log",
+    conda:
+        "../../envs/ddpm.yaml"
+    threads: 1
+    params:
+        job=job_of("figures"),
+        code=code_of("figures"),
+    shell:
+        command("figures")

@@ -1,0 +1,57 @@
+# What all rules share: the checked grid, the paths, and the command that runs a job.
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from ddpm import config as configuration
+from ddpm.errors import UserError
+from ddpm.grid import BASELINES, canonical
+from ddpm.layout import Layout
+
+try:
+    GRID = configuration.check(config)
+except UserError as e:
+    raise WorkflowError(f"the configuration is wrong:\n{e}\n(`ddpm check` lists what it expands to)") from None
+
+PATHS = Layout(Path(config["results"]))
+PUBLISHED = sorted(str(p) for p in Path("workflow/published").glob("*.yaml"))
+TABLE = [str(PATHS.root / name) for name in ("table.csv", "table.md", "published.md", "costs.csv")]
+FIGURES = [
+    str(PATHS.root / "figures" / name) for name in ("samples.png", "training.png", "forward.png", "denoising.png")
+]
+
+# Progress bars go to the log files: one line every ten seconds is enough there.
+os.environ.setdefault("TQDM_MININTERVAL", "10")
+# With --sdm conda the job's own Python runs, else the one that runs Snakemake.
+PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+
+
+wildcard_constraints:
+    network=r"[^/]+/[^/]+/[^/]+/seed\d+",
+    cell=r"[^/]+/[^/]+/[^/]+/[^/]+/seed\d+",
+    baseline="|".join(BASELINES),
+
+
+def job_of(stage, wildcard=None):
+    """The canonical text of the job that a rule's wildcard names: one parameter, so that nothing is missed."""
+    return lambda wildcards: canonical(GRID.job(stage, wildcards.get(wildcard, ""))[0])
+
+
+def code_of(stage, wildcard=None):
+    """The fingerprint of the code that this job runs."""
+    return lambda wildcards: GRID.job(stage, wildcards.get(wildcard, ""))[1]
+
+
+def weights_of(wildcards):
+    """The weights that a cell samples from."""
+    return PATHS.weights(GRID.network(GRID.runs[wildcards.cell]).name)
+
+
+def command(stage, device="cpu"):
+    """The shell command of a job; on failure the end of its log is shown."""
+    return (
+        f"{{PYTHON}} -m ddpm job {stage} --job {{params.job:q}} --code {{params.code}} --results {{PATHS.root:q}}"
+        f" --device {device} > {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
+    )

@@ -1,0 +1,21 @@
+rule train:
+    input:
+        PATHS.data,
+    output:
+        weights=PATHS.weights("{network}"),
+        loss=PATHS.loss("{network}"),
+        record=PATHS.record("train", "{network}"),
+    log:
+        PATHS.root / "logs" / "train" / "{network}.log",
+    # Training first: everything else waits for it.
+    priority: 10
+    conda:
+        "../../envs/ddpm.yaml"
+    threads: config["threads"]
+    resources:
+        mem_mb=2000,
+    params:
+        job=job_of("train", "network"),
+        code=code_of("train", "network"),
+    shell:
+        command("train", config["device"])
