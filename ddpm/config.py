@@ -36,6 +36,11 @@ def read(*paths: str | Path) -> dict:
     return config
 
 
+def prune(config: dict) -> dict:
+    """The configuration without the keys that an overlay has set to null: that is how it takes one back."""
+    return {k: prune(v) if isinstance(v, dict) else v for k, v in config.items() if v is not None}
+
+
 def _message(error: object) -> str:
     """One line for one violation of the schema: where, what was found, what would be right."""
     where = ""
@@ -68,6 +73,7 @@ def check(config: dict) -> Grid:
     """The configuration's grid; ConfigError with every mistake where there are any."""
     from jsonschema import Draft202012Validator
 
+    config = prune(config)
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
     if errors:

@@ -9,12 +9,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ddpm.errors import UserError
 from ddpm.layout import Layout
 from ddpm.methods import Method
-from ddpm.provenance import Recorder, atomic
+from ddpm.provenance import Recorder, write_tensors
 
 Tensor = torch.Tensor
 
@@ -145,13 +144,12 @@ def prepare(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     dataset = Dataset.make({"method": spec.pop("name")} | spec)
     train, test = dataset.load()
     tensors = {
-        "train_images": train.images.contiguous(),
+        "train_images": train.images,
         "train_labels": train.labels,
-        "test_images": test.images.contiguous(),
+        "test_images": test.images,
         "test_labels": test.labels,
     }
-    with atomic(layout.data) as temporary:
-        save_file(tensors, temporary, {"levels": str(dataset.levels), "classes": str(dataset.classes)})
+    write_tensors(layout.data, tensors, {"levels": str(dataset.levels), "classes": str(dataset.classes)})
     recorder.finish(layout.record("data"), [layout.data], train=len(train.images), test=len(test.images))
 
 

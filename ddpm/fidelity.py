@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -21,7 +21,7 @@ from ddpm.errors import UserError
 from ddpm.grid import BASELINES
 from ddpm.layout import Layout
 from ddpm.networks.classifier import Classifier
-from ddpm.provenance import Recorder, atomic, read_record, sha256
+from ddpm.provenance import Recorder, read_record, sha256, write_tensors
 
 Tensor = torch.Tensor
 
@@ -168,8 +168,7 @@ def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") 
         "scale": (features.var(0).mean()).sqrt(),
         "side": torch.tensor(dataset.shape[1]),
     }
-    with atomic(layout.classifier) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(layout.classifier, tensors)
     accuracy = (guessed == dataset.test.labels).double().mean()
     recorder.finish(layout.record("classifier"), [layout.classifier], test_accuracy=round(float(accuracy), 6))
 
@@ -177,6 +176,8 @@ def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") 
 def reference(dataset: Data, half: str, count: int | None = None) -> Tensor:
     """Real images of one half in a seeded order (MNIST's own order matters), the first `count` of them."""
     images = getattr(dataset, half).images
+    if count is not None and count > len(images):
+        raise UserError(f"images: {count} wanted, but the {half} half holds {len(images)}")
     return images[noise.permutation(len(images), "reference", half)][:count]
 
 
@@ -199,10 +200,6 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         tensors = load_file(layout.samples(name))
         images, labels = tensors["images"], tensors.get("labels")
     elif name == "real":
-        if count > len(dataset.train.images):
-            raise UserError(
-                f"sampling.images: {count}; the real-data row has only {len(dataset.train.images)} training images"
-            )
         images = reference(dataset, "train", count)
     else:
         u = noise.uniform(noise.key("noise row"), torch.arange(count), 0, dataset.shape)

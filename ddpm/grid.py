@@ -9,9 +9,11 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 
 from ddpm import source
 from ddpm.errors import UserError
+from ddpm.limits import outside
 
 AXES = {
     "objective": ("objectives", "ddpm.objectives"),
@@ -143,11 +145,22 @@ class Grid:
                 section, key, self.config[section], known, lambda v, k=key, d=known: d[v[k]]
             )
         for i, block in enumerate(self.config["grid"]):
-            for axis, (section, _) in AXES.items():
-                for name in block[axis]:
-                    if name not in self.config[section]:
-                        known = ", ".join(self.config[section])
-                        yield f"grid[{i}].{axis}: {name!r} is not defined under {section}; defined are {known}"
+            undefined = [(a, s, n) for a, (s, _) in AXES.items() for n in block[a] if n not in self.config[s]]
+            for axis, section, name in undefined:
+                known = ", ".join(self.config[section])
+                yield f"grid[{i}].{axis}: {name!r} is not defined under {section}; defined are {known}"
+            if not undefined:
+                yield from self._length_mistakes(f"grid[{i}]", block)
+
+    def _length_mistakes(self, where: str, block: dict) -> Iterator[str]:
+        """Samplers with more steps than the schedule that they are to run on."""
+        for schedule, sampler in product(block["schedule"], block["sampler"]):
+            try:
+                total, wanted = self.axis("schedule", schedule)["steps"], self.axis("sampler", sampler)["steps"]
+            except (TypeError, KeyError):
+                continue  # reported with the method itself
+            if wanted > total:
+                yield f"{where}: sampler {sampler!r} takes {wanted} steps, but schedule {schedule!r} has T = {total}"
 
     @staticmethod
     def _method_mistakes(where: str, key: str, value: dict, known: dict, declared: Callable) -> Iterator[str]:
@@ -155,7 +168,8 @@ class Grid:
         if value[key] not in known:
             yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(known)}"
             return
-        parameters = declared(value).parameters
+        method = declared(value)
+        parameters, limits, choices = method.parameters, *(method.attributes.get(k, {}) for k in ("limits", "choices"))
         for name, given in value.items():
             if name not in parameters:
                 if name != key:
@@ -163,7 +177,8 @@ class Grid:
                 continue
             kind = parameters[name].type
             try:
-                _cast(kind, given)
+                if mistake := outside(name, _cast(kind, given), limits.get(name), choices.get(name)):
+                    yield f"{where}.{mistake}"
             except TypeError:
                 hint = " (YAML reads 2e-4 as text: write 2.0e-4)" if kind == "float" and isinstance(given, str) else ""
                 yield f"{where}.{name}: {given!r} is of type {type(given).__name__}; it must be {kind}{hint}"
@@ -185,14 +200,7 @@ class Grid:
         """Every cell of every block and seed, once, in the order of the configuration."""
         found: dict[Cell, None] = {}
         for block in self.config["grid"]:
-            rows = [
-                (o, s, g, m)
-                for o in block["objective"]
-                for s in block["schedule"]
-                for g in block["guidance"]
-                for m in block["sampler"]
-            ]
-            for row in rows:
+            for row in product(*(block[axis] for axis in AXES)):
                 values = {
                     axis: self.config[section][name]
                     for (axis, (section, _)), name in zip(AXES.items(), row, strict=True)

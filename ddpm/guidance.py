@@ -64,11 +64,8 @@ class ClassifierFree(Guidance):
 
     method = "cfg"
     labels = "conditional"
+    limits = {"weight": (-1, None)}
     weight: float = 1.0
-
-    def check(self) -> None:
-        if not self.weight >= -1:
-            raise ValueError(f"weight: {self.weight}; it must be at least −1 (0 is the plain conditional model)")
 
     @property
     def evaluations(self) -> int:

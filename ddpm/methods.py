@@ -8,20 +8,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
+from ddpm.limits import outside
+
 
 @dataclass(frozen=True)
 class Method:
     """Base of every named method of an axis."""
 
     method: ClassVar[str] = ""
-    # Pairs that cannot work: (axis, parameter, value, reason). Literals: `grid` reads them without importing.
+    # Pairs that cannot work: (axis, parameter, value, reason). Like the two below this is a literal, which
+    # `grid` reads without importing the module.
     incompatible: ClassVar[tuple[tuple[str, str, object, str], ...]] = ()
 
+    # Parameter → its smallest and largest value (None: no bound), and parameter → its possible values.
+    limits: ClassVar[dict[str, tuple[float | None, float | None]]] = {}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+
     def __post_init__(self) -> None:
+        for line in reversed(type(self).__mro__):
+            limits, choices = vars(line).get("limits", {}), vars(line).get("choices", {})
+            for name in limits.keys() | choices.keys():
+                if mistake := outside(name, getattr(self, name), limits.get(name), choices.get(name)):
+                    raise ValueError(f"{self.method}: {mistake}" if self.method else mistake)
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError, naming parameter and value, where a parameter makes no sense."""
+        """Raise ValueError, naming parameters and values, where they do not fit together."""
 
     @classmethod
     def all(cls) -> Iterator[type[Self]]:

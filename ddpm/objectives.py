@@ -104,7 +104,7 @@ class PosteriorMean(Target):
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Method):
     """A target, the weighting of its loss, and whether the reverse variance is learned with it.
 
     target:     one of the classes above, by its name.
@@ -118,18 +118,12 @@ class Objective:
                 Nichol & Dhariwal 2021; the poster prints 1000 without a unit.
     """
 
+    choices = {"weighting": ("simple", "vlb"), "variance": ("fixed", "learned")}
+    limits = {"vlb_weight": (0, None)}
     target: str
     weighting: str = "simple"
     variance: str = "fixed"
     vlb_weight: float = 0.001
-
-    def __post_init__(self) -> None:
-        Target.make({"method": self.target})
-        for name, allowed in (("weighting", ("simple", "vlb")), ("variance", ("fixed", "learned"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: {getattr(self, name)!r}; known are {', '.join(allowed)}")
-        if self.vlb_weight < 0:
-            raise ValueError(f"vlb_weight: {self.vlb_weight}; it must not be negative")
 
     @property
     def parameterisation(self) -> Target:

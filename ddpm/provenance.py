@@ -60,6 +60,15 @@ def write_json(path: str | Path, value: object) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def write_tensors(path: Path, tensors: dict, about: dict[str, str] | None = None) -> None:
+    """Tensors by name as a safetensors file, atomically; `about` is its metadata."""
+    from safetensors.torch import save
+
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, about)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def read_record(path: str | Path) -> dict:
     """A record; UserError where it is missing, torn, or of another format."""
     path = Path(path)

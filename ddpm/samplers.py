@@ -18,11 +18,8 @@ Tensor = torch.Tensor
 class Sampler(Method):
     """`steps` is S, the number of steps; the grid of times is independent of the training's T."""
 
+    limits = {"steps": (1, None)}
     steps: int = 50
-
-    def check(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps: {self.steps}; a sampler takes at least 1 step")
 
     def times(self, schedule: Schedule) -> Tensor:
         """T = τ_S > … > τ_0 = 0, evenly spaced and rounded: round(linspace(T, 0, S + 1)), float64."""
@@ -55,12 +52,8 @@ class Ancestral(Sampler):
     """
 
     method = "ancestral"
+    choices = {"variance": ("small", "large")}
     variance: str = "small"
-
-    def check(self) -> None:
-        super().check()
-        if self.variance not in ("small", "large"):
-            raise ValueError(f"variance: {self.variance!r}; known are small, large")
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Callable[[], Tensor]
@@ -85,12 +78,8 @@ class DDIM(Sampler):
     incompatible = (
         ("objective", "variance", "learned", "DDIM sets its own variance: the learned one would not be used"),
     )
+    limits = {"eta": (0, 1)}
     eta: float = 0.0
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta: {self.eta}; it must lie in 0 … 1")
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Callable[[], Tensor]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from ddpm import data, networks, noise
@@ -13,7 +13,7 @@ from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
-from ddpm.provenance import Recorder, atomic, read_record
+from ddpm.provenance import Recorder, read_record, write_tensors
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 
@@ -69,16 +69,14 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     with tqdm(total=wanted * (sampler.steps + 1), desc=job["name"], unit="step") as progress:
         for index in torch.arange(wanted).split(settings["batch"]):
             y = None if labels is None else labels[index].to(device)
-            for state in chain(denoiser, sampler, network, index.to(device), y, dataset.shape):
+            for x in chain(denoiser, sampler, network, index.to(device), y, dataset.shape):
                 progress.update(len(index))
-            x = state.cpu()
             if not x.isfinite().all():
                 status, images, tensors = "diverged", images[:1], {}
                 break
-            images.append(dataset.quantise(x))
+            images.append(dataset.quantise(x).cpu())
     out = layout.samples(job["name"])
-    with atomic(out) as temporary:
-        save_file({"images": torch.cat(images)} | tensors, temporary)
+    write_tensors(out, {"images": torch.cat(images)} | tensors)
     nfe = len(sampler.times(denoiser.schedule)[1:]) * denoiser.evaluations
     recorder.finish(
         layout.record("sample", job["name"]), [out], status, images=len(torch.cat(images)), steps=sampler.steps, nfe=nfe

@@ -28,11 +28,8 @@ class Schedule(Method):
     the last step of a sampler needs no special case.
     """
 
+    limits = {"steps": (2, None)}
     steps: int = 1000
-
-    def check(self) -> None:
-        if self.steps < 2:
-            raise ValueError(f"steps: {self.steps}; a schedule has at least 2 steps")
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale α(t), without unit."""
@@ -112,16 +109,13 @@ class Linear(VariancePreserving):
     """
 
     method = "linear"
+    limits = {"beta_first": (1e-8, 0.9999), "beta_last": (1e-8, 0.9999)}
     beta_first: float = 1e-4
     beta_last: float = 0.02
 
     def check(self) -> None:
-        super().check()
-        if not 0 < self.beta_first <= self.beta_last < 1:
-            raise ValueError(
-                f"beta_first: {self.beta_first}, beta_last: {self.beta_last}; "
-                "they must satisfy 0 < beta_first <= beta_last < 1"
-            )
+        if self.beta_first > self.beta_last:
+            raise ValueError(f"beta_first: {self.beta_first}; it must be at most beta_last, {self.beta_last}")
 
     def alphas_bar(self) -> Tensor:
         beta = torch.linspace(self.beta_first, self.beta_last, self.steps, dtype=torch.float64)
@@ -136,15 +130,9 @@ class Cosine(VariancePreserving):
     """
 
     method = "cosine"
+    limits = {"offset": (0, 1), "beta_max": (1e-8, 0.9999)}
     offset: float = 0.008
     beta_max: float = 0.999
-
-    def check(self) -> None:
-        super().check()
-        if self.offset < 0:
-            raise ValueError(f"offset: {self.offset}; it must not be negative")
-        if not 0 < self.beta_max < 1:
-            raise ValueError(f"beta_max: {self.beta_max}; it must lie between 0 and 1")
 
     def alphas_bar(self) -> Tensor:
         t = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps

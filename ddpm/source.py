@@ -176,11 +176,11 @@ def _lineage(module: str, name: str) -> list[ast.ClassDef]:
 
 
 @cache
-def describe(module: str, name: str) -> MethodSource:
-    """The dataclass `name` of `module` as its source states it, inherited fields included."""
+def describe(module: str, cls: str) -> MethodSource:
+    """The dataclass `cls` of `module` as its source states it, inherited fields included."""
     parameters: dict[str, Parameter] = {}
     attributes: dict[str, object] = {}
-    for node in _lineage(module, name):
+    for node in _lineage(module, cls):
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 kind = ast.unparse(item.annotation)
@@ -189,8 +189,10 @@ def describe(module: str, name: str) -> MethodSource:
                 else:
                     parameters[item.target.id] = Parameter(kind, _literal(item.value), item.value is None)
             elif isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
-                attributes[item.targets[0].id] = _literal(item.value)
-    return MethodSource(name, parameters, attributes)
+                name, value = item.targets[0].id, _literal(item.value)
+                # Limits and choices add to those of the base class.
+                attributes[name] = attributes.get(name, {}) | value if isinstance(value, dict) else value
+    return MethodSource(cls, parameters, attributes)
 
 
 def _method_name(node: ast.ClassDef) -> str:

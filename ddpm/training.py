@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from ddpm.data import Data
 from ddpm.grid import canonical
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
-from ddpm.provenance import Recorder, atomic
+from ddpm.provenance import Recorder, atomic, write_tensors
 from ddpm.schedules import Schedule
 
 Tensor = torch.Tensor
@@ -109,8 +108,7 @@ class Checkpoint:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-        with atomic(self.path) as temporary:
-            save_file(tensors, temporary, self.identity | {"step": str(step), "rows": json.dumps(rows)})
+        write_tensors(self.path, tensors, self.identity | {"step": str(step), "rows": json.dumps(rows)})
 
     def load(self, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list]:
         """The step to go on from and the rows logged so far; a stale or torn file is discarded, with a message."""
@@ -184,8 +182,7 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
                 checkpoint.save(step + 1, network, average, optimiser, rows)
                 saved = time.monotonic()
     weights, log = layout.weights(job["name"]), layout.loss(job["name"])
-    with atomic(weights) as temporary:
-        save_file({k: v.cpu().contiguous() for k, v in average.module.state_dict().items()}, temporary)
+    write_tensors(weights, average.module.state_dict())
     with atomic(log) as temporary, temporary.open("w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(["step", "images", "learning_rate", "loss"])

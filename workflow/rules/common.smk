@@ -5,6 +5,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+# This clone's own package, wherever another may be installed.
+sys.path.insert(0, str(workflow.basedir))
+
 from ddpm import config as configuration
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, canonical
@@ -24,8 +27,8 @@ FIGURES = [
 
 # Progress bars go to the log files: one line every ten seconds is enough there.
 os.environ.setdefault("TQDM_MININTERVAL", "10")
-# With --sdm conda the job's own Python runs, else the one that runs Snakemake.
-PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+# `python` in a job is the one that runs Snakemake; with --sdm conda the environment's own comes before it.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]))
 
 
 wildcard_constraints:
@@ -52,6 +55,6 @@ def weights_of(wildcards):
 def command(stage, device="cpu"):
     """The shell command of a job; on failure the end of its log is shown."""
     return (
-        f"{{PYTHON}} -m ddpm job {stage} --job {{params.job:q}} --code {{params.code}} --results {{PATHS.root:q}}"
+        f"python -m ddpm job {stage} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
         f" --device {device} > {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
     )
