@@ -15,5 +15,5 @@ include: "workflow/rules/aggregate.smk"
 rule all:
     default_target: True
     input:
-        TABLE,
-        FIGURES,
+        PATHS.root / "table.csv",
+        PATHS.root / "figures" / "samples.png",

@@ -8,7 +8,10 @@ rule table:
         [PATHS.record("fidelity", name) for name in [*GRID.runs, *BASELINES]],
         published=PUBLISHED,
     output:
-        TABLE,
+        report(PATHS.root / "table.csv", caption="../report/table.rst", category="Tables"),
+        PATHS.root / "table.md",
+        report(PATHS.root / "published.md", caption="../report/published.rst", category="Tables"),
+        PATHS.root / "costs.csv",
     log:
         PATHS.root / "logs" / "table.log",
     conda:
@@ -28,7 +31,10 @@ rule figures:
         [PATHS.samples(name) for name in GRID.runs],
         [PATHS.record("fidelity", name) for name in [*GRID.runs, *BASELINES]],
     output:
-        FIGURES,
+        *[
+            report(PATHS.root / "figures" / f"{name}.png", caption=f"../report/{name}.rst", category="Figures")
+            for name in PICTURES
+        ],
         [PATHS.cell(name) / "samples.png" for name in GRID.runs],
     log:
         PATHS.root / "logs" / "figures.log",

@@ -20,10 +20,7 @@ except UserError as e:
 
 PATHS = Layout(Path(config["results"]))
 PUBLISHED = sorted(str(p) for p in Path("workflow/published").glob("*.yaml"))
-TABLE = [str(PATHS.root / name) for name in ("table.csv", "table.md", "published.md", "costs.csv")]
-FIGURES = [
-    str(PATHS.root / "figures" / name) for name in ("samples.png", "training.png", "forward.png", "denoising.png")
-]
+PICTURES = ("samples", "training", "forward", "denoising")
 
 # Progress bars go to the log files: one line every ten seconds is enough there.
 os.environ.setdefault("TQDM_MININTERVAL", "10")
