@@ -37,9 +37,9 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor, levels:
     flip = lower + upper > 0
     a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     log_b = log_ndtr(b)
-    # Φ(a) = 0 at a = −inf; the inner `where` keeps the gradient there finite.
+    # Φ(a) = 0 at a = −inf: the stand-ins keep the gradient of the branch that is not taken finite.
     finite = a > -math.inf
-    ratio = log_ndtr(torch.where(finite, a, b - 1)) - log_b
+    ratio = torch.where(finite, log_ndtr(torch.where(finite, a, b)) - log_b, -1)
     return torch.where(finite, log_b + torch.log(-torch.expm1(ratio)), log_b)
 
 

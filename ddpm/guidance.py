@@ -73,6 +73,8 @@ class ClassifierFree(Guidance):
         return 1 if self.weight in (0, -1) else 2
 
     def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if y is None:
+            raise ValueError("cfg: classifier-free guidance needs the labels that it steers to")
         if self.weight == 0:
             return denoiser.predict(x_t, t, y)
         null = torch.full_like(y, denoiser.network.classes)

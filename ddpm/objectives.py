@@ -110,7 +110,8 @@ class Objective(Method):
     target:     one of the classes above, by its name.
     weighting:  `simple`, the documents' simplified losses, or `vlb`, the exact variational bound
                 KL_t = ½ (SNR_{t−1} − SNR_t) ‖x0 − x̂0‖² with fixed small variance, in bits/dim and summed
-                over t, so that the loss is the bound that the table reports (000, "Unified loss framework").
+                over t ≥ 2 as the table reports it, and at t = 1 document 000's ‖x0 − x̂0‖²/2σ² in place of
+                the discretised decoder (000, "Unified loss framework").
     variance:   `fixed`, or `learned`: a second head v with log Σ = v log β_t + (1 − v) log β̃_t
                 (001, eq. 4.1), trained by L = L_simple + λ L_vlb (001, eq. 4.2) with the mean's gradient
                 stopped in L_vlb.
@@ -124,6 +125,9 @@ class Objective(Method):
     weighting: str = "simple"
     variance: str = "fixed"
     vlb_weight: float = 0.001
+
+    def check(self) -> None:
+        Target.make({"method": self.target})
 
     @property
     def parameterisation(self) -> Target:

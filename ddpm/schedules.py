@@ -90,8 +90,8 @@ class VariancePreserving(Schedule):
 
     def _at(self, t: Tensor) -> Tensor:
         index = torch.as_tensor(t).long()
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) <= self.steps:
-            raise ValueError(f"time {int(index.min())} … {int(index.max())}; it must lie in 0 … T = {self.steps}")
+        if not (index == t).all() or (index.numel() and not 0 <= int(index.min()) <= int(index.max()) <= self.steps):
+            raise ValueError(f"time {t}; it must be a whole number in 0 … T = {self.steps}")
         return self._alpha_bar[index]
 
     def alpha(self, t: Tensor) -> Tensor:

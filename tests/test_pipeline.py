@@ -12,7 +12,17 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "config.yaml", "ddpm", "workflow", "slurm", "tests/tiny.yaml")
+PARTS = (
+    "Snakefile",
+    "config.yaml",
+    "ddpm",
+    "workflow",
+    "envs",
+    "profiles",
+    "slurm",
+    "tests/tiny.yaml",
+    "tests/tiny-mnist.yaml",
+)
 
 
 def copy_project(to: Path) -> Path:
@@ -27,20 +37,24 @@ def copy_project(to: Path) -> Path:
     return to
 
 
-def command(*arguments: str, cores: int = 2) -> list[str]:
+def command(*arguments: str, files: tuple[str, ...] = ("tests/tiny.yaml",), cores: int = 2) -> list[str]:
     # Of a repeated --configfile only the last counts: all files go to one flag.
-    files = ["tests/tiny.yaml", *[a for a in arguments if a.endswith(".yaml")]]
-    rest = [a for a in arguments if not a.endswith(".yaml")]
-    return [sys.executable, "-m", "snakemake", "--cores", str(cores), *rest, "--configfile", *files]
+    return [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments, "--configfile", *files]
 
 
-def snakemake(folder: Path, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments, cores=cores), cwd=folder, capture_output=True, text=True, timeout=600)
+def snakemake_files(folder: Path, *files: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(files=files), cwd=folder, capture_output=True, text=True, timeout=600)
 
 
-def planned(folder: Path, *arguments: str) -> list[tuple[str, str]]:
+def snakemake(folder: Path, *arguments: str, overlay: str = "", cores: int = 2) -> subprocess.CompletedProcess:
+    files = ("tests/tiny.yaml", overlay) if overlay else ("tests/tiny.yaml",)
+    run = command(*arguments, files=files, cores=cores)
+    return subprocess.run(run, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def planned(folder: Path, overlay: str = "") -> list[tuple[str, str]]:
     """(rule, its wildcards) of every job of a dry run."""
-    run = snakemake(folder, "-n", *arguments)
+    run = snakemake(folder, "-n", overlay=overlay)
     assert run.returncode == 0, run.stdout + run.stderr
     jobs = re.split(r"\n(?=(?:local)?rule )", run.stdout)
     found = []
@@ -137,7 +151,7 @@ def test_rerun_after_code_change(tree: Path) -> None:
 def test_mistake_in_configuration(tree: Path) -> None:
     """A wrong configuration ends with its message, not with a traceback or the schema."""
     (tree / "wrong.yaml").write_text("trainig: {steps: 3}\n")
-    run = snakemake(tree, "-n", "wrong.yaml")
+    run = snakemake(tree, "-n", overlay="wrong.yaml")
     said = run.stdout + run.stderr
     assert run.returncode != 0
     assert "trainig: unknown key; did you mean training?" in said
@@ -150,7 +164,7 @@ def test_interrupt_leaves_finished_results(tree: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(), cwd=other, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    done = other / "results/tiny/networks/eps/linear/unconditional/seed0/record.json"
+    done = other / "results/tiny/networks/eps/linear/unconditional/seed0/weights.safetensors"
     deadline = time.monotonic() + 120
     while not done.exists() and time.monotonic() < deadline:
         time.sleep(0.1)

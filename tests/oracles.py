@@ -1,0 +1,160 @@
+"""Exact answers: data whose diffusion is known in closed form, and the documents' formulas in plain numpy."""
+
+import math
+
+import mpmath
+import numpy as np
+import torch
+
+from ddpm.denoiser import Denoiser
+from ddpm.schedules import Cosine, Linear, Schedule
+
+torch.set_num_threads(1)
+
+Tensor = torch.Tensor
+Array = np.ndarray
+
+SCHEDULES = {"linear": Linear, "cosine": Cosine}
+# What diffusers calls them.
+DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+
+
+def betas(name: str, steps: int = 1000) -> Array:
+    """β_1 … β_T: Ho et al. 2020, section 4, or Nichol & Dhariwal 2021, eq. 17 with β clipped at 0.999."""
+    t = np.arange(1, steps + 1)
+    if name == "linear":
+        return 1e-4 + (t - 1) / (steps - 1) * (0.02 - 1e-4)
+
+    def f(t: Array) -> Array:
+        return np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    return np.minimum(1 - f(t) / f(t - 1), 0.999)
+
+
+def alpha_bar(name: str, steps: int = 1000) -> Array:
+    """ᾱ_0 … ᾱ_T = Π (1 − β_i), with ᾱ_0 = 1."""
+    return np.concatenate([[1.0], np.exp(np.cumsum(np.log1p(-betas(name, steps))))])
+
+
+def time(*values: float) -> Tensor:
+    """One time as a scalar, several as one per image: (B, 1, 1, 1)."""
+    t = torch.tensor(values, dtype=torch.float64)
+    return t[0] if len(values) == 1 else t.reshape(-1, 1, 1, 1)
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    """Seeded standard normal numbers, float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def log_normal(x: Tensor, mean: Tensor | float, var: Tensor | float) -> Tensor:
+    """log N(x; mean, var) of every element."""
+    return -0.5 * ((x - mean) ** 2 / var + torch.as_tensor(2 * math.pi * var, dtype=torch.float64).log())
+
+
+def level_log_probability(x: float, mean: float, std: float, levels: int) -> mpmath.mpf:
+    """log of the mass of N(mean, std²) in the bin of level x, to 50 digits (Ho et al. 2020, eq. 13)."""
+    with mpmath.workdps(50):
+        k, half = round((x + 1) / 2 * (levels - 1)), mpmath.mpf(1) / (levels - 1)
+        centre = -1 + 2 * half * k
+        low = -mpmath.inf if k == 0 else (centre - half - mpmath.mpf(mean)) / mpmath.mpf(std)
+        high = mpmath.inf if k == levels - 1 else (centre + half - mpmath.mpf(mean)) / mpmath.mpf(std)
+        # By symmetry into the upper tail, where erfc does not cancel.
+        if low + high < 0:
+            low, high = -high, -low
+        return mpmath.log((mpmath.erfc(low / mpmath.sqrt(2)) - mpmath.erfc(high / mpmath.sqrt(2))) / 2)
+
+
+class MixtureDenoiser(Denoiser):
+    """Pixels drawn independently from Σ_k w_k N(m_k, c_k²), so x_t ~ Σ_k w_k N(α m_k, α² c_k² + σ²) per pixel.
+
+    E[x0 | x_t] weighs every component's precision-weighted mean of m_k and x_t/α by its posterior probability.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        weights: tuple[float, ...],
+        means: tuple[float, ...],
+        stds: tuple[float, ...],
+        v: float | None = None,
+        clip: bool = False,
+    ):
+        super().__init__(network=None, objective=None, schedule=schedule, clip=clip)
+        self.weights, self.means, self.vars = (
+            torch.tensor(values, dtype=torch.float64) for values in (weights, means, [c**2 for c in stds])
+        )
+        self.v = v
+
+    def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log (w_k N(x_t; α m_k, α² c_k² + σ²)), the components along a new last axis."""
+        alpha, sigma = self.schedule.alpha(t)[..., None], self.schedule.sigma(t)[..., None]
+        return self.weights.log() + log_normal(x_t[..., None], alpha * self.means, alpha**2 * self.vars + sigma**2)
+
+    def log_likelihood(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log q(x_t) of every pixel; at t = 0 that of the data."""
+        return self._log_joint(x_t, t).logsumexp(-1)
+
+    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """∇ log q(x_t) of every pixel, by differentiating the density above."""
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            return torch.autograd.grad(self.log_likelihood(x, t).sum(), x)[0]
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        snr_root = (self.schedule.alpha(t) / self.schedule.sigma(t))[..., None]
+        observed = x_t[..., None] / self.schedule.sigma(t)[..., None]
+        means = (self.means / self.vars + snr_root * observed) / (1 / self.vars + snr_root**2)
+        probability = self._log_joint(x_t, t).softmax(-1)
+        return (probability * means).sum(-1), None if self.v is None else torch.full_like(x_t, self.v)
+
+
+class GaussianDenoiser(MixtureDenoiser):
+    """Pixels N(mean, std²): x_t ~ N(α m, α² c² + σ²), and every map between times is affine."""
+
+    def __init__(self, schedule: Schedule, mean: float, std: float, v: float | None = None, clip: bool = False):
+        super().__init__(schedule, (1.0,), (mean,), (std,), v, clip)
+        self.mean, self.std = mean, std
+
+    def flow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_0 of the probability flow through x_t: it keeps the standardised pixel (x_t − α m)/√(α² c² + σ²)."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return self.mean + self.std * (x_t - alpha * self.mean) / (alpha**2 * self.std**2 + sigma**2).sqrt()
+
+
+class ClassNetwork:
+    """What guidance asks a network for: the number of classes, which is also the null label."""
+
+    def __init__(self, classes: int):
+        self.classes = classes
+
+
+class ClassDenoiser(Denoiser):
+    """Class k: pixels N(m_k, c_k²); the null label: their mixture. Keeps the sizes of the batches it is called with."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        weights: tuple[float, ...],
+        means: tuple[float, ...],
+        stds: tuple[float, ...],
+        v: tuple[float, ...] | None = None,
+    ):
+        super().__init__(ClassNetwork(len(weights)), objective=None, schedule=schedule, clip=False)
+        self.branches: list[MixtureDenoiser] = [
+            GaussianDenoiser(schedule, m, c) for m, c in zip(means, stds, strict=True)
+        ]
+        self.branches.append(MixtureDenoiser(schedule, weights, means, stds))
+        self.v, self.batches = v, []
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        self.batches.append(len(x_t))
+        rows = [
+            self.branches[int(k)].predict(x, u, None)[0] for x, u, k in zip(x_t, self._rows(t, x_t), y, strict=True)
+        ]
+        v = None if self.v is None else torch.stack([torch.full_like(x_t[0], self.v[int(k)]) for k in y])
+        return torch.stack(rows), v
+
+    @staticmethod
+    def _rows(t: Tensor, x_t: Tensor) -> Tensor:
+        return t.flatten().expand(len(x_t))

@@ -1,0 +1,302 @@
+"""The variational bound, term by term and as a whole."""
+
+import math
+from itertools import product
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from oracles import SCHEDULES, GaussianDenoiser, alpha_bar, betas, level_log_probability, randn, time
+from torch.distributions import Normal, kl_divergence
+
+from ddpm import bound, likelihood, noise
+from ddpm.denoiser import Denoiser
+
+Tensor = torch.Tensor
+NAMES = list(SCHEDULES)
+MEAN, STD = 0.1, 0.2
+
+
+def scalar(x: float, requires_grad: bool = False) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64, requires_grad=requires_grad)
+
+
+def test_normal_kl() -> None:
+    """torch.distributions' KL(q ‖ p) of normal distributions, which is not symmetric."""
+    mean_q, mean_p = randn(0, 50), randn(1, 50)
+    log_var_q, log_var_p = 3 * randn(2, 50), 3 * randn(3, 50)
+    q, p = Normal(mean_q, (log_var_q / 2).exp()), Normal(mean_p, (log_var_p / 2).exp())
+    ours = bound.normal_kl(mean_q, log_var_q, mean_p, log_var_p)
+    torch.testing.assert_close(ours, kl_divergence(q, p), rtol=1e-11, atol=0)
+    assert torch.equal(bound.normal_kl(mean_q, log_var_q, mean_q, log_var_q), torch.zeros(50, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("std", [3e-3, 0.05, 1.0, 20.0])
+@pytest.mark.parametrize("mean", [-30.0, -1.1, -1.0, -0.3, 0.0, 0.77, 1.0, 5.0])
+def test_discretised_log_likelihood(levels: int, std: float, mean: float) -> None:
+    """Ho et al. 2020, eq. 13, against 50 digits: both edges, the middle, and tails of up to 10 000 std."""
+    for k in {0, 1, levels // 3, levels - 2, levels - 1}:
+        x = 2 * k / (levels - 1) - 1
+        ours = float(bound.discretised_log_likelihood(scalar(x), scalar(mean), scalar(math.log(std)), levels))
+        assert ours == pytest.approx(float(level_log_probability(x, mean, std, levels)), rel=1e-9, abs=1e-15), k
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize(("mean", "std"), list(product([-3.0, -1.0, 0.013, 0.9, 2.0], [3e-3, 0.1, 1.0, 20.0])))
+def test_levels_sum_to_one(levels: int, mean: float, std: float) -> None:
+    """Σ_x P(x) = 1: the bins cover the line and do not overlap."""
+    x = torch.linspace(-1, 1, levels, dtype=torch.float64)
+    log_p = bound.discretised_log_likelihood(x, scalar(mean), scalar(math.log(std)), levels)
+    assert float(log_p.logsumexp(0)) == pytest.approx(0, abs=1e-11)
+
+
+def test_data_as_float32_meets_its_bin() -> None:
+    """The levels as `2k/(levels − 1) − 1` in float32 still find their own bin and edge."""
+    levels = 256
+    x = (2 * torch.arange(levels, dtype=torch.float32) / (levels - 1) - 1).double()
+    log_p = bound.discretised_log_likelihood(x, scalar(0.2), scalar(math.log(0.05)), levels)
+    assert float(log_p.logsumexp(0)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("std", [0.01, 0.3])
+@pytest.mark.parametrize("mean", [-100.0, -2.0, -1.0, 0.03, 1.0, 2.0, 100.0])
+def test_gradient_of_the_decoder(levels: int, std: float, mean: float) -> None:
+    """∂ log P/∂ mean and ∂ log P/∂ log std against numerical derivatives of the 50-digit value."""
+    for k in {0, levels // 2, levels - 1}:
+        x = 2 * k / (levels - 1) - 1
+        arguments = scalar(mean, True), scalar(math.log(std), True)
+        value = bound.discretised_log_likelihood(scalar(x), *arguments, levels)
+        gradient = [float(g) for g in torch.autograd.grad(value, arguments)]
+        with mpmath.workdps(50):
+            expected = [
+                mpmath.diff(lambda m, x=x: level_log_probability(x, m, std, levels), mean, h=mpmath.mpf(10) ** -15),
+                mpmath.diff(
+                    lambda s, x=x: level_log_probability(x, mean, mpmath.exp(s), levels),
+                    mpmath.log(std),
+                    h=mpmath.mpf(10) ** -15,
+                ),
+            ]
+        assert gradient == pytest.approx([float(e) for e in expected], rel=1e-6, abs=1e-12), k
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reverse_log_variance(name: str) -> None:
+    """000, "Learned variance": Σ = exp(v log β + (1 − v) log β̃); otherwise small is β̃ and large is β."""
+    t, schedule, x = 300, SCHEDULES[name](), torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    bar, beta = alpha_bar(name), betas(name)[t - 1]
+    tilde = beta * (1 - bar[t - 1]) / (1 - bar[t])
+
+    def at(v: Tensor | None, large: bool = False) -> Tensor:
+        return bound.reverse_log_variance(schedule, x, v, time(t), time(t - 1), large)
+
+    assert float(at(None)) == pytest.approx(math.log(tilde), rel=1e-10)
+    assert float(at(None, large=True)) == pytest.approx(math.log(beta), rel=1e-10)
+    v = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64).reshape(1, 1, 2, 2)
+    for large in (False, True):
+        expected = [math.log(tilde ** (1 - u) * beta**u) for u in (0, 0.25, 0.5, 1)]
+        np.testing.assert_allclose(at(v, large).flatten().numpy(), expected, rtol=1e-10)
+
+
+def expected_term(
+    name: str, steps: int, t: int, x0: Tensor, x_t: Tensor, x0_hat: Tensor, v: float | None, large: bool, levels: int
+) -> float:
+    """L_{t−1} of one image in nats per dimension from β and ᾱ, torch.distributions and mpmath."""
+    bar, beta = alpha_bar(name, steps), betas(name, steps)
+    a = math.sqrt(bar[t - 1]) * beta[t - 1] / (1 - bar[t])
+    b = math.sqrt(1 - beta[t - 1]) * (1 - bar[t - 1]) / (1 - bar[t])
+    # β̃ is 0 at t = 1 and counts as that of t = 2 there.
+    u = max(t, 2)
+    tilde = float(beta[u - 1] * (1 - bar[u - 1]) / (1 - bar[u]))
+    var = beta[t - 1] if large else tilde
+    if v is not None:
+        var = beta[t - 1] ** v * tilde ** (1 - v)
+    if t == 1:
+        pixels = zip(x0.flatten(), x0_hat.flatten(), strict=True)
+        total = sum(level_log_probability(float(x), float(m), math.sqrt(var), levels) for x, m in pixels)
+        return -float(total) / x0.numel()
+    q, p = Normal(a * x0 + b * x_t, math.sqrt(tilde)), Normal(a * x0_hat + b * x_t, math.sqrt(var))
+    return float(kl_divergence(q, p).mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("v", "large"), [(None, False), (None, True), (0.3, False)])
+def test_vlb_term(name: str, v: float | None, large: bool) -> None:
+    """001, eq. 2.40: the decoder at t = 1, the KL at t ≥ 2, for images of different t in one batch."""
+    steps, levels, times = 20, 17, [5, 1, 2, 20, 1]
+    schedule = SCHEDULES[name](steps=steps)
+    x0 = torch.randint(levels, (len(times), 1, 2, 2), generator=torch.Generator().manual_seed(0)).double() / 8 - 1
+    x_t, x0_hat = randn(1, *x0.shape), x0 + 0.1 * randn(2, *x0.shape)
+    fraction = None if v is None else torch.full_like(x0, v)
+    terms = bound.vlb_term(schedule, x0, x_t, x0_hat, fraction, time(*times), levels, large)
+    for i, t in enumerate(times):
+        expected = expected_term(name, steps, t, x0[i], x_t[i], x0_hat[i], v, large, levels)
+        assert float(terms[i]) == pytest.approx(expected, rel=1e-9), t
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_small_variance_kl_is_the_snr_difference(name: str) -> None:
+    """KL_t = ½ (SNR_{t−1} − SNR_t) ‖x0 − x̂0‖² for the same variance on both sides (Kingma et al. 2021, eq. 13)."""
+    bar, times = alpha_bar(name), [2, 3, 10, 500, 999, 1000]
+    x0, x_t, x0_hat = (randn(i, len(times), 1, 2, 2) for i in range(3))
+    terms = bound.vlb_term(SCHEDULES[name](), x0, x_t, x0_hat, None, time(*times), 17)
+    snr = bar[1:] / (1 - bar[1:])
+    expected = [0.5 * (snr[t - 2] - snr[t - 1]) for t in times] * (x0 - x0_hat).square().flatten(1).mean(1).numpy()
+    np.testing.assert_allclose(terms.numpy(), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prior_term(name: str) -> None:
+    """KL(N(√ᾱ_T x0, 1 − ᾱ_T) ‖ N(0, 1)) by torch.distributions, per dimension."""
+    steps, x0 = 50, randn(0, 3, 1, 2, 2)
+    bar = alpha_bar(name, steps)[-1]
+    q = Normal(math.sqrt(bar) * x0, math.sqrt(1 - bar))
+    expected = kl_divergence(q, Normal(scalar(0.0), scalar(1.0))).flatten(1).mean(1)
+    torch.testing.assert_close(bound.prior_term(SCHEDULES[name](steps=steps), x0), expected, rtol=1e-9, atol=1e-13)
+
+
+def quadrature() -> tuple[Tensor, Tensor, np.ndarray]:
+    """Standardised x0, ε and their weights: three Gauss–Hermite nodes each, exact for the bound's quadratics."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(3)
+    grid = np.array(list(product(nodes, nodes)))
+    w = np.array([a * b for a, b in product(weights, weights)]) / weights.sum() ** 2
+    x, e = torch.from_numpy(grid).T
+    return x.reshape(-1, 1, 1, 1), e.reshape(-1, 1, 1, 1), w
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("large", [False, True])
+def test_bound_of_gaussian_data(name: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E over x0 ~ N(m, c²) and ε of the whole bound with the exact denoiser, E‖x0 − x̂0‖² = c²σ²/(α²c² + σ²).
+
+    Bins of 2·10⁻⁶ make the decoder a density: ½ log 2πΣ + E‖x0 − x̂0‖²/2Σ − log(bin) up to (bin)²/24Σ < 10⁻⁸.
+    """
+    steps, levels = 200, 10**6 + 1
+    schedule, bar, beta = SCHEDULES[name](steps=steps), alpha_bar(name, steps), betas(name, steps)
+    z, eps, weights = quadrature()
+    monkeypatch.setattr(
+        noise,
+        "normal",
+        lambda key, index, draw, shape: eps.flatten(1).repeat(1, math.prod(shape)).reshape(-1, *shape),
+    )
+    parts = likelihood.vlb(
+        GaussianDenoiser(schedule, MEAN, STD), MEAN + STD * z, torch.arange(len(z)), levels, steps, large, batch=64
+    )
+    ours = {part: float(weights @ value.numpy()) for part, value in parts.items()}
+
+    error = STD**2 * (1 - bar) / (bar * STD**2 + 1 - bar)
+    a = np.sqrt(bar[:-1]) * beta / (1 - bar[1:])
+    tilde = beta * (1 - bar[:-1]) / (1 - bar[1:])
+    tilde[0] = tilde[1]
+    var = beta if large else tilde
+    kl = 0.5 * (np.log(var / tilde) + (tilde + a**2 * error[1:]) / var - 1)
+    snr = bar[1:] / (1 - bar[1:])
+    if not large:
+        np.testing.assert_allclose(kl[1:], 0.5 * (snr[:-1] - snr[1:]) * error[2:], rtol=1e-6)
+    decoder = 0.5 * math.log(2 * math.pi * var[0]) + error[1] / (2 * var[0]) - math.log(2 / (levels - 1))
+    prior = 0.5 * (bar[-1] * (MEAN**2 + STD**2) - bar[-1] - math.log(1 - bar[-1]))
+    expected = {"kl": kl[1:].sum(), "decoder": decoder, "prior": prior}
+    expected["bound"] = sum(expected.values())
+    for part, value in expected.items():
+        assert ours[part] == pytest.approx(value / math.log(2), rel=1e-7, abs=1e-12), part
+    # It bounds the entropy of the discretised data from above.
+    entropy = 0.5 * math.log(2 * math.pi * math.e * STD**2) - math.log(2 / (levels - 1))
+    assert ours["bound"] > entropy / math.log(2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("times", [11, 12, 1000])
+@pytest.mark.parametrize("v", [None, 0.4])
+def test_exact_vlb_is_the_plain_sum(name: str, large: bool, times: int, v: float | None) -> None:
+    """With times ≥ T − 1: prior + Σ_t over every t with the same noise, one image and one time after the other."""
+    steps, levels, shape = 12, 17, (1, 2, 2)
+    schedule, index = SCHEDULES[name](steps=steps), torch.tensor([4, 0, 2**33])
+    x0 = torch.randint(levels, (3, *shape), generator=torch.Generator().manual_seed(0)).double() / 8 - 1
+    denoiser = GaussianDenoiser(schedule, -0.2, 0.6, v=v, clip=True)
+    parts = likelihood.vlb(denoiser, x0, index, levels, times, large, batch=7)
+    assert parts["bound"].dtype == torch.float64 and parts["bound"].shape == (3,)
+    bar = alpha_bar(name, steps)
+    for i in range(3):
+        eps = noise.normal(noise.key("likelihood"), index[i : i + 1], 0, (steps, 4)).reshape(steps, *shape).double()
+        terms = []
+        for t in range(1, steps + 1):
+            x_t = math.sqrt(bar[t]) * x0[i] + math.sqrt(1 - bar[t]) * eps[t - 1]
+            x0_hat = denoiser.predict(x_t, time(t), None)[0].clamp(-1, 1)
+            terms.append(expected_term(name, steps, t, x0[i], x_t, x0_hat, v, large, levels))
+        q = Normal(math.sqrt(bar[-1]) * x0[i], math.sqrt(1 - bar[-1]))
+        expected = {
+            "decoder": terms[0] / math.log(2),
+            "kl": sum(terms[1:]) / math.log(2),
+            "prior": float(kl_divergence(q, Normal(scalar(0.0), scalar(1.0))).mean()) / math.log(2),
+        }
+        expected["bound"] = sum(expected.values())
+        for part, value in expected.items():
+            assert float(parts[part][i]) == pytest.approx(value, rel=1e-7), (part, i)
+
+
+def test_vlb_does_not_depend_on_the_batch() -> None:
+    """An image's bound is the same alone, in company, in batches of any size, and for stratified times."""
+    schedule = SCHEDULES["linear"](steps=30)
+    denoiser, x0 = GaussianDenoiser(schedule, 0.0, 0.5), randn(0, 5, 1, 2, 2)
+    index = torch.tensor([3, 1, 4, 1 << 35, 9])
+    for times in (6, 29):
+        together = likelihood.vlb(denoiser, x0, index, 17, times, False, batch=11)
+        for i in range(5):
+            alone = likelihood.vlb(denoiser, x0[i : i + 1], index[i : i + 1], 17, times, False, batch=1000)
+            for part in together:
+                torch.testing.assert_close(together[part][i], alone[part][0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1000, 1), (1000, 7), (100, 33), (100, 98), (12, 5), (3, 1), (5, 4)])
+def test_stratified_times_hit_every_t_equally(steps: int, count: int) -> None:
+    """The expected count of every t in 2 … T is K/(T − 1), exactly, and t is in its own stratum.
+
+    Boundaries fall on multiples of 1/(T − 1) in u, so the midpoints of 3 (T − 1) cells integrate over u exactly.
+    """
+    cells = 3 * (steps - 1)
+    u = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells)[:, None].expand(-1, count)
+    t = likelihood.stratified_times(u, steps)
+    assert t.shape == u.shape and t.dtype == torch.float64
+    found = torch.bincount(t.long().flatten(), minlength=steps + 1)
+    assert found[:2].sum() == 0 and len(found) == steps + 1
+    np.testing.assert_allclose(found[2:].numpy() / cells, count / (steps - 1), rtol=1e-12)
+    low = 2 + np.floor(np.arange(count) * (steps - 1) / count)
+    high = 2 + np.ceil((np.arange(count) + 1) * (steps - 1) / count) - 1
+    assert (t.numpy() >= low).all() and (t.numpy() <= high).all()
+
+
+def test_stratified_times_at_the_ends_of_the_interval() -> None:
+    """The smallest and the largest number that `noise.uniform` gives stay within 2 … T."""
+    for steps, count in product([3, 12, 1000], [1, 2, 11]):
+        for u in (0.5 / 2**32, 1 - 0.5 / 2**32):
+            t = likelihood.stratified_times(torch.full((1, count), u, dtype=torch.float64), steps)
+            assert float(t.min()) >= 2 and float(t.max()) <= steps
+
+
+class ConstantDenoiser(Denoiser):
+    """x̂0 is the same everywhere, so that KL_t depends on t alone and not on ε."""
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return torch.full_like(x_t, 0.3), None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, 4, 10])
+def test_stratified_estimate_is_unbiased(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mean over u, integrated exactly, is the sum over all t ≥ 2; decoder and prior are not estimated at all."""
+    steps = 24
+    cells = 3 * (steps - 1)
+    u = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    monkeypatch.setattr(noise, "uniform", lambda key, index, draw, shape: u[:, None].expand(-1, *shape))
+    denoiser = ConstantDenoiser(None, None, SCHEDULES[name](steps=steps), clip=False)
+    x0 = torch.full((cells, 1, 1, 1), -0.5, dtype=torch.float64)
+    estimate = likelihood.vlb(denoiser, x0, torch.arange(cells), 17, count, False, batch=1000)
+    exact = likelihood.vlb(denoiser, x0[:1], torch.arange(1), 17, steps - 1, False, batch=1000)
+    assert float(estimate["kl"].std()) > 0.01 * float(exact["kl"])
+    for part in exact:
+        assert float(estimate[part].mean()) == pytest.approx(float(exact[part]), rel=1e-10), part
+    snr = alpha_bar(name, steps)[1:] / (1 - alpha_bar(name, steps)[1:])
+    assert float(exact["kl"]) == pytest.approx(0.5 * (snr[0] - snr[-1]) * 0.8**2 / math.log(2), rel=1e-9)

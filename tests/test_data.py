@@ -1,0 +1,281 @@
+"""Datasets: the right images in the right halves, and a message where the files are not the right ones."""
+
+import os
+import shutil
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from sklearn.datasets import load_digits
+
+from ddpm import data, provenance
+from ddpm.errors import UserError
+from ddpm.layout import Layout
+
+torch.set_num_threads(1)
+
+JOB = {"data": {"name": "digits", "seed": 0}}
+
+
+def rows(images: torch.Tensor) -> list[bytes]:
+    """Every image as bytes."""
+    return [image.numpy().tobytes() for image in images]
+
+
+# ---- digits -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[data.Split, data.Split]:
+    return data.Digits().load()
+
+
+def test_digits_are_dealt_into_two_halves(digits: tuple[data.Split, data.Split]) -> None:
+    """898 and 899 images that together are scikit-learn's 1 797, each exactly once, with their labels."""
+    train, test = digits
+    assert train.images.shape == (898, 1, 8, 8) and test.images.shape == (899, 1, 8, 8)
+    assert train.images.dtype == test.images.dtype == torch.uint8
+    assert train.labels.dtype == test.labels.dtype == torch.int64
+    whole = load_digits()
+    expected = sorted(
+        (image.astype("uint8").tobytes(), int(label)) for image, label in zip(whole.images, whole.target, strict=True)
+    )
+    dealt = [pair for half in digits for pair in zip(rows(half.images), map(int, half.labels.tolist()), strict=True)]
+    assert sorted(dealt) == expected
+
+
+def test_digits_are_stratified(digits: tuple[data.Split, data.Split]) -> None:
+    """Every label stands in both halves equally often, give or take one image."""
+    counts = [half.labels.bincount(minlength=10) for half in digits]
+    assert (counts[0] - counts[1]).abs().max() <= 1
+    assert (counts[0] + counts[1]).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_digits_have_17_grey_levels(digits: tuple[data.Split, data.Split]) -> None:
+    """0 … 16, all of them, and no other."""
+    both = torch.cat([half.images for half in digits])
+    assert both.unique().tolist() == list(range(17))
+    assert data.Digits.levels == 17
+
+
+def test_the_seed_deals_the_digits(digits: tuple[data.Split, data.Split]) -> None:
+    """The same seed gives the same halves in the same order, another seed other ones."""
+    again, other = data.Digits(seed=0).load(), data.Digits(seed=1).load()
+    assert torch.equal(digits[0].images, again[0].images) and torch.equal(digits[1].labels, again[1].labels)
+    assert set(rows(other[0].images)) != set(rows(digits[0].images))
+    common = len(set(rows(other[0].images)) & set(rows(digits[0].images)))
+    assert 350 < common < 550  # two independent halves share about a quarter of all images
+
+
+# ---- grey levels ------------------------------------------------------------------------------------------
+
+
+def dataset(levels: int) -> data.Data:
+    empty = data.Split(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    return data.Data(empty, empty, levels, 10)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_every_grey_level_survives_scaling(levels: int) -> None:
+    """scale is evenly spaced on [−1, 1], quantise its inverse."""
+    every, on = torch.arange(levels).to(torch.uint8), dataset(levels)
+    x = on.scale(every)
+    assert x.dtype == torch.float32 and x[0] == -1 and x[-1] == 1
+    assert torch.allclose(x.double(), torch.linspace(-1, 1, levels, dtype=torch.float64), atol=2e-7, rtol=0)
+    back = on.quantise(x)
+    assert back.dtype == torch.uint8
+    assert torch.equal(back, every)
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+def test_quantising_takes_the_nearest_level(levels: int) -> None:
+    """Up to just under half a level either way the level is kept; beyond the range it is cut."""
+    every, on = torch.arange(levels).to(torch.uint8), dataset(levels)
+    step = 2 / (levels - 1)
+    for shift in (-0.49, 0.49):
+        assert torch.equal(on.quantise(on.scale(every) + shift * step), every)
+    assert torch.equal(on.quantise(on.scale(every[:-1]) + 0.51 * step), every[1:])
+    assert on.quantise(torch.tensor([-9.0, 9.0])).tolist() == [0, levels - 1]
+
+
+# ---- the stored dataset -----------------------------------------------------------------------------------
+
+
+def test_preparing_stores_the_dataset(tmp_path: Path, digits: tuple[data.Split, data.Split]) -> None:
+    """What is read back is what was loaded, with its record beside it."""
+    layout = Layout(tmp_path)
+    data.prepare(JOB, "0" * 16, layout)
+    found = data.read(layout.data)
+    assert torch.equal(found.train.images, digits[0].images) and torch.equal(found.test.images, digits[1].images)
+    assert torch.equal(found.train.labels, digits[0].labels) and torch.equal(found.test.labels, digits[1].labels)
+    assert (found.levels, found.classes, found.shape) == (17, 10, (1, 8, 8))
+    record = provenance.read_record(layout.record("data"))
+    assert record["result"] == {"train": 898, "test": 899}
+    assert provenance.matches(layout.record("data"), JOB, "0" * 16)
+
+
+def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    """The stored file holds nothing of the run: eight times the same."""
+    layouts = [Layout(tmp_path / str(i)) for i in range(8)]
+    for layout in layouts:
+        data.prepare(JOB, "0" * 16, layout)
+    assert len({layout.data.read_bytes() for layout in layouts}) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn header", "torn data", "text"])
+def test_a_stored_dataset_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    """One message with the file and the cure."""
+    layout = Layout(tmp_path)
+    data.prepare(JOB, "0" * 16, layout)
+    content = layout.data.read_bytes()
+    if damage == "missing":
+        layout.data.unlink()
+    else:
+        size = {"empty": 0, "torn header": 20, "torn data": len(content) - 1, "text": 0}[damage]
+        layout.data.write_bytes(content[:size] + (b"not tensors at all" if damage == "text" else b""))
+    with pytest.raises(UserError) as caught:
+        data.read(layout.data)
+    message = str(caught.value)
+    assert str(layout.data) in message and "delete it and run again" in message
+    assert len(message.splitlines()) <= 3
+
+
+# ---- MNIST ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Path:
+    """The folder that holds the real files."""
+    root = os.environ.get("DDPM_DATA")
+    if not root:
+        reason = "DDPM_DATA is unset: it must name a folder that holds MNIST/raw"
+        if os.environ.get("DDPM_REQUIRE_DATA"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return Path(root).absolute() / "MNIST" / "raw"
+
+
+@pytest.fixture
+def copied(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of links to the real files, set as DDPM_DATA."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in data.MNIST_FILES:
+        (raw / name).symlink_to(mnist / name)
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
+    return raw
+
+
+def refused() -> str:
+    """The message that MNIST is refused with."""
+    with pytest.raises(UserError) as caught:
+        data.MNIST().load()
+    return str(caught.value)
+
+
+def test_mnist_is_torchvisions(mnist: Path) -> None:
+    """60 000 and 10 000 images with their labels, 256 grey levels, in the files' own order."""
+    train, test = data.MNIST().load()
+    assert train.images.shape == (60000, 1, 28, 28) and test.images.shape == (10000, 1, 28, 28)
+    assert train.images.dtype == torch.uint8 and train.labels.dtype == torch.int64
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert train.labels.bincount().tolist() == counts
+    assert test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert test.labels[:8].tolist() == [7, 2, 1, 0, 4, 1, 4, 9]
+    # The mean grey levels that everyone normalises with: 0.1307 and 0.1325.
+    assert train.images.double().mean().item() / 255 == pytest.approx(0.130660, abs=1e-6)
+    assert test.images.double().mean().item() / 255 == pytest.approx(0.132515, abs=1e-6)
+    assert (int(train.images.min()), int(train.images.max())) == (0, 255)
+    assert (data.MNIST.levels, data.MNIST.classes) == (256, 10)
+
+
+@pytest.mark.parametrize("name", data.MNIST_FILES)
+def test_mnists_files_are_the_published_ones(mnist: Path, name: str) -> None:
+    """The checksums in the code are those of the real files."""
+    assert provenance.sha256(mnist / name) == data.MNIST_FILES[name]
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_torn_file_is_named(mnist: Path, copied: Path, name: str) -> None:
+    """A file that ends too early: its path, its size and the cure."""
+    content = (mnist / name).read_bytes()
+    (copied / name).unlink()
+    (copied / name).write_bytes(content[: len(content) // 2])
+    message = refused()
+    assert str(copied / name) in message and f"{len(content) // 2} bytes" in message
+    assert "delete" in message and data.MNIST_FILES[name][:12] in message
+    assert len(message.splitlines()) <= 3
+
+
+def test_another_file_of_the_right_size_is_named(mnist: Path, copied: Path) -> None:
+    """One changed byte is another file."""
+    name = "t10k-images-idx3-ubyte"
+    content = bytearray((mnist / name).read_bytes())
+    content[1000] ^= 1
+    (copied / name).unlink()
+    (copied / name).write_bytes(content)
+    message = refused()
+    assert str(copied / name) in message and "delete" in message
+
+
+def test_exchanged_files_are_named(mnist: Path, copied: Path) -> None:
+    """The training labels in the place of the test labels."""
+    (copied / "t10k-labels-idx1-ubyte").unlink()
+    shutil.copy(mnist / "train-labels-idx1-ubyte", copied / "t10k-labels-idx1-ubyte")
+    assert str(copied / "t10k-labels-idx1-ubyte") in refused()
+
+
+def test_a_missing_file_is_named(copied: Path) -> None:
+    """Three of four files: the fourth is named, and nothing is downloaded to a folder that was given."""
+    (copied / "t10k-images-idx3-ubyte").unlink()
+    message = refused()
+    assert str(copied / "t10k-images-idx3-ubyte") in message and "missing" in message and "DDPM_DATA" in message
+
+
+@pytest.mark.parametrize("folder", ["empty", "nowhere"])
+def test_a_wrong_ddpm_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """A folder without the files, or none at all: the variable, its value and what it must hold."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path / folder))
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
+    message = refused()
+    assert f"DDPM_DATA={tmp_path / folder}" in message and "MNIST/raw" in message
+    assert "train-images-idx3-ubyte" in message
+    assert not any((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [URLError("no route"), RuntimeError("File not found or corrupted."), ConnectionResetError("reset"), TimeoutError()],
+    ids=lambda e: type(e).__name__,
+)
+def test_offline_without_data_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """No data, no network: the folder, the reason, and DDPM_DATA as the way out."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.delenv("DDPM_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", fail)
+    message = refused()
+    assert str(Path("data") / "MNIST" / "raw") in message and "could not be downloaded" in message
+    assert "DDPM_DATA" in message and str(error) in message
+
+
+def test_data_beside_the_project_is_used_without_downloading(
+    mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where DDPM_DATA is unset, `data/` is read; complete files are not fetched again."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in data.MNIST_FILES:
+        (raw / name).symlink_to(mnist / name)
+    monkeypatch.delenv("DDPM_DATA")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
+    assert len(data.MNIST().load()[1].images) == 10000

@@ -1,0 +1,394 @@
+"""FID: the closed form, the extractor inside torch-fidelity, and refusals of what only looks like a FID."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+import torch_fidelity
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+from torch_fidelity import registry
+
+from ddpm import config, data, fidelity, noise, provenance
+from ddpm.errors import UserError
+from ddpm.grid import Grid
+from ddpm.layout import Layout
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+CELL = "eps/linear/none/ddim/seed0"
+FEATURES = 16
+
+
+def grid(**overlay: object) -> Grid:
+    """The tiny grid with 16 features."""
+    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
+    own = {"classifier": {"width": 4, "features": FEATURES, "epochs": 3}, "sampling": {"images": 60}}
+    return config.check(config.merge(config.merge(read, own), overlay))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A results folder that holds the digits and the classifier; read only."""
+    layout = Layout(tmp_path_factory.mktemp("prepared"))
+    data.prepare(*grid().job("data"), layout)
+    fidelity.train_classifier(*grid().job("classifier"), layout)
+    return layout
+
+
+@pytest.fixture
+def layout(prepared: Layout, tmp_path: Path) -> Layout:
+    shutil.copytree(prepared.root, tmp_path / "results")
+    return Layout(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def digits(prepared: Layout) -> data.Data:
+    return data.read(prepared.data)
+
+
+@pytest.fixture(scope="module")
+def extractor(prepared: Layout) -> fidelity.Extractor:
+    return fidelity.Extractor({"extractor": "classifier", "weights": ""}, prepared.classifier, 17)
+
+
+# ---- the distance -----------------------------------------------------------------------------------------
+
+
+def closed_form(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    """‖µ_a − µ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), the root by scipy."""
+    root = scipy.linalg.sqrtm(a["sigma"] @ b["sigma"]).real
+    return float(((a["mu"] - b["mu"]) ** 2).sum() + np.trace(a["sigma"] + b["sigma"] - 2 * root))
+
+
+@pytest.mark.parametrize("size", [2, 7, 40])
+def test_frechet_is_the_closed_form(size: int) -> None:
+    """Two correlated samples with different means, against scipy's matrix root."""
+    rng = np.random.default_rng(size)
+    sets = [rng.normal(size=(5 * size, size)) @ rng.normal(size=(size, size)) + shift for shift in (0.0, 0.3)]
+    a, b = (fidelity.statistics(torch.from_numpy(s)) for s in sets)
+    assert fidelity.frechet(a, b) == pytest.approx(closed_form(a, b), rel=1e-8, abs=1e-8)
+    assert fidelity.frechet(a, b) == pytest.approx(fidelity.frechet(b, a), rel=1e-8, abs=1e-8)
+    assert fidelity.frechet(a, a) == pytest.approx(0, abs=1e-5)
+
+
+def test_frechet_of_gaussians_whose_covariances_commute() -> None:
+    """With one basis for both, it is Σ (µ_a − µ_b)² + Σ (√λ_a − √λ_b)²."""
+    rng = np.random.default_rng(1)
+    basis, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    one, two = np.array([4.0, 1.0, 9.0, 0.25, 2.0, 1.0]), np.array([1.0, 1.0, 4.0, 2.25, 3.0, 0.01])
+    shift = np.array([1.0, 0.0, -2.0, 0.5, 0.0, 0.0])
+    a = {"mu": np.zeros(6), "sigma": basis * one @ basis.T}
+    b = {"mu": basis @ shift, "sigma": basis * two @ basis.T}
+    expected = (shift**2).sum() + ((np.sqrt(one) - np.sqrt(two)) ** 2).sum()
+    assert fidelity.frechet(a, b) == pytest.approx(expected, rel=1e-8)
+
+
+def test_statistics_are_mean_and_unbiased_covariance() -> None:
+    """Division by N − 1, features along the second axis, float64."""
+    x = torch.tensor([[1.0, 0.0], [2.0, 4.0], [6.0, 2.0]], dtype=torch.float64)
+    found = fidelity.statistics(x)
+    assert found["mu"].tolist() == [3.0, 2.0]
+    assert found["sigma"].tolist() == [[7.0, 1.0], [1.0, 4.0]]
+
+
+@pytest.mark.parametrize(("count", "size"), [(8, 8), (3, 8), (1, 1)])
+def test_too_few_images_are_refused(count: int, size: int) -> None:
+    """A covariance of N ≤ D features has no full rank: the key, both numbers and what would be right."""
+    with pytest.raises(UserError) as caught:
+        fidelity.statistics(torch.randn(count, size, dtype=torch.float64))
+    message = str(caught.value)
+    assert "sampling.images" in message and f"{count} images" in message and f"{size} features" in message
+    assert fidelity.statistics(torch.randn(size + 1, size, dtype=torch.float64))["mu"].shape == (size,)
+
+
+# ---- grey levels ------------------------------------------------------------------------------------------
+
+
+def test_grey_levels_become_bytes() -> None:
+    """0 … 16 is spread evenly over 0 … 255 and rounded; 256 levels stay as they are."""
+    levels = torch.arange(17, dtype=torch.uint8)
+    expected = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
+    assert fidelity.grey(levels, 17).tolist() == expected
+    assert fidelity.grey(levels, 17).dtype == torch.uint8
+    every = torch.arange(256).to(torch.uint8)
+    assert torch.equal(fidelity.grey(every, 256), every)
+    assert fidelity.grey(torch.tensor([0, 1], dtype=torch.uint8), 2).tolist() == [0, 255]
+
+
+def test_binarising_splits_at_128() -> None:
+    """127 becomes 0, 128 becomes 255; of 17 levels the middle one is white."""
+    images = torch.tensor([0, 1, 127, 128, 129, 255], dtype=torch.uint8)
+    assert fidelity.binarize(images).tolist() == [0, 0, 0, 255, 255, 255]
+    assert fidelity.binarize(images).dtype == torch.uint8
+    levels = torch.arange(17, dtype=torch.uint8)
+    assert fidelity.binarize(fidelity.grey(levels, 17)).tolist() == [0] * 8 + [255] * 9
+
+
+# ---- the extractor ----------------------------------------------------------------------------------------
+
+
+class Images(Dataset):
+    """Bare uint8 tensors, as torch-fidelity wants them."""
+
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+@pytest.fixture
+def registered() -> Iterator[str]:
+    """The extractor under a name that torch-fidelity knows."""
+    name = "ddpm-classifier"
+    torch_fidelity.register_feature_extractor(name, fidelity.ClassifierExtractor)
+    yield name
+    registry.FEATURE_EXTRACTORS_REGISTRY.pop(name)
+
+
+@pytest.mark.parametrize("binarized", [False, True])
+def test_torch_fidelity_finds_the_same_fid(
+    prepared: Layout, digits: data.Data, extractor: fidelity.Extractor, registered: str, binarized: bool
+) -> None:
+    """The whole of torch-fidelity with the registered extractor, against our path."""
+    ours, theirs = digits.train.images[:200], digits.test.images[:150]
+    fid = fidelity.frechet(*(fidelity.statistics(extractor(i, binarized)) for i in (ours, theirs)))
+
+    def images(half: torch.Tensor) -> Images:
+        grey = fidelity.grey(half, 17)
+        return Images(fidelity.binarize(grey) if binarized else grey)
+
+    found = torch_fidelity.calculate_metrics(
+        input1=images(ours),
+        input2=images(theirs),
+        fid=True,
+        isc=True,
+        feature_extractor=registered,
+        feature_extractor_weights_path=str(prepared.classifier),
+        cuda=False,
+        save_cpu_ram=True,
+        cache=False,
+        verbose=False,
+        batch_size=64,
+        isc_splits=2,
+    )
+    assert fid > 0.01
+    assert found["frechet_inception_distance"] == pytest.approx(fid, rel=1e-6, abs=1e-6)
+    assert 1 <= found["inception_score_mean"] <= 10
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(4, 1, 8, 8), "float32"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.int64), "int64"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), r"\(3, 8, 8\)"),
+        (torch.zeros(4, 1, 16, 16, dtype=torch.uint8), r"\(1, 16, 16\)"),
+        (torch.zeros(4, 8, 8, dtype=torch.uint8), r"\(8, 8\)"),
+    ],
+    ids=["float", "int64", "colour", "size", "no channel"],
+)
+def test_images_of_another_kind_are_refused(extractor: fidelity.Extractor, images: torch.Tensor, said: str) -> None:
+    """Wrong type or shape: what was found, and uint8 (1, 8, 8) as what would be right."""
+    with pytest.raises(ValueError, match=said + r".*uint8 \(1, 8, 8\)"):
+        extractor.classifier(images)
+
+
+def test_features_have_mean_variance_one_on_the_training_half(extractor: fidelity.Extractor, digits: data.Data) -> None:
+    """The scale of FID does not depend on the classifier's last layer."""
+    features = extractor(digits.train.images)
+    assert features.dtype == torch.float64 and features.shape == (898, FEATURES)
+    assert float(features.var(0).mean()) == pytest.approx(1, rel=1e-5)
+
+
+def test_features_do_not_depend_on_the_batch(extractor: fidelity.Extractor, digits: data.Data) -> None:
+    """An image's features are its own, whatever else is in the batch: normalisation is the trained one."""
+    images = digits.test.images
+    assert torch.allclose(extractor(images)[600:610], extractor(images[600:610]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_classifier_learns(layout: Layout, digits: data.Data) -> None:
+    """Three epochs of a tiny network are better than guessing (0.1), and its accuracy is the recorded one."""
+    record = provenance.read_record(layout.record("classifier"))
+    extractor = fidelity.Extractor({"extractor": "classifier", "weights": ""}, layout.classifier, 17)
+    accuracy = float((extractor.predict(digits.test.images) == digits.test.labels).double().mean())
+    assert record["result"]["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert accuracy > 0.3
+
+
+def test_training_the_classifier_again_gives_the_same_bytes(layout: Layout, prepared: Layout) -> None:
+    """Same seed, same bytes; another seed gives another extractor."""
+    job, code = grid().job("classifier")
+    fidelity.train_classifier(job, code, layout)
+    assert layout.classifier.read_bytes() == prepared.classifier.read_bytes()
+    fidelity.train_classifier(grid(classifier={"seed": 1}).classifier_job(), code, layout)
+    assert layout.classifier.read_bytes() != prepared.classifier.read_bytes()
+
+
+# ---- Inception --------------------------------------------------------------------------------------------
+
+
+def test_missing_inception_weights_are_named(prepared: Layout, tmp_path: Path) -> None:
+    """The key, the path and what must lie there."""
+    path = str(tmp_path / "nowhere.pth")
+    with pytest.raises(UserError) as caught:
+        fidelity.Extractor({"extractor": "inception", "weights": path}, prepared.classifier, 17)
+    message = str(caught.value)
+    assert "fidelity.weights" in message and path in message and "Inception" in message
+    assert len(message.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("content", ["text", "torn", "another network"])
+def test_wrong_inception_weights_are_named(tmp_path: Path, content: str) -> None:
+    """A file that is no state dict, or that of another network."""
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(1000)}, path)
+    if content != "another network":
+        path.write_bytes(b"not weights" if content == "text" else path.read_bytes()[:500])
+    with pytest.raises(UserError) as caught:
+        fidelity.inception(str(path))
+    assert "fidelity.weights" in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_offline_inception_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No weights given and no network: the key to set, and the file that it wants."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(fidelity.FeatureExtractorInceptionV3, "__init__", fail)
+    with pytest.raises(UserError) as caught:
+        fidelity.inception("")
+    message = str(caught.value)
+    assert "no route to host" in message and "fidelity.weights" in message and "pt_inception" in message
+
+
+# ---- references and the stage -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["train", "test"])
+def test_references_are_taken_in_a_seeded_order(digits: data.Data, half: str) -> None:
+    """All images of the half once, not in their own order, the same at every call; a part is its beginning."""
+    images = getattr(digits, half).images
+    order = noise.permutation(len(images), "reference", half)
+    found = fidelity.reference(digits, half)
+    assert torch.equal(found, images[order])
+    assert not torch.equal(found, images)
+    assert sorted(order.tolist()) == list(range(len(images)))
+    assert torch.equal(fidelity.reference(digits, half), found)
+    assert torch.equal(fidelity.reference(digits, half, 60), found[:60])
+    other = {"train": "test", "test": "train"}[half]
+    assert not torch.equal(noise.permutation(898, "reference", half), noise.permutation(898, "reference", other))
+
+
+def test_more_reference_images_than_there_are_are_refused(digits: data.Data) -> None:
+    """An exact N, or a message with both numbers."""
+    with pytest.raises(UserError, match=r"899.*train.*898"):
+        fidelity.reference(digits, "train", 899)
+
+
+def by_hand(extractor: fidelity.Extractor, digits: data.Data, images: torch.Tensor) -> dict[str, float]:
+    """What the stage must find for these images."""
+    found = {}
+    for suffix, binarized in (("", False), ("_binarized", True)):
+        ours = fidelity.statistics(extractor(images, binarized))
+        for name, half in (("fid", digits.test), ("fid_train", digits.train)):
+            reference = fidelity.statistics(extractor(half.images, binarized))
+            found[name + suffix] = fidelity.frechet(ours, reference)
+    return found
+
+
+def test_the_real_row_compares_training_images_with_the_test_half(
+    layout: Layout, digits: data.Data, extractor: fidelity.Extractor
+) -> None:
+    """N seeded training images; against the half that they come from there is nothing to measure."""
+    fidelity.evaluate(*grid().job("fidelity", "real"), layout)
+    found = provenance.read_record(layout.record("fidelity", "real"))["result"]
+    expected = by_hand(extractor, digits, fidelity.reference(digits, "train", 60))
+    for key in ("fid", "fid_binarized"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-9)
+    assert found["images"] == 60
+    assert "fid_train" not in found and "fid_train_binarized" not in found
+
+
+def test_the_noise_row_is_uniform_over_the_grey_levels(
+    layout: Layout, digits: data.Data, extractor: fidelity.Extractor
+) -> None:
+    """Far from the data, and the same at every run."""
+    for _ in range(2):
+        fidelity.evaluate(*grid().job("fidelity", "noise"), layout)
+        found = provenance.read_record(layout.record("fidelity", "noise"))["result"]
+        uniform = noise.uniform(noise.key("noise row"), torch.arange(60), 0, (1, 8, 8))
+        images = (uniform * 17).floor().to(torch.uint8)
+        assert images.unique().tolist() == list(range(17))
+        for key, value in by_hand(extractor, digits, images).items():
+            assert found[key] == pytest.approx(value, rel=1e-9)
+    fidelity.evaluate(*grid().job("fidelity", "real"), layout)
+    assert found["fid"] > 2 * provenance.read_record(layout.record("fidelity", "real"))["result"]["fid"]
+
+
+def sampled(layout: Layout, images: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+    """Put images where a cell's samples belong."""
+    tensors = {"images": images} | ({} if labels is None else {"labels": labels})
+    provenance.write_tensors(layout.samples(CELL), tensors)
+    recorder = provenance.Recorder("sample", {}, "0" * 16, {})
+    recorder.finish(layout.record("sample", CELL), [layout.samples(CELL)])
+
+
+def test_a_cells_samples_are_measured_against_both_halves(
+    layout: Layout, digits: data.Data, extractor: fidelity.Extractor
+) -> None:
+    """FIDs as by hand, and how often the classifier agrees with the label that was asked for."""
+    images, labels = digits.test.images[100:160], digits.test.labels[100:160].clone()
+    labels[:30] = (labels[:30] + 1) % 10
+    sampled(layout, images, labels)
+    fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    found = provenance.read_record(layout.record("fidelity", CELL))["result"]
+    for key, value in by_hand(extractor, digits, images).items():
+        assert found[key] == pytest.approx(value, rel=1e-9)
+    assert found["label_accuracy"] == float((extractor.predict(images) == labels).double().mean())
+    assert found["extractor"] == provenance.sha256(layout.classifier)[:12]
+
+
+def test_samples_without_labels_have_no_label_accuracy(layout: Layout, digits: data.Data) -> None:
+    """An unconditional cell was asked for no label."""
+    sampled(layout, digits.test.images[:60])
+    fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    assert "label_accuracy" not in provenance.read_record(layout.record("fidelity", CELL))["result"]
+
+
+@pytest.mark.parametrize("count", [59, 61])
+def test_another_number_of_samples_is_refused(layout: Layout, digits: data.Data, count: int) -> None:
+    """N is exact: the file, its number and the configured one."""
+    sampled(layout, digits.test.images[:count])
+    with pytest.raises(UserError) as caught:
+        fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    message = str(caught.value)
+    assert str(layout.samples(CELL)) in message and f"{count} images" in message and "60" in message
+    assert not layout.record("fidelity", CELL).exists()
+
+
+@pytest.mark.parametrize("torn", ["samples", "classifier"])
+def test_a_torn_input_is_named(layout: Layout, digits: data.Data, torn: str) -> None:
+    """A file of tensors that ends too early: one message with its path."""
+    sampled(layout, digits.test.images[:60])
+    path = layout.samples(CELL) if torn == "samples" else layout.classifier
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError) as caught:
+        fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    assert str(path) in str(caught.value)
+
+
+def test_the_weights_are_plain_tensors(prepared: Layout) -> None:
+    """No pickle: everything that the extractor needs stands in the safetensors file."""
+    tensors = load_file(prepared.classifier)
+    assert int(tensors["side"]) == 8 and float(tensors["scale"]) > 0

@@ -1,0 +1,161 @@
+"""Guidance on two classes of Gaussian images whose conditional and unconditional scores are exact."""
+
+import math
+
+import pytest
+import torch
+from oracles import SCHEDULES, ClassDenoiser, alpha_bar, log_normal, randn, time
+
+from ddpm.guidance import ClassifierFree, Guidance, Unguided
+from ddpm.samplers import DDIM
+
+Tensor = torch.Tensor
+WEIGHTS, MEANS, STDS = (0.4, 0.6), (-0.5, 0.7), (0.3, 0.2)
+LABELS = torch.tensor([0, 1, 1])
+TIMES = [3, 400, 950]
+
+
+def exact(name: str = "linear", v: tuple[float, ...] | None = None) -> ClassDenoiser:
+    return ClassDenoiser(SCHEDULES[name](), WEIGHTS, MEANS, STDS, v)
+
+
+def scores(name: str, x: Tensor, t: int, label: int) -> tuple[Tensor, Tensor, Tensor]:
+    """∇ log q(x_t | y), ∇ log q(x_t) and ∇ log q(y | x_t) of every pixel, by autograd through the densities."""
+    bar, x = alpha_bar(name)[t], x.detach().requires_grad_()
+    joint = torch.stack(
+        [
+            math.log(w) + log_normal(x, math.sqrt(bar) * m, bar * c**2 + 1 - bar)
+            for w, m, c in zip(WEIGHTS, MEANS, STDS, strict=True)
+        ]
+    )
+    logs = (joint[label], joint.logsumexp(0), joint.log_softmax(0)[label])
+    conditional, unconditional, classifier = (torch.autograd.grad(f.sum(), x, retain_graph=True)[0] for f in logs)
+    return conditional, unconditional, classifier
+
+
+def guided_scores(name: str, weight: float, x: Tensor) -> list[Tensor]:
+    """−ε̂/σ of the guided denoiser, image i at TIMES[i] with label LABELS[i]."""
+    prediction = ClassifierFree(weight=weight)(exact(name))(x, time(*TIMES), LABELS)
+    return [-e / math.sqrt(1 - alpha_bar(name)[t]) for e, t in zip(prediction.eps, TIMES, strict=True)]
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+@pytest.mark.parametrize("weight", [-1.0, -0.5, 0.0, 1.0, 5.0])
+def test_guided_score(weight: float, name: str) -> None:
+    """000, "Classifier free guidance": (1 + w) ∇ log p(x | y) − w ∇ log p(x)."""
+    x = randn(0, 3, 1, 2, 2)
+    for i, score in enumerate(guided_scores(name, weight, x)):
+        conditional, unconditional, _ = scores(name, x[i], TIMES[i], int(LABELS[i]))
+        torch.testing.assert_close(score, (1 + weight) * conditional - weight * unconditional, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, 1.0, 5.0])
+def test_conventions_of_the_documents(weight: float) -> None:
+    """003, eq. 40 (ω = 1 + w); 001, eq. 4.30 (γ = 1 + w); and by Bayes' rule 001, eq. 4.25: s(x) + γ ∇ log p(y | x)."""
+    x, factor = randn(1, 3, 1, 2, 2), 1 + weight
+    for i, score in enumerate(guided_scores("linear", weight, x)):
+        conditional, unconditional, classifier = scores("linear", x[i], TIMES[i], int(LABELS[i]))
+        for expected in (
+            factor * (conditional - unconditional) + unconditional,
+            factor * conditional + (1 - factor) * unconditional,
+            unconditional + factor * classifier,
+        ):
+            torch.testing.assert_close(score, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("weight", [-0.5, 1.0, 5.0])
+def test_guided_noise_and_clean_image(weight: float) -> None:
+    """003, eq. 42: the same combination holds for ε̂, and for x̂0, because the weights sum to 1."""
+    x, denoiser = randn(2, 3, 1, 2, 2), exact()
+    guided = ClassifierFree(weight=weight)(denoiser)(x, time(*TIMES), LABELS)
+    conditional = denoiser(x, time(*TIMES), LABELS)
+    unconditional = denoiser(x, time(*TIMES), torch.full_like(LABELS, 2))
+    for part in ("x0", "eps"):
+        with_label, without = getattr(conditional, part), getattr(unconditional, part)
+        torch.testing.assert_close(
+            getattr(guided, part), without + (1 + weight) * (with_label - without), rtol=1e-8, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ("weight", "evaluations", "batches"), [(-1.0, 1, [3]), (0.0, 1, [3]), (-0.5, 2, [6]), (1.0, 2, [6]), (5.0, 2, [6])]
+)
+@pytest.mark.parametrize("single", [False, True])
+def test_one_batch(weight: float, evaluations: int, batches: list[int], single: bool) -> None:
+    """Condition and null run as one batch, and a branch without weight not at all."""
+    denoiser = exact()
+    guided = ClassifierFree(weight=weight)(denoiser)
+    guided(randn(3, 3, 1, 2, 2), time(400) if single else time(*TIMES), LABELS)
+    assert guided.evaluations == evaluations
+    assert denoiser.batches == batches
+
+
+def test_evaluations_multiply() -> None:
+    """A denoiser that itself needs two evaluations per call needs four under guidance."""
+    denoiser = exact()
+    denoiser.evaluations = 2
+    assert ClassifierFree(weight=1.0)(denoiser).evaluations == 4
+    assert ClassifierFree(weight=0.0)(denoiser).evaluations == 2
+    assert Unguided()(denoiser).evaluations == 2
+
+
+def test_single_time_equals_one_time_per_image() -> None:
+    """A scalar time means the same as that time for every image."""
+    x, guided = randn(4, 3, 1, 2, 2), ClassifierFree(weight=2.0)(exact())
+    one, many = guided(x, time(400), LABELS), guided(x, time(400, 400, 400), LABELS)
+    torch.testing.assert_close(one.x0, many.x0, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(1.0, (0.2, 0.6)), (0.0, (0.2, 0.6)), (-1.0, (0.9, 0.9))])
+def test_learned_variance_is_the_conditional_one(weight: float, expected: tuple[float, float]) -> None:
+    """v comes from the branch with the label, or from the only one that ran."""
+    prediction = ClassifierFree(weight=weight)(exact(v=(0.2, 0.6, 0.9)))(randn(5, 3, 1, 2, 2), time(400), LABELS)
+    assert prediction.v.shape == (3, 1, 2, 2)
+    for i, label in enumerate(LABELS.tolist()):
+        assert (prediction.v[i] == expected[label]).all()
+
+
+def test_clipping_comes_after_guidance() -> None:
+    """The guided x̂0 is clipped, not its branches, and ε̂ derived from it."""
+    denoiser = exact()
+    denoiser.clip = True
+    x = 2 * randn(6, 3, 1, 2, 2)
+    guided = ClassifierFree(weight=5.0)(denoiser)
+    free = ClassifierFree(weight=5.0)(exact())(x, time(*TIMES), LABELS).x0
+    prediction = guided(x, time(*TIMES), LABELS)
+    assert ((free.abs() > 1).any()) and guided.clip
+    assert torch.equal(prediction.x0, free.clamp(-1, 1))
+    bar = torch.from_numpy(alpha_bar("linear")[TIMES]).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(
+        bar.sqrt() * prediction.x0 + (1 - bar).sqrt() * prediction.eps, x, rtol=1e-10, atol=1e-10
+    )
+
+
+def test_unguided_ignores_labels() -> None:
+    """`none` asks its network without any label."""
+    seen = []
+    denoiser = exact()
+    denoiser.predict = lambda x, t, y: (seen.append(y), (x, None))[1]
+    Unguided()(denoiser)(randn(7, 3, 1, 2, 2), time(400), LABELS)
+    assert seen == [None]
+
+
+def test_samplers_inherit_guidance() -> None:
+    """A guided denoiser goes through a sampler; w = 0 ends in its class, where DDIM is affine in closed form."""
+    x, steps = randn(8, 3, 1, 2, 2), 20
+    *_, x0 = DDIM(steps=steps).trajectory(ClassifierFree(weight=0.0)(exact()), x, LABELS, None)
+    bar = alpha_bar("linear")
+    for i, label in enumerate(LABELS.tolist()):
+        slope, var = 1.0, STDS[label] ** 2
+        for t, s in zip(range(1000, 0, -50), range(950, -1, -50), strict=True):
+            cross = math.sqrt(bar[s] * bar[t]) * var + math.sqrt((1 - bar[s]) * (1 - bar[t]))
+            slope *= cross / (bar[t] * var + 1 - bar[t])
+        expected = MEANS[label] + slope * (x[i] - math.sqrt(bar[-1]) * MEANS[label])
+        torch.testing.assert_close(x0[i], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("weight", [-1.01, -5.0, math.nan])
+def test_weight_below_minus_one(weight: float) -> None:
+    """Less than the unconditional model is refused, and so is no number."""
+    with pytest.raises(ValueError, match=f"weight: {weight}; it must be at least -1"):
+        Guidance.make({"method": "cfg", "weight": weight})

@@ -1,0 +1,414 @@
+"""Samplers on data whose reverse process is known exactly, and against diffusers."""
+
+import math
+import re
+from collections.abc import Callable
+from itertools import count, pairwise
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from oracles import DIFFUSERS_SCHEDULES, SCHEDULES, GaussianDenoiser, MixtureDenoiser, alpha_bar, betas, randn, time
+from scipy import optimize, stats
+
+from ddpm.denoiser import Denoiser
+from ddpm.objectives import Objective
+from ddpm.samplers import DDIM, Ancestral, Sampler
+
+Tensor = torch.Tensor
+NAMES = list(SCHEDULES)
+MEAN, STD = 0.3, 0.5
+WEIGHTS, MEANS, STDS = (0.3, 0.7), (-0.8, 0.5), (0.15, 0.3)
+# Wide enough that clipping x̂0 to [−1, 1] matters.
+WIDE = (0.4, 0.9)
+
+
+def grid(steps: int, total: int = 1000) -> list[int]:
+    """round(linspace(T, 0, S + 1))."""
+    return [round(float(t)) for t in np.linspace(total, 0, steps + 1)]
+
+
+def last(sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Callable[[], Tensor] | None = None) -> Tensor:
+    """x_0 from x_T = x."""
+    *_, x = sampler.trajectory(denoiser, x, None, noise)
+    return x
+
+
+def noises(seed: int, *shape: int) -> Callable[[], Tensor]:
+    """A fresh seeded z at every call."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def affine_map(sampler: Sampler, denoiser: Denoiser) -> tuple[float, np.ndarray]:
+    """x_0 = offset + c · (x_T, z_1, …, z_{S−1}), read off by one unit impulse per image; exact for affine samplers."""
+    x = torch.zeros(sampler.steps + 1, 1, 1, 1, dtype=torch.float64)
+    x[1] = 1
+    calls = count(2)
+
+    def impulse() -> Tensor:
+        z = torch.zeros_like(x)
+        z[next(calls)] = 1
+        return z
+
+    x0 = last(sampler, denoiser, x, impulse).flatten().numpy()
+    assert next(calls) in (2, sampler.steps + 1), "noise at every step but the last, or at none"
+    return float(x0[0]), x0[1:] - x0[0]
+
+
+def recursion(name: str, times: list[int], variance: Callable[[float, float], float]) -> tuple[float, float]:
+    """Mean and variance of x_0 of x_s = A E[x0 | x_t] + B x_t + √Σ z for N(MEAN, STD²), step by step from N(0, 1)."""
+    bar, mean, var = alpha_bar(name), 0.0, 1.0
+    for t, s in pairwise(times):
+        now, then = bar[t], bar[s]
+        beta = 1 - now / then
+        tilde = beta * (1 - then) / (1 - now)
+        a, b = math.sqrt(then) * beta / (1 - now), math.sqrt(now / then) * (1 - then) / (1 - now)
+        gain = math.sqrt(now) * STD**2 / (now * STD**2 + 1 - now)
+        mean = a * (MEAN + gain * (mean - math.sqrt(now) * MEAN)) + b * mean
+        var = (a * gain + b) ** 2 * var + (variance(tilde, beta) if s > 0 else 0)
+    return mean, var
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("t", [1, 30, 400, 999])
+def test_oracles(name: str, t: int) -> None:
+    """E[x0 | x_t] and q(x_t) by numerical integration over x0, and Tweedie's formula (000, "Score prediction")."""
+    schedule, bar = SCHEDULES[name](), alpha_bar(name)[t]
+    denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
+    x0 = np.linspace(-4, 4, 400_001)
+    prior = sum(w * stats.norm.pdf(x0, m, c) for w, m, c in zip(WEIGHTS, MEANS, STDS, strict=True))
+    for x_t in (-1.3, -0.1, 0.6, 2.0):
+        joint = prior * stats.norm.pdf(x_t, math.sqrt(bar) * x0, math.sqrt(1 - bar)) * (x0[1] - x0[0])
+        x = torch.full((1, 1, 1, 1), x_t, dtype=torch.float64)
+        prediction = denoiser(x, time(t))
+        assert float(prediction.x0) == pytest.approx((x0 * joint).sum() / joint.sum(), abs=1e-8)
+        assert float(denoiser.log_likelihood(x, time(t))) == pytest.approx(math.log(joint.sum()), abs=1e-8)
+        score = float(denoiser.score(x, time(t)))
+        assert float(prediction.x0) == pytest.approx((x_t + (1 - bar) * score) / math.sqrt(bar), rel=1e-7, abs=1e-9)
+        assert float(prediction.eps) == pytest.approx(-math.sqrt(1 - bar) * score, rel=1e-7, abs=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "total"), [(1, 1000), (16, 1000), (32, 1000), (256, 1000), (1000, 1000), (7, 12)])
+def test_times(steps: int, total: int) -> None:
+    """T = τ_S > … > τ_0 = 0, round(linspace(T, 0, S + 1))."""
+    times = DDIM(steps=steps).times(SCHEDULES["linear"](steps=total))
+    assert times.dtype == torch.float64 and times.tolist() == grid(steps, total)
+
+
+@pytest.mark.parametrize("total", [2, 17, 50, 100])
+def test_times_never_repeat(total: int) -> None:
+    """Every S ≤ T gives S + 1 different times from T to 0."""
+    for steps in range(1, total + 1):
+        times = Ancestral(steps=steps).times(SCHEDULES["linear"](steps=total))
+        assert len(times) == steps + 1 and times[0] == total and times[-1] == 0
+        assert (times.diff() <= -1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [1, 10, 32, 250, 1000])
+def test_ddim_is_its_affine_map(name: str, steps: int) -> None:
+    """Song et al. 2021, eq. 12 with η = 0 on N(m, c²): x_s − α_s m = (α_s α_t c² + σ_s σ_t)/V_t · (x_t − α_t m),
+    V_t = α_t² c² + σ_t²; the product over the grid maps x_T to x_0."""
+    bar, slope = alpha_bar(name), 1.0
+    for t, s in pairwise(grid(steps)):
+        cross = math.sqrt(bar[s] * bar[t]) * STD**2 + math.sqrt((1 - bar[s]) * (1 - bar[t]))
+        slope *= cross / (bar[t] * STD**2 + 1 - bar[t])
+    x = randn(0, 4, 1, 2, 2)
+    expected = MEAN + slope * (x - math.sqrt(bar[-1]) * MEAN)
+    ours = last(DDIM(steps=steps), GaussianDenoiser(SCHEDULES[name](), MEAN, STD), x)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ddim_converges_to_the_flow_of_a_gaussian(name: str) -> None:
+    """The probability flow keeps (x_t − α m)/√(α²c² + σ²); DDIM's error falls as 1/S (an Euler step in σ/α)."""
+    denoiser, x = GaussianDenoiser(SCHEDULES[name](steps=2000), MEAN, STD), randn(1, 8, 1, 1, 1)
+    exact = denoiser.flow(x, time(2000))
+    errors = [float((last(DDIM(steps=s), denoiser, x) - exact).abs().max()) for s in (250, 500, 1000, 2000)]
+    assert errors[-1] < 2e-3
+    assert [a / b for a, b in pairwise(errors)] == pytest.approx([2] * 3, abs=0.15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ddim_converges_to_the_flow_of_a_mixture(name: str) -> None:
+    """In one dimension the flow is monotone and keeps quantiles: x_0 = F_0⁻¹(F_T(x_T))."""
+    schedule, bar = SCHEDULES[name](), alpha_bar(name)
+    denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
+
+    def cdf(x: float, now: float) -> float:
+        parts = zip(WEIGHTS, MEANS, STDS, strict=True)
+        return sum(w * stats.norm.cdf(x, math.sqrt(now) * m, math.sqrt(now * c**2 + 1 - now)) for w, m, c in parts)
+
+    x = torch.tensor([-1.5, -0.7, -0.2, 0.4, 1.8], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    exact = np.array(
+        [optimize.brentq(lambda u, v=float(v): cdf(u, 1.0) - cdf(v, bar[-1]), -5, 5, xtol=1e-14) for v in x.flatten()]
+    )
+    errors = [np.abs(last(DDIM(steps=s), denoiser, x).flatten().numpy() - exact).max() for s in (250, 500, 1000)]
+    assert errors[-1] < 5e-3
+    assert [a / b for a, b in pairwise(errors)] == pytest.approx([2] * 2, abs=0.4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [32, 256])
+def test_ancestral_loses_variance(name: str, steps: int) -> None:
+    """The variance recursion V_s = (A k + B)² V_t + β̃; no noise in the last step."""
+    denoiser = GaussianDenoiser(SCHEDULES[name](), MEAN, STD)
+    offset, coefficients = affine_map(Ancestral(steps=steps), denoiser)
+    mean, var = recursion(name, grid(steps), lambda tilde, beta: tilde)
+    assert len(coefficients) == steps
+    assert offset == pytest.approx(mean, abs=1e-10)
+    assert float(coefficients @ coefficients) == pytest.approx(var, abs=1e-10)
+    # The measured ratios of variances: linear, T = 1000, data variance 0.25.
+    if name == "linear":
+        assert float(coefficients @ coefficients) / STD**2 == pytest.approx({32: 0.711, 256: 0.945}[steps], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [10, 32, 200])
+def test_ancestral_with_the_large_variance(name: str, steps: int) -> None:
+    """The same recursion with Σ = σ²_ts (β_t at full length), whose samples are wider than with β̃."""
+    denoiser = GaussianDenoiser(SCHEDULES[name](), MEAN, STD)
+    offset, coefficients = affine_map(Ancestral(steps=steps, variance="large"), denoiser)
+    mean, var = recursion(name, grid(steps), lambda tilde, beta: beta)
+    assert offset == pytest.approx(mean, abs=1e-10)
+    assert float(coefficients @ coefficients) == pytest.approx(var, abs=1e-10)
+    assert var > recursion(name, grid(steps), lambda tilde, beta: tilde)[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("v", [0.0, 0.35, 1.0])
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ancestral_with_a_learned_variance(variance: str, v: float, name: str) -> None:
+    """000, "Learned variance": Σ = β^v β̃^(1−v) replaces the fixed variance, whichever that is."""
+    denoiser = GaussianDenoiser(SCHEDULES[name](), MEAN, STD, v=v)
+    _, coefficients = affine_map(Ancestral(steps=32, variance=variance), denoiser)
+    _, var = recursion(name, grid(32), lambda tilde, beta: beta**v * tilde ** (1 - v))
+    assert float(coefficients @ coefficients) == pytest.approx(var, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.8, 1.0])
+def test_ddim_with_noise(name: str, eta: float) -> None:
+    """Song et al. 2021, eqs. 12 and 16: x_s = √ᾱ_s x̂0 + √(1 − ᾱ_s − σ²) ε̂ + σ z,
+    σ² = η² (1 − ᾱ_s)/(1 − ᾱ_t) (1 − ᾱ_t/ᾱ_s)."""
+    steps, bar, var, mean = 40, alpha_bar(name), 1.0, 0.0
+    for t, s in pairwise(grid(steps)):
+        sigma2 = eta**2 * (1 - bar[s]) / (1 - bar[t]) * (1 - bar[t] / bar[s])
+        gain = math.sqrt(bar[t]) * STD**2 / (bar[t] * STD**2 + 1 - bar[t])
+        to_eps = (1 - math.sqrt(bar[t]) * gain) / math.sqrt(1 - bar[t])
+        slope = math.sqrt(bar[s]) * gain + math.sqrt(1 - bar[s] - sigma2) * to_eps
+        # The exact denoiser is right on average: the distance to α m shrinks with the slope alone.
+        mean = math.sqrt(bar[s]) * MEAN + slope * (mean - math.sqrt(bar[t]) * MEAN)
+        var = slope**2 * var + sigma2
+    offset, coefficients = affine_map(DDIM(steps=steps, eta=eta), GaussianDenoiser(SCHEDULES[name](), MEAN, STD))
+    assert offset == pytest.approx(mean, abs=1e-10)
+    assert float(coefficients @ coefficients) == pytest.approx(var, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [1, 2, 50, 333])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddim_with_eta_one_is_ancestral(clip: bool, steps: int, name: str) -> None:
+    """Song et al. 2021, section 4.1: η = 1 is the DDPM with β̃, for the same noise, clipped or not."""
+    denoiser = MixtureDenoiser(SCHEDULES[name](), WEIGHTS, MEANS, WIDE, clip=clip)
+    x = randn(2, 3, 1, 2, 2)
+    ddim = last(DDIM(steps=steps, eta=1.0), denoiser, x, noises(0, *x.shape))
+    ancestral = last(Ancestral(steps=steps), denoiser, x, noises(0, *x.shape))
+    torch.testing.assert_close(ddim, ancestral, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(steps=5), Ancestral(steps=5, variance="large"), DDIM(steps=5, eta=1.0)])
+def test_last_step_adds_no_noise(sampler: Sampler) -> None:
+    """Ho et al. 2020, algorithm 2: z = 0 at t = 1, and x_0 = x̂0 there."""
+    denoiser, x = GaussianDenoiser(SCHEDULES["linear"](), MEAN, STD), randn(3, 2, 1, 2, 2)
+    calls = count()
+
+    def noise() -> Tensor:
+        next(calls)
+        return torch.zeros_like(x)
+
+    states = list(sampler.trajectory(denoiser, x, None, noise))
+    assert next(calls) == 4 and len(states) == 5
+    torch.testing.assert_close(states[-1], denoiser(states[-2], time(200)).x0, rtol=0, atol=1e-12)
+
+
+def test_deterministic_ddim_draws_no_noise() -> None:
+    """η = 0 never asks for noise, so that it leaves the draws of other samplers alone."""
+
+    def noise() -> Tensor:
+        raise AssertionError("noise drawn")
+
+    last(DDIM(steps=5), GaussianDenoiser(SCHEDULES["linear"](), MEAN, STD), randn(4, 2, 1, 2, 2), noise)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("target", ["mu", "x0", "eps", "score"])
+@pytest.mark.parametrize("t", [1, 2, 300, 1000])
+def test_update_rules(name: str, target: str, t: int) -> None:
+    """000, "Update Rules": the reverse step from the network's own output, in four parameterisations, σ_t² = β̃."""
+    bar, beta = alpha_bar(name), betas(name)[t - 1]
+    alpha, now, before = 1 - beta, bar[t], bar[t - 1]
+    x, output, z = randn(5, 2, 1, 2, 2), randn(6, 2, 1, 2, 2), randn(7, 2, 1, 2, 2)
+    denoiser = Denoiser(lambda *_: output, Objective(target=target), SCHEDULES[name](), clip=False)
+    mean = {
+        "mu": output,
+        "x0": (1 - before) * math.sqrt(alpha) / (1 - now) * x + beta * math.sqrt(before) / (1 - now) * output,
+        "eps": (x - beta / math.sqrt(1 - now) * output) / math.sqrt(alpha),
+        "score": (x + beta * output) / math.sqrt(alpha),
+    }[target]
+    expected = mean + math.sqrt(beta * (1 - before) / (1 - now)) * z
+    ours = Ancestral(steps=1000).step(denoiser, x, time(t), time(t - 1), None, lambda: z)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(steps=20), Ancestral(steps=20, variance="large"), DDIM(steps=20)])
+def test_clipping(sampler: Sampler) -> None:
+    """x̂0 is clipped to [−1, 1] and ε̂ = (x_t − α x̂0)/σ derived again, before either enters the step."""
+    bar, wide = alpha_bar("linear"), 3.0
+    x, z = 2 * randn(8, 5, 1, 2, 2), randn(9, 5, 1, 2, 2)
+    denoiser = GaussianDenoiser(SCHEDULES["linear"](), MEAN, wide, clip=True)
+    for t, s in ((1000, 950), (500, 450), (50, 0)):
+        now, then = bar[t], bar[s]
+        gain = math.sqrt(now) * wide**2 / (now * wide**2 + 1 - now)
+        free = MEAN + gain * (x - math.sqrt(now) * MEAN)
+        clipped = free.clamp(-1, 1)
+        assert t == 1000 or (clipped != free).any()
+        prediction = denoiser(x, time(t))
+        eps = (x - math.sqrt(now) * clipped) / math.sqrt(1 - now)
+        torch.testing.assert_close(prediction.x0, clipped, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(prediction.eps, eps, rtol=1e-10, atol=1e-12)
+        if isinstance(sampler, DDIM):
+            expected = math.sqrt(then) * clipped + math.sqrt(1 - then) * eps
+        else:
+            beta = 1 - now / then
+            a, b = math.sqrt(then) * beta / (1 - now), math.sqrt(now / then) * (1 - then) / (1 - now)
+            var = beta if sampler.variance == "large" else beta * (1 - then) / (1 - now)
+            expected = a * clipped + b * x + (math.sqrt(var) * z if s else 0)
+        ours = sampler.step(denoiser, x, time(t), time(s), None, lambda: z)
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+def diffusers_scheduler(kind: type, name: str, **settings: object) -> DDPMScheduler | DDIMScheduler:
+    """A scheduler of diffusers with its table of ᾱ in float64, so that only its formulas are compared."""
+    scheduler = kind(beta_schedule=DIFFUSERS_SCHEDULES[name], **settings)
+    exact = torch.from_numpy(alpha_bar(name)[1:])
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), exact, rtol=1e-4, atol=1e-12)
+    scheduler.alphas_cumprod = exact
+    return scheduler
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("steps", "clip"), [(32, False), (32, True), (1000, False)])
+@pytest.mark.parametrize(
+    ("variance", "theirs", "v"),
+    [("small", "fixed_small", None), ("large", "fixed_large", None), ("small", "learned_range", 0.3)],
+)
+def test_diffusers_ddpm(variance: str, theirs: str, v: float | None, steps: int, clip: bool, name: str) -> None:
+    """DDPMScheduler after every step, on our grid and at full length; its index is our time less one.
+
+    Its last step adds noise unless its index is 0; there x̂0 is compared.
+    """
+    scheduler = diffusers_scheduler(DDPMScheduler, name, variance_type=theirs, clip_sample=clip)
+    scheduler.set_timesteps(timesteps=[t - 1 for t in grid(steps)[:-1]])
+    free, denoiser = (
+        MixtureDenoiser(SCHEDULES[name](), WEIGHTS, MEANS, WIDE, v=v, clip=clipped) for clipped in (False, clip)
+    )
+    x = randn(10, 2, 1, 2, 2)
+    ours = Ancestral(steps=steps, variance=variance).trajectory(denoiser, x, None, noises(11, *x.shape))
+    generator, outside = torch.Generator().manual_seed(11), False
+    for index, state in zip(scheduler.timesteps.tolist(), ours, strict=True):
+        prediction = free(x, time(index + 1))
+        outside |= bool((prediction.x0.abs() > 1).any())
+        output = prediction.eps
+        if v is not None:
+            output = torch.cat([output, torch.full_like(output, 2 * v - 1)], dim=1)
+        stepped = scheduler.step(output, index, x, generator=generator)
+        x = stepped.pred_original_sample if index == scheduler.timesteps[-1] else stepped.prev_sample
+        torch.testing.assert_close(state, x, rtol=0, atol=1e-8)
+    assert outside
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("steps", "spacing", "clip"), [(20, "trailing", False), (200, "trailing", True), (1000, "leading", False)]
+)
+def test_diffusers_ddim(steps: int, spacing: str, clip: bool, eta: float, name: str) -> None:
+    """DDIMScheduler after every step on the same grid: `trailing` is ours wherever S divides T."""
+    scheduler = diffusers_scheduler(
+        DDIMScheduler, name, timestep_spacing=spacing, clip_sample=clip, set_alpha_to_one=True
+    )
+    scheduler.set_timesteps(steps)
+    indices = scheduler.timesteps.tolist()
+    assert [index + 1 for index in indices] == grid(steps)[:-1]
+    free, denoiser = (
+        MixtureDenoiser(SCHEDULES[name](), WEIGHTS, MEANS, WIDE, clip=clipped) for clipped in (False, clip)
+    )
+    x = randn(12, 2, 1, 2, 2)
+    drawn, outside = noises(13, *x.shape), False
+    ours = DDIM(steps=steps, eta=eta).trajectory(denoiser, x, None, noises(13, *x.shape))
+    for index, state in zip(indices, ours, strict=True):
+        prediction = free(x, time(index + 1))
+        outside |= bool((prediction.x0.abs() > 1).any())
+        # Its last step has no variance, so any noise will do there.
+        z = drawn() if eta > 0 else torch.zeros_like(x)
+        x = scheduler.step(
+            prediction.eps, index, x, eta=eta, variance_noise=z, use_clipped_model_output=clip
+        ).prev_sample
+        torch.testing.assert_close(state, x, rtol=0, atol=1e-8)
+    assert outside
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_diffusers_ddim_leading(name: str, eta: float) -> None:
+    """One step at a time on diffusers' `leading` grid, 1 + k T/S in our times, down to 0 from the last."""
+    steps, scheduler = 50, diffusers_scheduler(DDIMScheduler, name, timestep_spacing="leading", clip_sample=False)
+    scheduler.set_timesteps(steps)
+    denoiser, x = MixtureDenoiser(SCHEDULES[name](), WEIGHTS, MEANS, STDS), randn(14, 2, 1, 2, 2)
+    for k, index in enumerate(reversed(scheduler.timesteps.tolist())):
+        t, s, z = 1 + 20 * k, max(0, 1 + 20 * (k - 1)), randn(15 + k, *x.shape)
+        assert index == t - 1
+        output = denoiser(x, time(t)).eps
+        expected = scheduler.step(output, index, x, eta=eta, variance_noise=z if s else 0 * z).prev_sample
+        ours = DDIM(steps=steps, eta=eta).step(denoiser, x, time(t), time(s), None, lambda z=z: z)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(steps=9), DDIM(steps=9), DDIM(steps=9, eta=1.0)])
+def test_images_keep_their_type(sampler: Sampler) -> None:
+    """float32 images stay float32 and follow the float64 trajectory."""
+    schedule, x = SCHEDULES["cosine"](), randn(16, 2, 1, 2, 2)
+    z = noises(17, *x.shape)
+    drawn = [z() for _ in range(8)]
+    denoiser = Denoiser(lambda x, log_snr, y: 0.5 * x, Objective(target="eps"), schedule)
+    exact, single = iter(drawn), iter(drawn)
+    expected = last(sampler, denoiser, x, lambda: next(exact))
+    ours = last(sampler, denoiser, x.float(), lambda: next(single).float())
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"method": "ancestral", "steps": 0}, "steps: 0"),
+        ({"method": "ancestral", "variance": "tiny"}, "variance: 'tiny'"),
+        ({"method": "ddim", "eta": 1.1}, "eta: 1.1"),
+        ({"method": "ddim", "eta": -0.1}, "eta: -0.1"),
+        ({"method": "ddim", "variance": "small"}, "ddim: unknown parameter 'variance'"),
+        ({"method": "euler"}, "method: 'euler'; known are ancestral, ddim"),
+    ],
+)
+def test_bad_parameters_are_named(spec: dict, message: str) -> None:
+    """The message names the parameter, its value and what would be right."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampler.make(spec)
+
+
+def test_more_steps_than_the_schedule() -> None:
+    """S > T is refused, both named."""
+    with pytest.raises(ValueError, match="steps: 11 is more than the schedule's T = 10"):
+        DDIM(steps=11).times(SCHEDULES["linear"](steps=10))

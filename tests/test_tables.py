@@ -1,0 +1,395 @@
+"""Tables: the rows and numbers that the records hold, in order, and a refusal of records that do not match."""
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import jsonschema
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from ddpm import config, provenance, tables
+from ddpm.errors import UserError
+from ddpm.grid import BASELINES, STAGES, Grid
+from ddpm.layout import Layout
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+SEEDS = (0, 1)
+CELL = "eps/linear/none/ddim"
+NETWORK = "eps/linear/unconditional"
+
+
+def configured() -> dict:
+    """Two seeds of three objectives, one pair n/a, one guided: 8 runs on 6 networks, in seconds."""
+    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
+    read["network"] = {"method": "mlp", "width": 8, "depth": 1}
+    read["grid"] = [
+        {"objective": ["eps"], "schedule": ["linear"], "guidance": ["none"], "sampler": ["ancestral", "ddim"]},
+        {"objective": ["learned"], "schedule": ["linear"], "guidance": ["none"], "sampler": ["ddim", "ancestral"]},
+        {"objective": ["score"], "schedule": ["cosine"], "guidance": ["cfg-w1"], "sampler": ["ddim"]},
+    ]
+    small = {
+        "seeds": list(SEEDS),
+        "training": {"steps": 6, "batch": 16, "warmup": 2},
+        "sampling": {"images": 24, "batch": 16},
+        "classifier": {"width": 4, "features": 8, "epochs": 1},
+        "likelihood": {"images": 4, "times": 3},
+    }
+    return config.merge(read, small)
+
+
+GRID = config.check(configured())
+
+
+def jobs(grid: Grid) -> list[tuple[str, str]]:
+    """Every job of a grid but the last, in an order that can be run."""
+    found = [("data", ""), ("classifier", "")]
+    found += [("train", n) for n in grid.networks] + [("likelihood", n) for n in grid.likelihoods]
+    found += [("sample", n) for n in grid.runs] + [("fidelity", n) for n in [*grid.runs, *BASELINES]]
+    return found
+
+
+def build(root: Path) -> Layout:
+    """Run every stage."""
+    layout = Layout(root)
+    for stage, name in jobs(GRID):
+        module, function = STAGES[stage]
+        getattr(import_module(module), function)(*GRID.job(stage, name), layout)
+    return layout
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A complete results folder; read only."""
+    return build(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def layout(finished: Layout, tmp_path: Path) -> Layout:
+    """A copy of it that a test may spoil."""
+    shutil.copytree(finished.root, tmp_path / "results")
+    return Layout(tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def table(finished: Layout) -> pd.DataFrame:
+    records = tables.Records(GRID, finished)
+    found = tables.collect(records)
+    assert records.refused == []
+    return found
+
+
+def number(layout: Layout, stage: str, name: str, key: str) -> float:
+    """One number of one record."""
+    return provenance.read_record(layout.record(stage, name))["result"][key]
+
+
+def row(table: pd.DataFrame, *axes: str) -> pd.Series:
+    """The row of one cell."""
+    match = table[(table[["objective", "schedule", "guidance", "sampler"]] == list(axes)).all(axis=1)]
+    assert len(match) == 1
+    return match.iloc[0]
+
+
+# ---- rows and numbers -------------------------------------------------------------------------------------
+
+
+def test_rows_come_in_order(table: pd.DataFrame) -> None:
+    """Real data first, noise second, then the cells in the order of the configuration, one row for all seeds."""
+    axes = table[["objective", "schedule", "guidance", "sampler"]].fillna("").agg("/".join, axis=1).tolist()
+    assert axes == [
+        "real data///",
+        "noise///",
+        "eps/linear/none/ancestral",
+        "eps/linear/none/ddim",
+        "learned/linear/none/ddim",
+        "learned/linear/none/ancestral",
+        "score/cosine/cfg-w1/ddim",
+    ]
+    assert table["status"].tolist() == ["ok", "ok", "ok", "ok", "n/a", "ok", "ok"]
+    assert set(table["dataset"]) == {"digits"}
+
+
+def test_columns_are_those_of_the_design(table: pd.DataFrame) -> None:
+    """The columns that others read, in this order."""
+    axes, spent = ["dataset", "objective", "schedule", "guidance", "sampler"], ["steps", "nfe", "seeds", "samples"]
+    found = ["fid", "fid_std", "fid_binarized", "fid_binarized_std", "nll_bits_per_dim", "nll_std", "fid_over_topline"]
+    assert list(table.columns) == tables.COLUMNS
+    assert list(table.columns[:10]) == [*axes, *spent, "fid"]
+    assert set(found) <= set(table.columns[9:-2])
+    assert list(table.columns[-2:]) == ["status", "reason"]
+
+
+@pytest.mark.parametrize(
+    ("column", "spread", "stage", "key"),
+    [
+        ("fid", "fid_std", "fidelity", "fid"),
+        ("fid_binarized", "fid_binarized_std", "fidelity", "fid_binarized"),
+        ("nll_bits_per_dim", "nll_std", "likelihood", "bound_bits_per_dim"),
+    ],
+)
+def test_mean_and_spread_over_seeds(
+    finished: Layout, table: pd.DataFrame, column: str, spread: str, stage: str, key: str
+) -> None:
+    """The mean of two seeds and their standard deviation with N − 1, never the best."""
+    names = [f"{NETWORK if stage == 'likelihood' else CELL}/seed{s}" for s in SEEDS]
+    values = [number(finished, stage, name, key) for name in names]
+    assert values[0] != values[1]
+    found = row(table, *CELL.split("/"))
+    assert found[column] == pytest.approx(statistics.mean(values), rel=1e-12)
+    assert found[spread] == pytest.approx(statistics.stdev(values), rel=1e-12)
+    assert found["seeds"] == 2
+
+
+def test_one_seed_has_no_spread(finished: Layout) -> None:
+    """The standard deviation of one number is empty, not 0."""
+    grid = config.check(config.merge(configured(), {"seeds": [1]}))
+    found = row(tables.collect(tables.Records(grid, finished)), *CELL.split("/"))
+    assert found["fid"] == number(finished, "fidelity", f"{CELL}/seed1", "fid")
+    assert pd.isna(found["fid_std"]) and found["seeds"] == 1 and found["status"] == "ok"
+
+
+def test_fid_is_given_as_a_multiple_of_the_topline(finished: Layout, table: pd.DataFrame) -> None:
+    """FID ÷ FID of the real-data row, for plain and binarized FID."""
+    for column in ("fid", "fid_binarized"):
+        top = number(finished, "fidelity", "real", column)
+        assert table.loc[0, column] == top
+        assert table.loc[0, f"{column}_over_topline"] == 1
+        measured = table[table["status"] == "ok"]
+        for _, found in measured.iterrows():
+            assert found[f"{column}_over_topline"] == pytest.approx(found[column] / top, rel=1e-12)
+    assert table.loc[1, "fid"] == number(finished, "fidelity", "noise", "fid")
+    assert table.loc[1, "fid_over_topline"] > 1
+
+
+def test_a_pair_that_cannot_work_is_a_row_with_its_reason(table: pd.DataFrame) -> None:
+    """n/a, why, and no number."""
+    found = row(table, "learned", "linear", "none", "ddim")
+    assert found["status"] == "n/a" and "variance" in found["reason"]
+    assert found[["steps", "nfe", "samples", "fid", "fid_binarized", "nll_bits_per_dim"]].isna().all()
+
+
+def test_costs_of_a_cell_are_counted(table: pd.DataFrame) -> None:
+    """Steps, network evaluations (two per step under guidance), samples and images seen."""
+    plain, guided = row(table, *CELL.split("/")), row(table, "score", "cosine", "cfg-w1", "ddim")
+    assert (plain["steps"], plain["nfe"], plain["samples"], plain["images_seen"]) == (4, 4, 24, 96)
+    assert (guided["steps"], guided["nfe"]) == (4, 8)
+    assert table["samples"].dropna().unique().tolist() == [24]
+    assert guided["parameters"] > plain["parameters"]  # its labels
+
+
+def test_the_bound_belongs_to_the_network(table: pd.DataFrame) -> None:
+    """All samplers of one network share it; a guided cell has none, but the share of labels that it hit."""
+    one, other = (row(table, "eps", "linear", "none", s) for s in ("ancestral", "ddim"))
+    assert one["nll_bits_per_dim"] == other["nll_bits_per_dim"] and one["nll_std"] == other["nll_std"]
+    assert one["fid"] != other["fid"]
+    guided = row(table, "score", "cosine", "cfg-w1", "ddim")
+    assert pd.isna(guided["nll_bits_per_dim"]) and 0 <= guided["label_accuracy"] <= 1
+    assert pd.isna(one["label_accuracy"])
+
+
+def test_every_record_has_the_form_of_the_schema(finished: Layout) -> None:
+    """All stages write records of the same form, for the job and the code of the configuration."""
+    schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "record.schema.yaml").read_text(encoding="utf-8"))
+    for stage, name in jobs(GRID):
+        path = finished.record(stage, name)
+        jsonschema.validate(provenance.read_record(path), schema)
+        assert provenance.read_record(path)["stage"] == stage
+        assert provenance.matches(path, *GRID.job(stage, name))
+
+
+# ---- what is written --------------------------------------------------------------------------------------
+
+FILES = ("table.csv", "table.md", "published.md", "costs.csv")
+
+
+def write(layout: Layout) -> None:
+    tables.write(*GRID.job("table"), layout)
+
+
+def test_writing_twice_gives_the_same_bytes(layout: Layout, table: pd.DataFrame) -> None:
+    """The files hold nothing of the run, and the table's numbers are those that were collected."""
+    write(layout)
+    first = [(layout.root / name).read_bytes() for name in FILES]
+    write(layout)
+    assert [(layout.root / name).read_bytes() for name in FILES] == first
+    assert all(first)
+    read = pd.read_csv(layout.root / "table.csv", keep_default_na=False, na_values=[""])
+    assert list(read.columns) == list(table.columns)
+    assert read["status"].tolist() == table["status"].tolist()
+    assert read["guidance"].tolist()[2] == "none"
+    for column in ("fid", "fid_std", "nll_bits_per_dim"):
+        assert read[column].tolist() == pytest.approx(table[column].round(4).tolist(), abs=1e-4, nan_ok=True)
+
+
+def test_another_run_of_everything_gives_the_same_table(finished: Layout, layout: Layout, tmp_path: Path) -> None:
+    """Same seed, same bytes, from the data to the table; only the costs differ."""
+    again = build(tmp_path / "again")
+    write(layout)
+    write(again)
+    for name in ("table.csv", "table.md", "published.md"):
+        assert (layout.root / name).read_bytes() == (again.root / name).read_bytes()
+    for network in GRID.networks:
+        assert finished.weights(network).read_bytes() == again.weights(network).read_bytes()
+    for cell in GRID.runs:
+        assert finished.samples(cell).read_bytes() == again.samples(cell).read_bytes()
+
+
+def test_costs_stand_apart(layout: Layout) -> None:
+    """costs.csv has one row per job with seconds and memory; the table has neither."""
+    write(layout)
+    costs = pd.read_csv(layout.root / "costs.csv", keep_default_na=False)
+    assert sorted(zip(costs["stage"], costs["name"], strict=True)) == sorted(jobs(GRID))
+    assert (costs["seconds"] >= 0).all() and (costs["peak_memory_mb"] > 10).all()
+    assert not {"seconds", "peak_memory_mb", "host", "device"} & set(pd.read_csv(layout.root / "table.csv").columns)
+
+
+# ---- what is refused --------------------------------------------------------------------------------------
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a record in place."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    change(record)
+    path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def refused(layout: Layout) -> str:
+    """The message that a spoilt folder is refused with; nothing may be written."""
+    with pytest.raises(UserError) as caught:
+        write(layout)
+    assert not any((layout.root / name).exists() for name in FILES)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("stage", "name"), sorted({stage: (stage, name) for stage, name in jobs(GRID)}.values()))
+def test_a_record_of_another_configuration_is_refused(layout: Layout, stage: str, name: str) -> None:
+    """Its file and the keys that differ are named."""
+    path = layout.record(stage, name)
+    key = "data" if stage == "data" else "threads"
+    edit(path, lambda record: record["job"].update({key: 7}))
+    message = refused(layout)
+    assert str(path) in message and key in message and "configuration" in message
+
+
+@pytest.mark.parametrize(("stage", "name"), sorted({stage: (stage, name) for stage, name in jobs(GRID)}.values()))
+def test_a_record_of_other_code_is_refused(layout: Layout, stage: str, name: str) -> None:
+    """Its file is named."""
+    path = layout.record(stage, name)
+    edit(path, lambda record: record.update(code="0" * 16))
+    message = refused(layout)
+    assert str(path) in message and "code" in message
+
+
+def test_results_of_other_weights_are_refused(layout: Layout) -> None:
+    """A network trained anew: what was sampled and measured with the old weights is named."""
+    network, cell = f"{NETWORK}/seed0", f"{CELL}/seed0"
+    edit(layout.record("train", network), lambda record: record["outputs"].update({"weights.safetensors": "0" * 64}))
+    message = refused(layout)
+    for path in (layout.record("sample", cell), layout.record("likelihood", network)):
+        assert str(path) in message
+    assert "weights" in message
+    assert f"{CELL}/seed1" not in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "output", "follows"),
+    [
+        ("data", "", "images.safetensors", ("train", f"{NETWORK}/seed0")),
+        ("classifier", "", "weights.safetensors", ("fidelity", "real")),
+        ("sample", f"{CELL}/seed0", "samples.safetensors", ("fidelity", f"{CELL}/seed0")),
+    ],
+)
+def test_results_of_other_inputs_are_refused(
+    layout: Layout, stage: str, name: str, output: str, follows: tuple[str, str]
+) -> None:
+    """Data, classifier or samples that were made anew: what follows from the old ones is named."""
+    edit(layout.record(stage, name), lambda record: record["outputs"].update({output: "0" * 64}))
+    assert str(layout.record(*follows)) in refused(layout)
+
+
+@pytest.mark.parametrize("damage", ["torn", "format", "missing"])
+def test_a_record_that_cannot_be_read_is_refused(layout: Layout, damage: str) -> None:
+    """Its file is named, and what to do."""
+    path = layout.record("fidelity", f"{CELL}/seed1")
+    if damage == "missing":
+        path.unlink()
+    elif damage == "torn":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        edit(path, lambda record: record.update(format=99))
+    message = refused(layout)
+    assert str(path) in message and "run" in message
+    assert "Traceback" not in message
+
+
+def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:
+    """One of two seeds is no mean: the row says how many are missing, the others keep their numbers."""
+    layout.record("fidelity", f"{CELL}/seed1").unlink()
+    found = tables.collect(tables.Records(GRID, layout))
+    spoilt = row(found, *CELL.split("/"))
+    assert spoilt["status"] == "missing" and "1 of 2" in spoilt["reason"]
+    assert pd.isna(spoilt["fid"])
+    assert row(found, "eps", "linear", "none", "ancestral")["status"] == "ok"
+
+
+def test_an_empty_folder_gives_a_table_of_missing_rows(tmp_path: Path) -> None:
+    """Nothing was run: every row stands there as missing, but for those that never will be."""
+    found = tables.collect(tables.Records(GRID, Layout(tmp_path)))
+    assert found["status"].tolist() == ["missing"] * 4 + ["n/a"] + ["missing"] * 2
+    assert found["fid"].isna().all()
+
+
+def test_a_diverged_seed_makes_the_row_diverged(layout: Layout) -> None:
+    """The row says which seed and where; a diverged seed is not averaged away."""
+    network, cell = f"{NETWORK}/seed1", f"{CELL}/seed1"
+    edit(layout.record("train", network), lambda r: (r.update(status="diverged"), r["result"].update(steps=3)))
+    for path in (layout.record("sample", cell), layout.record("fidelity", cell)):
+        edit(path, lambda r: r.update(status="diverged"))
+    found = row(tables.collect(tables.Records(GRID, layout)), *CELL.split("/"))
+    assert found["status"] == "diverged"
+    assert "1 of 2" in found["reason"] and "seed 1" in found["reason"] and "step 3" in found["reason"]
+    assert pd.isna(found["fid"]) and pd.isna(found["nll_bits_per_dim"])
+
+
+# ---- Markdown and published numbers -----------------------------------------------------------------------
+
+
+def test_markdown_escapes_pipes() -> None:
+    """A pipe in a cell stays in its cell; numbers are right-aligned and rounded, gaps empty."""
+    frame = pd.DataFrame({"row": ["s(x|y)", "b"], "fid": [1.2345, None], "n": pd.array([3, None], dtype="Int64")})
+    lines = tables.markdown(frame).splitlines()
+    cells = [[cell.strip() for cell in line.replace("\\|", "@").strip("|").split("|")] for line in lines]
+    assert cells == [["row", "fid", "n"], [":--", "--:", "--:"], ["s(x@y)", "1.23", "3"], ["b", "", ""]]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_published_numbers_stand_beside_ours(table: pd.DataFrame) -> None:
+    """Each as its own multiple of its own topline; a row that this grid lacks says so."""
+    source = {
+        "topline": {"fid": 2.0, "fid_binarized": 0.5},
+        "rows": [
+            {
+                "label": "a",
+                "cell": {"objective": "eps", "schedule": "linear", "guidance": "none", "sampler": "ddim"},
+                "published": {"fid": 10.0, "nll_bits_per_dim": 1.5},
+            },
+            {"label": "b", "cell": {"objective": "nothing"}, "published": {"fid": 4.0, "fid_binarized": 1.0}},
+        ],
+    }
+    found, ours = tables.published(table, source), row(table, *CELL.split("/"))
+    top, a, b = (found.iloc[i] for i in range(3))
+    assert (top["FID published"], top["FID/top published"], top["FID/top ours"]) == (2.0, 1.0, 1.0)
+    assert top["FID ours"] == table.loc[0, "fid"]
+    assert (a["FID published"], a["FID/top published"], a["NLL published"]) == (10.0, 5.0, 1.5)
+    assert (a["FID ours"], a["NLL ours"]) == (ours["fid"], ours["nll_bits_per_dim"])
+    assert a["FID/top ours"] == pytest.approx(ours["fid_over_topline"])
+    assert pd.isna(a["FID Bin. published"]) and a["status"] == "ok"
+    assert b["status"] == "not in this grid" and pd.isna(b["FID ours"]) and b["FID Bin./top published"] == 2.0

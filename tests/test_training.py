@@ -1,0 +1,490 @@
+"""Training: draws without state, runs that resume bit for bit, averages, and divergence as a result."""
+
+import csv
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ddpm import config, data, fidelity, likelihood, provenance, sampling, tables, training
+from ddpm.grid import BASELINES, Grid
+from ddpm.layout import Layout
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+PLAIN, LEARNED, GUIDED = (
+    "eps/linear/unconditional/seed0",
+    "learned/linear/unconditional/seed0",
+    "score/linear/conditional/seed0",
+)
+CODE = "0" * 16
+
+
+def small(width: int = 8, **training: object) -> Grid:
+    """The default grid with a tiny network, few steps and few images."""
+    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
+    steps = {"steps": 8, "batch": 16, "warmup": 2} | training
+    read["network"] = {"method": "mlp", "width": width, "depth": 1}
+    read["grid"] = [
+        {
+            "objective": ["eps", "learned"],
+            "schedule": ["linear"],
+            "guidance": ["none"],
+            "sampler": ["ancestral", "ddim"],
+        },
+        {"objective": ["score"], "schedule": ["linear"], "guidance": ["cfg-w1"], "sampler": ["ancestral", "ddim"]},
+    ]
+    return config.check(config.merge(read, {"training": steps}))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder that holds the digits and the classifier."""
+    root = tmp_path_factory.mktemp("prepared")
+    grid = small()
+    data.prepare(*grid.job("data"), Layout(root))
+    fidelity.train_classifier(*grid.job("classifier"), Layout(root))
+    return root
+
+
+@pytest.fixture
+def layout(prepared: Path, tmp_path: Path) -> Layout:
+    shutil.copytree(prepared, tmp_path / "results")
+    return Layout(tmp_path / "results")
+
+
+@pytest.fixture
+def other(prepared: Path, tmp_path: Path) -> Layout:
+    """A second folder, for the run that is compared."""
+    shutil.copytree(prepared, tmp_path / "other")
+    return Layout(tmp_path / "other")
+
+
+def result(layout: Layout, name: str) -> tuple[bytes, bytes, dict]:
+    """What training left: weights, curve, and the record's own numbers."""
+    record = provenance.read_record(layout.record("train", name))
+    return layout.weights(name).read_bytes(), layout.loss(name).read_bytes(), record["result"]
+
+
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, job: dict, layout: Layout, step: int, code: str = CODE, seconds: float = 0
+) -> Path:
+    """Train until Ctrl-C comes in the given step; the checkpoint that is left."""
+    rate = training.learning_rate
+
+    def stop(now: int, *rest: object) -> float:
+        if now == step:
+            raise KeyboardInterrupt
+        return rate(now, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "learning_rate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(job, code, layout, checkpoint_seconds=seconds)
+    assert not layout.record("train", job["name"]).exists()
+    return layout.work(job["name"]) / "checkpoint.safetensors"
+
+
+# ---- the same bytes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [PLAIN, LEARNED, GUIDED])
+def test_two_runs_leave_the_same_bytes(layout: Layout, other: Layout, name: str) -> None:
+    """Weights and curve depend on the job alone, whatever was drawn before; another seed gives others."""
+    job = small().train_job(name)
+    training.train(job, CODE, layout)
+    torch.rand(17)
+    training.train(job, CODE, other)
+    assert result(layout, name) == result(other, name)
+    record = provenance.read_record(layout.record("train", name))
+    assert record["status"] == "ok"
+    assert record["result"]["steps"] == 8 and record["result"]["images_seen"] == 128
+    assert record["result"]["parameters"] > 1000
+    training.train(job | {"name": name.replace("seed0", "seed1")}, CODE, other)
+    assert result(other, name.replace("seed0", "seed1"))[0] != result(other, name)[0]
+
+
+@pytest.mark.parametrize("name", [PLAIN, LEARNED, GUIDED])
+@pytest.mark.parametrize("step", [1, 5, 7])
+def test_a_resumed_run_leaves_the_same_bytes(
+    layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch, name: str, step: int
+) -> None:
+    """Interrupted in any step and run again: as if it had never stopped, and the checkpoint is gone."""
+    job = small().train_job(name)
+    training.train(job, CODE, other)
+    checkpoint = interrupt(monkeypatch, job, layout, step)
+    assert checkpoint.exists()
+    called: list[int] = []
+    rate = training.learning_rate
+    monkeypatch.setattr(training, "learning_rate", lambda now, *rest: called.append(now) or rate(now, *rest))
+    training.train(job, CODE, layout)
+    assert called == list(range(step, 8))
+    assert result(layout, name) == result(other, name)
+    assert not checkpoint.exists()
+
+
+def test_a_run_that_is_interrupted_again_and_again(
+    layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several interruptions, with curve rows of two steps each: nothing is lost or counted twice."""
+    job = small(steps=401, batch=2).train_job(PLAIN)
+    training.train(job, CODE, other)
+    for step in (7, 8, 21):
+        interrupt(monkeypatch, job, layout, step)
+    training.train(job, CODE, layout)
+    assert result(layout, PLAIN) == result(other, PLAIN)
+
+
+def test_a_run_that_is_interrupted_after_its_last_step(
+    layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the weights are written: the checkpoint of the last step gives the same result and record."""
+    job = small().train_job(PLAIN)
+    training.train(job, CODE, other)
+    write = training.write_tensors
+
+    def stop(path: Path, *rest: object) -> None:
+        if path == layout.weights(PLAIN):
+            raise KeyboardInterrupt
+        write(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_tensors", stop)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(job, CODE, layout, checkpoint_seconds=0)
+    training.train(job, CODE, layout)
+    assert result(layout, PLAIN) == result(other, PLAIN)
+
+
+# ---- checkpoints ------------------------------------------------------------------------------------------
+
+
+def test_no_checkpoint_is_written_before_its_time(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interruption within the first minute leaves none."""
+    assert not interrupt(monkeypatch, small().train_job(PLAIN), layout, 5, seconds=60).exists()
+
+
+@pytest.mark.parametrize("change", ["code", "job"])
+def test_a_stale_checkpoint_is_discarded(
+    layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, change: str
+) -> None:
+    """A checkpoint of other code or another configuration is named and not used."""
+    old = small(learning_rate=1.0e-3 if change == "job" else 3.0e-3).train_job(PLAIN)
+    job, code = small(learning_rate=3.0e-3).train_job(PLAIN), "1" * 16 if change == "code" else CODE
+    checkpoint = interrupt(monkeypatch, old, layout, 5)
+    capsys.readouterr()
+    training.train(job, code, layout)
+    said = "".join(capsys.readouterr())
+    assert str(checkpoint) in said and "discarded" in said and "other code" in said
+    training.train(job, code, other)
+    assert result(layout, PLAIN) == result(other, PLAIN)
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_a_torn_checkpoint_is_discarded(
+    layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, size: int
+) -> None:
+    """A checkpoint that ends too early is named and not used."""
+    job = small().train_job(PLAIN)
+    checkpoint = interrupt(monkeypatch, job, layout, 5)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
+    capsys.readouterr()
+    training.train(job, CODE, layout)
+    said = "".join(capsys.readouterr())
+    assert str(checkpoint) in said and "discarded" in said
+    training.train(job, CODE, other)
+    assert result(layout, PLAIN) == result(other, PLAIN)
+
+
+def test_a_checkpoint_that_says_nothing_of_itself_is_discarded(
+    layout: Layout, other: Layout, capsys: pytest.CaptureFixture
+) -> None:
+    """A file of tensors without an identity is not used."""
+    job = small().train_job(PLAIN)
+    checkpoint = layout.work(PLAIN) / "checkpoint.safetensors"
+    provenance.write_tensors(checkpoint, {"a": torch.zeros(2)})
+    training.train(job, CODE, layout)
+    assert "discarded" in "".join(capsys.readouterr())
+    training.train(job, CODE, other)
+    assert result(layout, PLAIN) == result(other, PLAIN)
+
+
+# ---- the average ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_the_average_follows_its_formula(decay: float) -> None:
+    """θ_ema ← d θ_ema + (1 − d) θ, d = min(decay, (1 + n)/(10 + n)) after n updates; the first one copies."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 4)
+    average = AveragedModel(network, multi_avg_fn=training.ema(decay), use_buffers=False)
+    by_hand: list[torch.Tensor] = []
+    for n in range(60):
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(torch.randn_like(p))
+        average.update_parameters(network)
+        now = [p.detach().clone() for p in network.parameters()]
+        if n:
+            d = min(decay, (1 + n) / (10 + n))
+            by_hand = [torch.lerp(a, p, 1 - d) for a, p in zip(by_hand, now, strict=True)]
+        else:
+            by_hand = now
+        assert all(torch.equal(a, b) for a, b in zip(average.module.parameters(), by_hand, strict=True))
+
+
+def test_training_stores_the_average(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights that are evaluated are the formula's average of the network after every step."""
+    history: list[dict[str, torch.Tensor]] = []
+
+    class Watched(AveragedModel):
+        def update_parameters(self, model: nn.Module) -> None:
+            history.append({k: v.detach().clone() for k, v in model.state_dict().items()})
+            super().update_parameters(model)
+
+    monkeypatch.setattr(training, "AveragedModel", Watched)
+    job = small(ema_decay=0.4).train_job(PLAIN)
+    training.train(job, CODE, layout)
+    assert len(history) == 8
+    expected = history[0]
+    for n, now in enumerate(history[1:], start=1):
+        d = min(0.4, (1 + n) / (10 + n))
+        expected = {k: torch.lerp(v, now[k], 1 - d) for k, v in expected.items()}
+    stored = load_file(layout.weights(PLAIN))
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[k], expected[k]) for k in stored)
+    assert not torch.equal(stored["first.weight"], history[-1]["first.weight"])
+
+
+# ---- draws ------------------------------------------------------------------------------------------------
+
+
+def batches(
+    count: int = 37, size: int = 8, steps: int = 10, dropout: float | None = None, name: str = "a/b/c/seed0"
+) -> training.Batches:
+    """Draws from `count` images, each of which shows its own number; its label is the number modulo 10."""
+    number = torch.arange(count)
+    half = data.Split(number.to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), number % 10)
+    job: dict = {"name": name, "schedule": {"steps": steps}, "training": {"batch": size}}
+    if dropout is not None:
+        job["training"]["label_dropout"] = dropout
+    return training.Batches(data.Data(half, half, 256, 10), job, torch.device("cpu"))
+
+
+def numbers(x0: torch.Tensor) -> list[int]:
+    """Which images a batch shows."""
+    return ((x0[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def test_an_epoch_shows_every_image_once() -> None:
+    """37 images in batches of 8: what is left over begins the next batch; every epoch has its own order."""
+    draw = batches()
+    seen = [n for step in range(37) for n in numbers(draw(step)[0])]
+    epochs = [seen[i : i + 37] for i in range(0, len(seen), 37)]
+    assert len(epochs) == 8
+    assert all(sorted(epoch) == list(range(37)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 8
+
+
+def test_a_batch_larger_than_the_data_goes_round() -> None:
+    """5 images in batches of 12: two epochs and a part of the third."""
+    seen = numbers(batches(count=5, size=12)(0)[0])
+    assert sorted(seen[:5]) == sorted(seen[5:10]) == [0, 1, 2, 3, 4]
+
+
+def test_draws_do_not_depend_on_what_was_drawn_before() -> None:
+    """Any order of steps, also back into an earlier epoch, gives the same batches."""
+    one, two = batches(dropout=0.3), batches(dropout=0.3)
+    ordered = [one(step) for step in range(12)]
+    for step in (11, 3, 3, 0, 9, 1):
+        assert all(torch.equal(a, b) for a, b in zip(two(step), ordered[step], strict=True))
+
+
+def test_networks_and_steps_have_their_own_draws() -> None:
+    """Another name or another step: other images, noise and times."""
+    draw, elsewhere = batches(), batches(name="a/b/c/seed1")
+    for one, two in ((draw(0), draw(1)), (draw(0), elsewhere(0))):
+        assert numbers(one[0]) != numbers(two[0])
+        assert not torch.equal(one[1], two[1]) and not torch.equal(one[2], two[2])
+
+
+def test_every_batch_covers_all_times() -> None:
+    """Twenty images over T = 10: every t stands in every batch exactly twice."""
+    draw = batches(size=20)
+    for step in range(50):
+        assert sorted(draw(step)[2].flatten().tolist()) == sorted([*range(1, 11)] * 2)
+
+
+def test_each_time_is_uniform() -> None:
+    """The t of one place in the batch, over many steps: each of 1 … T as often, by χ² (9 degrees, p = 0.001)."""
+    draw = batches(size=3)
+    found = torch.stack([draw(step)[2].flatten() for step in range(2000)])
+    for place in range(3):
+        counts = Counter(found[:, place].tolist())
+        assert set(counts) == set(range(1, 11))
+        assert sum((n - 200) ** 2 / 200 for n in counts.values()) < 27.9
+
+
+def test_noise_is_standard_normal() -> None:
+    """Mean, variance and independence of ε from the images that it is added to."""
+    draw = batches(size=64)
+    drawn = [draw(step) for step in range(200)]
+    eps, x0 = (torch.cat([d[i].flatten() for d in drawn]).double() for i in (1, 0))
+    n = len(eps)
+    assert abs(eps.mean()) < 4 / n**0.5 and abs(eps.var() - 1) < 4 * (2 / n) ** 0.5
+    assert abs(torch.corrcoef(torch.stack([eps, x0]))[0, 1]) < 4 / n**0.5
+
+
+def test_labels_are_dropped_as_often_as_asked() -> None:
+    """A tenth of the labels is the null label (10), within four standard errors; the others are the images'."""
+    draw = batches(size=50, dropout=0.1)
+    dropped = 0
+    for step in range(200):
+        x0, _, _, y = draw(step)
+        dropped += int((y == 10).sum())
+        assert all(label == 10 or label == n % 10 for label, n in zip(y.tolist(), numbers(x0), strict=True))
+    assert abs(dropped / 10000 - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 10000)
+
+
+def test_labels_are_dropped_at_all_times() -> None:
+    """Whether a label is dropped does not depend on its image's t, also at the place that t is drawn from."""
+    draw = batches(size=2, dropout=0.2)
+    found = [(float(t[0]), int(y[0]) == 10) for _, _, t, y in map(draw, range(2000))]
+    counts = Counter(t for t, dropped in found if dropped)
+    assert set(counts) == set(range(1, 11))
+    expected = sum(counts.values()) / 10
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < 27.9
+
+
+def test_an_unconditional_network_gets_no_labels() -> None:
+    """No dropout given means no condition."""
+    assert batches()(0)[3] is None
+
+
+# ---- learning rate and curve ------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_then_falls() -> None:
+    """Linear to the peak over the warm-up, then constant, or half a cosine to 0 at the end."""
+
+    def at(step: int, decay: str = "constant", warmup: int = 4) -> float:
+        return training.learning_rate(step, 100, 2.0, warmup, decay)
+
+    assert [at(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert at(99) == 2.0
+    assert at(0, warmup=0) == at(0, warmup=1) == 2.0
+    assert at(50, "cosine") == pytest.approx(1.0, abs=1e-12)
+    assert at(25, "cosine") == pytest.approx(1 + math.sqrt(0.5), abs=1e-12)
+    assert at(100, "cosine") == pytest.approx(0.0, abs=1e-12)
+    assert at(1, "cosine") == pytest.approx(2.0 * 0.5 * 0.5 * (1 + math.cos(math.pi / 100)), abs=1e-12)
+
+
+def losses(monkeypatch: pytest.MonkeyPatch, poison: int = 0) -> list[float]:
+    """Watch the loss of every step; in step number `poison` (from 1) it is made NaN."""
+    seen: list[float] = []
+    loss = training.Objective.loss
+
+    def watched(self: training.Objective, *rest: object) -> torch.Tensor:
+        found = loss(self, *rest)
+        seen.append(float(found.detach().mean()))
+        return found * math.nan if len(seen) == poison else found
+
+    monkeypatch.setattr(training.Objective, "loss", watched)
+    return seen
+
+
+@pytest.mark.parametrize("steps", [8, 401])
+def test_the_curve_holds_the_mean_loss(layout: Layout, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """A row stands for the steps since the last one: at most 201 rows, the last step included."""
+    seen = losses(monkeypatch)
+    job = small(steps=steps, batch=4, decay="cosine").train_job(PLAIN)
+    training.train(job, CODE, layout)
+    with layout.loss(PLAIN).open() as f:
+        rows = list(csv.DictReader(f))
+    assert len(seen) == steps
+    ends = [*range(2, 401, 2), 401] if steps == 401 else list(range(1, 9))
+    assert [int(row["step"]) for row in rows] == ends
+    before = 0
+    for row, end in zip(rows, ends, strict=True):
+        assert float(row["loss"]) == pytest.approx(sum(seen[before:end]) / (end - before), rel=1e-5)
+        assert int(row["images"]) == 4 * end
+        assert float(row["learning_rate"]) == training.learning_rate(end - 1, steps, 3.0e-3, 2, "cosine")
+        before = end
+    record = provenance.read_record(layout.record("train", PLAIN))
+    assert record["result"]["final_loss"] == float(rows[-1]["loss"])
+
+
+def test_training_lowers_the_loss(layout: Layout) -> None:
+    """A few hundred steps of a small perceptron on digits beat the constant prediction."""
+    training.train(small(width=128, steps=400, batch=32).train_job(PLAIN), CODE, layout)
+    curve = pd.read_csv(layout.loss(PLAIN))
+    assert curve["loss"].iloc[:3].mean() > 0.9
+    assert curve["loss"].iloc[-20:].mean() < 0.7
+
+
+# ---- divergence -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [PLAIN, GUIDED])
+def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Training ends as `diverged` with the step; samples, fidelity, bound and table carry on to a row that says so."""
+    grid = small()
+    with monkeypatch.context() as patch:
+        losses(patch, poison=5)
+        training.train(*grid.job("train", name), layout)
+    record = provenance.read_record(layout.record("train", name))
+    assert record["status"] == "diverged" and record["result"]["steps"] == 5
+    assert len(pd.read_csv(layout.loss(name))) == 4
+    assert not (layout.work(name) / "checkpoint.safetensors").exists()
+
+    cell = next(c for c in grid.runs.values() if grid.network(c).name == name)
+    sampling.sample(*grid.job("sample", cell.name), layout)
+    fidelity.evaluate(*grid.job("fidelity", cell.name), layout)
+    for stage in ("sample", "fidelity"):
+        assert provenance.read_record(layout.record(stage, cell.name))["status"] == "diverged"
+    assert len(load_file(layout.samples(cell.name))["images"]) == 0
+    if name in grid.likelihoods:
+        likelihood.evaluate(*grid.job("likelihood", name), layout)
+        assert provenance.read_record(layout.record("likelihood", name))["status"] == "diverged"
+
+    for baseline in BASELINES:
+        fidelity.evaluate(*grid.job("fidelity", baseline), layout)
+    table = tables.collect(tables.Records(grid, layout)).set_index(["objective", "guidance", "sampler"])
+    row = table.loc[(cell.objective, cell.guidance, cell.sampler)]
+    assert row["status"] == "diverged"
+    assert "seed 0" in row["reason"] and "step 5" in row["reason"] and "1 of 1" in row["reason"]
+    assert pd.isna(row["fid"]) and pd.isna(row["nll_bits_per_dim"])
+
+
+def test_a_diverged_network_is_not_sampled(layout: Layout) -> None:
+    """Whatever its weights are: the record says that training failed."""
+    grid, cell = small(), "eps/linear/none/ddim/seed0"
+    training.train(*grid.job("train", PLAIN), layout)
+    path = layout.record("train", PLAIN)
+    provenance.write_json(path, provenance.read_record(path) | {"status": "diverged"})
+    sampling.sample(*grid.job("sample", cell), layout)
+    record = provenance.read_record(layout.record("sample", cell))
+    assert record["status"] == "diverged" and record["result"]["images"] == 0
+
+
+def test_samples_that_are_not_finite_are_a_result(layout: Layout) -> None:
+    """Finite losses, broken weights: sampling ends as `diverged` without images, fidelity carries it on."""
+    grid, cell = small(), "eps/linear/none/ddim/seed0"
+    training.train(*grid.job("train", PLAIN), layout)
+    weights = load_file(layout.weights(PLAIN))
+    provenance.write_tensors(layout.weights(PLAIN), {k: v * math.nan for k, v in weights.items()})
+    sampling.sample(*grid.job("sample", cell), layout)
+    fidelity.evaluate(*grid.job("fidelity", cell), layout)
+    for stage in ("sample", "fidelity"):
+        record = provenance.read_record(layout.record(stage, cell))
+        assert record["status"] == "diverged"
+    assert provenance.read_record(layout.record("sample", cell))["result"]["images"] == 0
