@@ -62,12 +62,20 @@ def job_command(args: argparse.Namespace) -> None:
 def cell_command(args: argparse.Namespace) -> None:
     """Run one stage of one network or cell, and what it needs, into the tree that Snakemake uses."""
     grid = _grid(args)
-    of_network = args.command in ("train", "likelihood")
-    name = _pick(args.name, grid.networks if of_network else grid.runs, "network" if of_network else "cell")
+    match args.command:
+        case "train":
+            name = _pick(args.name, grid.networks, "network")
+        case "likelihood":
+            name = _pick(args.name, grid.likelihoods, "network without labels")
+        case _:
+            name = _pick(args.name, grid.runs, "cell")
     for stage, target in grid.needed(args.command, name):
         job, code = grid.job(stage, target)
-        record = Layout(Path(grid.results)).record(stage, target)
-        if provenance.matches(record, job, code) and not (stage == args.command and args.again):
+        layout = Layout(Path(grid.results))
+        record = layout.record(stage, target)
+        network = grid.network(grid.runs[target]).name if stage == "sample" else ""
+        again = stage == args.command and args.again
+        if not again and provenance.matches(record, job, code, layout.inputs(stage, target, network)):
             print(f"{record}: already there", file=sys.stderr)
             continue
         run_stage(stage, job, code, grid.results, grid.config["device"])
@@ -85,7 +93,7 @@ def check_command(args: argparse.Namespace) -> None:
 
 
 def aggregate_command(args: argparse.Namespace) -> None:
-    """Write the tables, or draw the pictures, from the results that are there."""
+    """Write the tables, or draw the pictures, of a finished grid."""
     grid = _grid(args)
     run_stage(args.command, *grid.job(args.command), grid.results, "cpu")
 
@@ -99,7 +107,9 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=run.__doc__ if name != "job" else help)
         sub.set_defaults(run=run)
         if name != "job":
-            sub.add_argument("--configfile", nargs="+", default=[], metavar="FILE", help="overlays over config.yaml")
+            sub.add_argument(
+                "--configfile", action="append", default=[], metavar="FILE", help="overlay over config.yaml; repeatable"
+            )
         return sub
 
     for name, help in (
@@ -115,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     add("table", aggregate_command, "write table.csv, table.md, published.md and costs.csv")
     add("figures", aggregate_command, "draw the pictures")
     job = add("job", job_command, "what Snakemake calls: a stage with everything given as text")
-    job.add_argument("stage")
+    job.add_argument("stage", choices=STAGES)
     for option in ("--job", "--code", "--results", "--device"):
         job.add_argument(option, required=True)
     return main

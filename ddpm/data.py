@@ -8,12 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ddpm.errors import UserError
 from ddpm.layout import Layout
 from ddpm.methods import Method
-from ddpm.provenance import Recorder, write_tensors
+from ddpm.provenance import Recorder, read_tensors, write_tensors
 
 Tensor = torch.Tensor
 
@@ -155,12 +154,8 @@ def prepare(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
 
 def read(path: Path) -> Data:
     """The stored dataset."""
-    try:
-        with safe_open(path, "pt") as f:
-            names = f.keys()
-            tensors = {name: f.get_tensor(name) for name in names}
-            about = f.metadata()
-    except (SafetensorError, FileNotFoundError) as e:
-        raise UserError(f"{path}: is no stored dataset ({e}); delete it and run again") from None
+    tensors, about = read_tensors(path)
     train, test = (Split(tensors[f"{half}_images"], tensors[f"{half}_labels"]) for half in ("train", "test"))
+    if not {"levels", "classes"} <= about.keys():
+        raise UserError(f"{path}: does not say its levels and classes; delete it and run again")
     return Data(train, test, int(about["levels"]), int(about["classes"]))

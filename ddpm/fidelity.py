@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -21,7 +20,7 @@ from ddpm.errors import UserError
 from ddpm.grid import BASELINES
 from ddpm.layout import Layout
 from ddpm.networks.classifier import Classifier
-from ddpm.provenance import Recorder, read_record, sha256, write_tensors
+from ddpm.provenance import Recorder, read_record, read_tensors, sha256, write_tensors
 
 Tensor = torch.Tensor
 
@@ -35,7 +34,7 @@ class ClassifierExtractor(FeatureExtractorBase):
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: object):
         super().__init__(name, features_list)
-        tensors = load_file(feature_extractor_weights_path)
+        tensors, _ = read_tensors(Path(feature_extractor_weights_path))
         self.scale = float(tensors.pop("scale"))
         first, last = tensors["body.0.weight"], tensors["head.weight"]
         side = int(tensors.pop("side"))
@@ -91,6 +90,8 @@ def inception(weights: str) -> FeatureExtractorBase:
             raise UserError(f"fidelity.weights: {weights}: is no plain state dict of tensors ({e})") from None
     try:
         return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights or None)
+    except RuntimeError as e:
+        raise UserError(f"fidelity.weights: {weights}: not Inception's weights: {str(e).splitlines()[0]}") from None
     except OSError as e:
         raise UserError(
             f"Inception's weights could not be downloaded ({e}).\n"
@@ -105,7 +106,8 @@ class Extractor:
         self.levels, self.device, self.is_inception = levels, device, spec["extractor"] == "inception"
         self.classifier = ClassifierExtractor("ddpm-classifier", ["features", "logits"], str(weights)).to(device)
         self.network = inception(spec["weights"]).to(device).eval() if self.is_inception else self.classifier
-        self.hash = sha256(spec["weights"] if self.is_inception and spec["weights"] else weights)[:12]
+        file = spec["weights"] if self.is_inception else weights
+        self.hash = sha256(file)[:12] if file else self.network.get_name()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, binarized: bool = False) -> Tensor:
@@ -141,7 +143,7 @@ def frechet(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     """The `classifier` stage: the feature extractor, trained on the training half."""
     torch.set_num_threads(job["threads"])
-    recorder = Recorder("classifier", job, code, {"data": layout.data})
+    recorder = Recorder("classifier", job, code, layout.inputs("classifier"))
     dataset, settings = data.read(layout.data), job["classifier"]
     torch.manual_seed(noise.key("classifier", settings["seed"]) & (2**63 - 1))
     network = Classifier(dataset.shape, dataset.classes, settings["width"], settings["features"])
@@ -187,17 +189,18 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized.
     """
     torch.set_num_threads(job["threads"])
-    name, inputs = job["name"], {"data": layout.data, "extractor": layout.classifier}
-    if name not in BASELINES:
-        inputs["samples"] = layout.samples(name)
-    recorder, out = Recorder("fidelity", job, code, inputs, device), layout.record("fidelity", name)
+    name = job["name"]
+    recorder, out = (
+        Recorder("fidelity", job, code, layout.inputs("fidelity", name), device),
+        layout.record("fidelity", name),
+    )
     dataset, count, labels = data.read(layout.data), job["images"], None
     if name not in BASELINES:
         status = read_record(layout.record("sample", name))["status"]
         if status != "ok":
             recorder.finish(out, [], status)
             return
-        tensors = load_file(layout.samples(name))
+        tensors, _ = read_tensors(layout.samples(name))
         images, labels = tensors["images"], tensors.get("labels")
     elif name == "real":
         images = reference(dataset, "train", count)
@@ -212,9 +215,9 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     result: dict[str, object] = {}
     for suffix, binarized in (("", False), ("_binarized", True)):
         ours = statistics(extractor(images, binarized))
-        for half, name in (("test", "fid"), ("train", "fid_train")):
+        for half, key in (("test", "fid"), ("train", "fid_train")):
             if not (name == "real" and half == "train"):
-                result[name + suffix] = frechet(ours, statistics(extractor(reference(dataset, half), binarized)))
+                result[key + suffix] = frechet(ours, statistics(extractor(reference(dataset, half), binarized)))
     if labels is not None:
         result["label_accuracy"] = float((extractor.predict(images) == labels).double().mean())
     recorder.finish(out, [], "ok", images=count, extractor=extractor.hash, **result)

@@ -107,8 +107,8 @@ def _cast(kind: str, value: object) -> object:
     """The value in its declared type, so that 1 and 1.0 are one job; TypeError where it does not fit."""
     if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if kind.startswith("tuple") and isinstance(value, list | tuple):
-        return list(value)
+    if kind.startswith("tuple[") and isinstance(value, list | tuple):
+        return [_cast(kind.removeprefix("tuple[").split(",")[0], v) for v in value]
     plain = {"int": int, "str": str, "bool": bool}.get(kind)
     if plain is not None and isinstance(value, plain) and not (kind == "int" and isinstance(value, bool)):
         return value

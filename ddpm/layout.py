@@ -46,6 +46,17 @@ class Layout:
         """The folder of what is only needed while a job runs, such as a checkpoint."""
         return self.root / "work" / name
 
+    def inputs(self, stage: str, name: str = "", network: str = "") -> dict[str, Path]:
+        """What one job reads, by the names that its record uses; `network` is the one that a cell samples from."""
+        found = {} if stage == "data" else {"data": self.data}
+        if stage in ("sample", "likelihood"):
+            found["weights"] = self.weights(network or name)
+        if stage == "fidelity":
+            found["extractor"] = self.classifier
+            if name not in BASELINES:
+                found["samples"] = self.samples(name)
+        return found
+
     def record(self, stage: str, name: str = "") -> Path:
         """The record of one job; `name` is the network's, the cell's or the baseline's."""
         match stage:

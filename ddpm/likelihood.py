@@ -76,7 +76,7 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
     name = job["name"]
-    recorder = Recorder("likelihood", job, code, {"weights": layout.weights(name), "data": layout.data}, device)
+    recorder = Recorder("likelihood", job, code, layout.inputs("likelihood", name), device)
     settings, status, out = (
         job["likelihood"],
         read_record(layout.record("train", name))["status"],

@@ -36,6 +36,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
             os.fsync(f.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as e:
+        e.filename = e.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -64,9 +67,24 @@ def write_tensors(path: Path, tensors: dict, about: dict[str, str] | None = None
     """Tensors by name as a safetensors file, atomically; `about` is its metadata."""
     from safetensors.torch import save
 
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, about)
+    # One key only: safetensors writes several in an order of its own, other bytes at every call.
+    metadata = {"about": json.dumps(about, sort_keys=True)} if about else None
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
     with atomic(path) as temporary:
         temporary.write_bytes(content)
+
+
+def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
+    """Tensors by name and what the file says of itself; UserError where it is missing or torn."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as f:
+            names = f.keys()
+            tensors, metadata = {name: f.get_tensor(name) for name in names}, f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{path}: is no whole file of tensors ({e}); delete it and run again") from None
+    return tensors, json.loads(metadata.get("about", "{}"))
 
 
 def read_record(path: str | Path) -> dict:
@@ -86,14 +104,18 @@ def read_record(path: str | Path) -> dict:
     return record
 
 
-def matches(path: Path, job: dict, code: str) -> bool:
-    """Whether a record is there, whole, and of exactly this job and code, its outputs as it left them."""
+def matches(path: Path, job: dict, code: str, inputs: dict[str, Path] | None = None) -> bool:
+    """Whether a record is there, whole, and of exactly this job and code, its outputs as it left them.
+
+    With `inputs`: and of exactly these files as they are now.
+    """
     try:
         record = read_record(path)
         return (
             record["job"] == job
             and record["code"] == code
             and all(sha256(path.parent / name) == digest for name, digest in record["outputs"].items())
+            and (inputs is None or record["inputs"] == {name: sha256(file) for name, file in inputs.items()})
         )
     except (UserError, KeyError, OSError):
         return False

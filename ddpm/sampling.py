@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import count
 
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from ddpm import data, networks, noise
@@ -13,7 +12,7 @@ from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
-from ddpm.provenance import Recorder, read_record, write_tensors
+from ddpm.provenance import Recorder, read_record, read_tensors, write_tensors
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 
@@ -27,7 +26,7 @@ def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
     objective, schedule = Objective(**job["objective"]), Schedule.make(job["schedule"])
     heads, classes = 2 if objective.learns_variance else 1, result["classes"] if job["conditional"] else 0
     network = networks.build(job["network"], tuple(result["shape"]), heads, classes)
-    network.load_state_dict(load_file(layout.weights(name)))
+    network.load_state_dict(read_tensors(layout.weights(name))[0])
     return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule)
 
 
@@ -57,7 +56,7 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
     network = job["network"]
-    recorder = Recorder("sample", job, code, {"weights": layout.weights(network), "data": layout.data}, device)
+    recorder = Recorder("sample", job, code, layout.inputs("sample", job["name"], network), device)
     dataset, settings = data.read(layout.data), job["sampling"]
     status = read_record(layout.record("train", network))["status"]
     denoiser = Guidance.make(job["guidance"])(load_denoiser(layout, network, device))

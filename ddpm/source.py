@@ -49,7 +49,7 @@ def _path(module: str) -> Path | None:
     return None
 
 
-def _imported(node: ast.stmt) -> dict[str, tuple[str, str]]:
+def _imported(node: ast.stmt, module: str) -> dict[str, tuple[str, str]]:
     """Local name → (module, name in it); the name is empty where the module itself was imported."""
     if isinstance(node, ast.Import):
         return {
@@ -57,11 +57,42 @@ def _imported(node: ast.stmt) -> dict[str, tuple[str, str]]:
         }
     if not isinstance(node, ast.ImportFrom):
         return {}
+    origin = node.module or ""
+    if node.level:
+        path = _path(module)
+        up = node.level - (path is not None and path.name == "__init__.py")
+        parts = module.split(".")
+        origin = ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
     found = {}
     for a in node.names:
-        inner = f"{node.module}.{a.name}"
+        inner = f"{origin}.{a.name}"
         is_module = inner.startswith("ddpm.") and _path(inner) is not None
-        found[a.asname or a.name] = (inner, "") if is_module else (node.module or "", a.name)
+        found[a.asname or a.name] = (inner, "") if is_module else (origin, a.name)
+    return found
+
+
+def _resolve(module: str, names: list[str]) -> tuple[str, str] | None:
+    """The definition that `module.name.name...` leads to in this package, through re-exports; None where to none."""
+    while names and _path(f"{module}.{names[0]}") is not None:
+        module, names = f"{module}.{names[0]}", names[1:]
+    if not names or _path(module) is None:
+        return None
+    source = read(module)
+    if names[0] in source.definitions:
+        return module, names[0]
+    target, symbol = source.imports.get(names[0], ("", ""))
+    return _resolve(target, [*([symbol] if symbol else []), *names[1:]]) if target.split(".")[0] == "ddpm" else None
+
+
+def _attributes(top: ast.stmt) -> dict[int, list[str]]:
+    """The id of a name's node → the attributes that follow it: `a.b.c` gives [b, c] for a."""
+    found: dict[int, list[str]] = {}
+    for node in ast.walk(top):
+        names, base = [], node
+        while isinstance(base, ast.Attribute):
+            names, base = [base.attr, *names], base.value
+        if isinstance(base, ast.Name) and len(names) > len(found.get(id(base), [])):
+            found[id(base)] = names
     return found
 
 
@@ -82,7 +113,7 @@ def read(module: str) -> Source:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            imports |= _imported(node)
+            imports |= _imported(node, module)
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             effects.append(node)
         for name in names:
@@ -118,15 +149,10 @@ def _reach(module: str, name: str) -> tuple[str, frozenset[tuple[str, str]]]:
     for node in nodes:
         for inner in ast.walk(node):
             if isinstance(inner, ast.Import | ast.ImportFrom):
-                imports |= _imported(inner)
+                imports |= _imported(inner, module)
     outside, reached = set(), set()
-    attributes = {
-        id(n.value): n.attr
-        for top in nodes
-        for n in ast.walk(top)
-        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
-    }
     for top in nodes:
+        attributes = _attributes(top)
         for node in ast.walk(top):
             if not isinstance(node, ast.Name):
                 continue
@@ -134,10 +160,8 @@ def _reach(module: str, name: str) -> tuple[str, frozenset[tuple[str, str]]]:
                 target, symbol = imports[node.id]
                 if target.split(".")[0] != "ddpm":
                     outside.add((node.id, target, symbol))
-                else:
-                    symbol = symbol or attributes.get(id(node), "")
-                    if symbol in read(target).definitions:
-                        reached.add((target, symbol))
+                elif found := _resolve(target, [*([symbol] if symbol else []), *attributes.get(id(node), [])]):
+                    reached.add(found)
             elif node.id in source.definitions and node.id != name:
                 reached.add((module, node.id))
     return repr((module, name, _plain(list(nodes)), sorted(outside))), frozenset(reached)

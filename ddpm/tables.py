@@ -126,10 +126,15 @@ def _row(records: Records, cells: list[Cell]) -> dict:
         return row | {"status": "missing", "reason": f"{len(missing)} of {len(cells)} seeds"}
     train, sample = found[0]["train"]["result"], found[0]["sample"]["result"]
     row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": train["parameters"]}
-    diverged = [of["train"] for of in found if any(r["status"] == "diverged" for r in of.values())]
+    diverged = []
+    for cell, of in zip(cells, found, strict=True):
+        if of["train"]["status"] == "diverged":
+            diverged.append(f"seed {cell.seed}: training, by step {of['train']['result']['steps']}")
+        elif any(r["status"] == "diverged" for r in of.values()):
+            diverged.append(f"seed {cell.seed}: sampling or bound")
     if diverged:
-        at = ", ".join(f"seed {r['job']['seed']} in step {r['result']['steps']}" for r in diverged)
-        return row | {"status": "diverged", "reason": f"{len(diverged)} of {len(cells)} seeds: {at}"}
+        reason = f"{len(diverged)} of {len(cells)} seeds ({', '.join(diverged)})"
+        return row | {"status": "diverged", "reason": reason}
     row |= {
         "samples": sample["images"],
         "images_seen": train["images_seen"],
@@ -165,14 +170,15 @@ def collect(records: Records) -> pd.DataFrame:
     rows: dict[tuple, list[Cell]] = {}
     for cell in grid.cells:
         rows.setdefault(cell.row, []).append(cell)
-    table = pd.DataFrame([_baseline(records, b) for b in BASELINES] + [_row(records, cells) for cells in rows.values()])
+    found = [_baseline(records, b) for b in BASELINES] + [_row(records, cells) for cells in rows.values()]
+    table = pd.DataFrame(found, columns=COLUMNS)
     table["dataset"] = grid.config["data"]["name"]
     for column in ("fid", "fid_binarized"):
         table[column] = pd.to_numeric(table[column])
         table[f"{column}_over_topline"] = table[column] / table.loc[0, column]
     for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen"):
-        table[column] = table.get(column, pd.Series(dtype=float)).astype("Int64")
-    return table.reindex(columns=COLUMNS)
+        table[column] = table[column].astype("Int64")
+    return table
 
 
 def costs(records: Records) -> pd.DataFrame:

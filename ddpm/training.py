@@ -8,17 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ddpm import data, networks, noise
 from ddpm.data import Data
+from ddpm.errors import UserError
 from ddpm.grid import canonical
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
-from ddpm.provenance import Recorder, atomic, write_tensors
+from ddpm.provenance import Recorder, atomic, read_tensors, write_tensors
 from ddpm.schedules import Schedule
 
 Tensor = torch.Tensor
@@ -27,7 +27,8 @@ Tensor = torch.Tensor
 def ema(decay: float) -> Callable:
     """θ_ema ← d θ_ema + (1 − d) θ with the warm-up d = min(decay, (1 + n)/(10 + n)) after n updates.
 
-    Without it, a decay of 0.999 over 1 000 steps would still hold e^−1 of the initial weights.
+    The first update copies the weights. Without the warm-up, a decay of 0.999 would still hold e^−1 of the initial
+    weights after 1 000 steps.
     """
 
     @torch.no_grad()
@@ -115,13 +116,10 @@ class Checkpoint:
         if not self.path.exists():
             return 0, []
         try:
-            with safe_open(self.path, "pt") as f:
-                about = f.metadata()
-                if {k: about.get(k) for k in self.identity} != self.identity:
-                    raise ValueError("it belongs to another configuration or other code")
-                names = f.keys()
-                tensors = {name: f.get_tensor(name) for name in names}
-        except (SafetensorError, ValueError, OSError) as e:
+            tensors, about = read_tensors(self.path)
+            if {k: about.get(k) for k in self.identity} != self.identity:
+                raise UserError("it belongs to another configuration or other code")
+        except UserError as e:
             print(f"{self.path}: checkpoint discarded, training starts anew: {e}")
             return 0, []
 
@@ -145,7 +143,7 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
     """
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
-    recorder = Recorder("train", job, code, {"data": layout.data}, device)
+    recorder = Recorder("train", job, code, layout.inputs("train"), device)
     dataset, settings = data.read(layout.data), job["training"]
     schedule, objective = Schedule.make(job["schedule"]), Objective(**job["objective"])
     network = build(job, dataset).to(device)
@@ -155,7 +153,7 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
     first, rows = checkpoint.load(network, average, optimiser)
     batches = Batches(dataset, job, torch.device(device))
     steps, every = settings["steps"], max(1, settings["steps"] // 200)
-    total, saved, status, step = torch.zeros((), device=device), time.monotonic(), "ok", first
+    total, saved, status, step = torch.zeros((), device=device), time.monotonic(), "ok", first - 1
     for step in tqdm(range(first, steps), initial=first, total=steps, desc=job["name"], unit="step"):
         x0, eps, t, y = batches(step)
         rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])

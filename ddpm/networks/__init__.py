@@ -7,6 +7,7 @@ and then the parameters that the configuration may set.
 
 from importlib import import_module
 
+import torch
 from torch import nn
 
 
@@ -16,4 +17,5 @@ def build(spec: dict, shape: tuple[int, ...], heads: int, classes: int) -> nn.Mo
     name = spec.pop("method")
     module = import_module(f"ddpm.networks.{name}")
     network = next(c for c in vars(module).values() if getattr(c, "method", None) == name)
-    return network(shape, heads, classes, **spec)
+    # Convolution and group normalisation are faster on channels-last memory, on CPUs and GPUs.
+    return network(shape, heads, classes, **spec).to(memory_format=torch.channels_last)

@@ -4,8 +4,6 @@ One skip connection per resolution instead of one per block: on 8×8 images a st
 ends at the same loss.
 """
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,13 +13,18 @@ from ddpm.networks.embedding import Condition
 Tensor = torch.Tensor
 
 
+def normalise(channels: int) -> nn.GroupNorm:
+    """Group normalisation in groups of 16 channels (one group where they do not divide)."""
+    return nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with group normalisation; the condition scales and shifts between them."""
 
     def __init__(self, into: int, out: int, condition: int):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(math.gcd(8, into), into), nn.Conv2d(into, out, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(math.gcd(8, out), out), nn.Conv2d(out, out, 3, padding=1)
+        self.norm1, self.conv1 = normalise(into), nn.Conv2d(into, out, 3, padding=1)
+        self.norm2, self.conv2 = normalise(out), nn.Conv2d(out, out, 3, padding=1)
         self.condition = nn.Linear(condition, 2 * out)
         self.skip = nn.Conv2d(into, out, 1) if into != out else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
@@ -40,7 +43,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int = 4):
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(math.gcd(8, width), width)
+        self.norm = normalise(width)
         self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -125,7 +128,7 @@ class UNet(nn.Module):
         widths = [width * m for m in multipliers]
         self.first = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         self.levels = Level(0, widths, blocks, tuple(attention), 4 * width)
-        self.norm = nn.GroupNorm(math.gcd(8, widths[0]), widths[0])
+        self.norm = normalise(widths[0])
         self.last = nn.Conv2d(widths[0], heads * shape[0], 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
