@@ -189,3 +189,39 @@ def test_slurm_profile_plans(tree: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def readme_blocks() -> list[str]:
+    """The README's Python examples."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_readme_library_example(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's use as a library gives images of the trained network in [−1, 1]."""
+    monkeypatch.chdir(tree)
+    names: dict = {}
+    exec(readme_blocks()[0].replace('Path("results")', 'Path("results/tiny")'), names)
+    images = names["images"]
+    assert images.shape == (16, 1, 8, 8)
+    assert -1 <= images.min() < images.max() <= 1
+    assert images.std() > 0.1
+
+
+def test_readme_new_sampler(tree: Path) -> None:
+    """The README's example of a new method, put into its file, is a sampler of the grid that runs."""
+    path = tree / "ddpm/samplers.py"
+    text = path.read_text()
+    (tree / "jump.yaml").write_text(
+        "results: results/jump\nsamplers: {jump: {method: jump, steps: 3}}\n"
+        "grid: [{objective: [eps], schedule: [linear], guidance: [none], sampler: [jump]}]\n"
+    )
+    try:
+        path.write_text(f"{text}\n\n{readme_blocks()[1]}")
+        run = snakemake(tree, "results/jump/table.csv", overlay="jump.yaml")
+        assert run.returncode == 0, run.stdout + run.stderr
+        table = pd.read_csv(tree / "results/jump/table.csv")
+        assert list(table["sampler"].dropna()) == ["jump"]
+        assert list(table["status"]) == ["ok"] * 3
+        assert table["nfe"].iloc[2] == 3
+    finally:
+        path.write_text(text)
