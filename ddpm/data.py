@@ -97,8 +97,9 @@ class MNIST(Dataset):
             try:
                 Torchvision(root, download=True)
             except (RuntimeError, OSError) as e:
+                reason = " ".join(str(e).split())[:200]
                 raise UserError(
-                    f"{raw}: MNIST is not there and could not be downloaded ({e}).\n"
+                    f"{raw}: MNIST is not there and could not be downloaded ({reason}).\n"
                     "Connect to the network, or set DDPM_DATA to a folder that holds MNIST/raw."
                 ) from None
         for name, expected in MNIST_FILES.items():
