@@ -1,7 +1,7 @@
 """A U-Net after Ho et al. 2020 (001, section 2.2.3), with noise-level and label conditioning.
 
-One skip connection per resolution instead of one per block: on 8×8 images a step takes 0.6 of the time and
-ends at the same loss.
+One skip connection per resolution instead of one per block: on 8×8 images a step takes 0.6 of the time, and
+equal training time ends at a lower loss.
 """
 
 import torch
