@@ -42,9 +42,13 @@ class Layout:
         """A cell's images."""
         return self.cell(name) / "samples.safetensors"
 
-    def work(self, name: str) -> Path:
-        """The folder of what is only needed while a job runs, such as a checkpoint."""
-        return self.root / "work" / name
+    def work(self, stage: str, name: str = "") -> Path:
+        """The folder of what is only needed while a job runs."""
+        return self.root / "work" / stage / name
+
+    def checkpoint(self, stage: str, name: str) -> Path:
+        """Where a job keeps what it would go on from."""
+        return self.work(stage, name) / "checkpoint.safetensors"
 
     def inputs(self, stage: str, name: str = "", network: str = "") -> dict[str, Path]:
         """What one job reads, by the names that its record uses; `network` is the one that a cell samples from."""

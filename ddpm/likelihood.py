@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from ddpm import data, noise
 from ddpm.bound import prior_term, vlb_term
+from ddpm.checkpoint import SECONDS, Checkpoint
 from ddpm.denoiser import Denoiser
 from ddpm.fidelity import reference
 from ddpm.layout import Layout
@@ -68,47 +69,52 @@ def vlb(
     return {"bound": prior + kl + decoder, "prior": prior, "kl": kl, "decoder": decoder}
 
 
-def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
     """The `likelihood` stage: mean bits/dim over the test images with its standard error, and its parts.
 
-    The standard error is over images; with `times` < T it contains the noise of the draw as well.
+    The standard error is over images; with `times` < T it contains the noise of the draw as well. An interrupted job
+    goes on with the images after those that its checkpoint holds.
     """
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
-    name = job["name"]
-    recorder = Recorder("likelihood", job, code, layout.inputs("likelihood", name), device)
-    settings, status, out = (
-        job["likelihood"],
-        read_record(layout.record("train", name))["status"],
+    name, settings = job["name"], job["likelihood"]
+    recorder, out = (
+        Recorder("likelihood", job, code, layout.inputs("likelihood", name), device),
         layout.record("likelihood", name),
     )
+    status = read_record(layout.record("train", name))["status"]
     if status != "ok":
         recorder.finish(out, [], status)
         return
     dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
     x0 = dataset.scale(reference(dataset, "test", settings["images"]))
     per_image = 1 + min(settings["times"], denoiser.schedule.steps - 1)
-    parts: list[dict[str, Tensor]] = []
-    with tqdm(total=len(x0) * per_image, desc=f"likelihood {job['name']}", unit="eval") as progress:
-        # So many images at once that their noise takes about 64 MB.
-        for index in torch.arange(len(x0)).split(max(1, 2**24 // (per_image * x0[0].numel()))):
-            large = settings["variance"] == "large"
-            parts.append(
-                vlb(
-                    denoiser,
-                    x0[index].to(device),
-                    index.to(device),
-                    dataset.levels,
-                    settings["times"],
-                    large,
-                    settings["batch"],
-                    progress,
-                )
+    checkpoint = Checkpoint(layout.checkpoint("likelihood", name), recorder, checkpoint_seconds)
+    found = checkpoint.load()
+    total: dict[str, Tensor] = {} if found is None else found[0]
+    done = 0 if found is None else found[1]["at"]
+    # Some thirty full batches at once: the unit of a resumed job, and small enough for its noise to fit.
+    together = max(1, 32 * settings["batch"] // per_image)
+    with tqdm(total=len(x0) * per_image, initial=done * per_image, desc=f"likelihood {name}", unit="eval") as progress:
+        for start in range(done, len(x0), together):
+            index = torch.arange(start, min(start + together, len(x0)))
+            part = vlb(
+                denoiser,
+                x0[index].to(device),
+                index.to(device),
+                dataset.levels,
+                settings["times"],
+                settings["variance"] == "large",
+                settings["batch"],
+                progress,
             )
-    total = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+            total = {k: torch.cat([total[k], v]) if total else v for k, v in part.items()}
+            if checkpoint.due():
+                checkpoint.save(total, {"at": start + len(index)})
     if not total["bound"].isfinite().all():
         recorder.finish(out, [], "diverged")
-        return
-    result = {f"{name}_bits_per_dim": float(value.mean()) for name, value in total.items()}
-    result["standard_error"] = float(total["bound"].std() / math.sqrt(len(x0)))
-    recorder.finish(out, [], images=len(x0), times=per_image, **result)
+    else:
+        result = {f"{k}_bits_per_dim": float(v.mean()) for k, v in total.items()}
+        result["standard_error"] = float(total["bound"].std() / math.sqrt(len(x0)))
+        recorder.finish(out, [], images=len(x0), times=per_image, **result)
+    checkpoint.remove()

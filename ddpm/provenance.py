@@ -156,7 +156,7 @@ class Recorder:
     """Times a job and writes its record last, beside its result: a result without a record is none."""
 
     def __init__(self, stage: str, job: dict, code: str, inputs: dict[str, Path], device: str = "cpu"):
-        self.start = time.time()
+        self.start, self.spent = time.time(), 0.0
         self.record = {
             "format": FORMAT,
             "stage": stage,
@@ -167,6 +167,10 @@ class Recorder:
             "host": platform.node(),
             "versions": versions(),
         } | commit()
+
+    def seconds(self) -> float:
+        """Seconds so far, with those of earlier attempts that a checkpoint carried over (`spent`)."""
+        return round(self.spent + time.time() - self.start, 2)
 
     def finish(self, path: Path, outputs: list[Path], status: str = "ok", **result: object) -> None:
         """Write the record with the hashes of the outputs, the costs and the stage's own numbers."""
@@ -179,7 +183,7 @@ class Recorder:
                 "result": result,
                 "costs": {
                     "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.start)),
-                    "seconds": round(time.time() - self.start, 2),
+                    "seconds": self.seconds(),
                     "peak_memory_mb": peak_memory_mb(),
                 },
             },

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from ddpm import data, networks, noise
+from ddpm.checkpoint import SECONDS, Checkpoint
 from ddpm.data import Data
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance
@@ -51,8 +52,11 @@ def chain(
     yield from sampler.trajectory(denoiser, x, labels, lambda: noise.normal(key, index, next(draws), shape))
 
 
-def sample(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
-    """The `sample` stage: exactly N images as grey levels, uint8, and their labels; record beside them."""
+def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
+    """The `sample` stage: exactly N images as grey levels, uint8, and their labels; record beside them.
+
+    An interrupted job goes on with the batch after the last one that its checkpoint holds.
+    """
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
     network = job["network"]
@@ -64,19 +68,26 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     wanted = settings["images"] if status == "ok" else 0
     labels = draw_labels(dataset, network, wanted) if denoiser.network.classes else None
     tensors = {} if labels is None else {"labels": labels}
-    images = [torch.zeros((0, *dataset.shape), dtype=torch.uint8)]
-    with tqdm(total=wanted * (sampler.steps + 1), desc=job["name"], unit="step") as progress:
-        for index in torch.arange(wanted).split(settings["batch"]):
+    checkpoint = Checkpoint(layout.checkpoint("sample", job["name"]), recorder, checkpoint_seconds)
+    found = checkpoint.load()
+    images = [torch.zeros((0, *dataset.shape), dtype=torch.uint8) if found is None else found[0]["images"]]
+    first, each = len(images[0]), sampler.steps + 1
+    with tqdm(total=wanted * each, initial=first * each, desc=job["name"], unit="step") as progress:
+        for start in range(first, wanted, settings["batch"]):
+            index = torch.arange(start, min(start + settings["batch"], wanted))
             y = None if labels is None else labels[index].to(device)
             for x in chain(denoiser, sampler, network, index.to(device), y, dataset.shape):
                 progress.update(len(index))
             if not x.isfinite().all():
-                status, images, tensors = "diverged", images[:1], {}
+                status, images, tensors = "diverged", [images[0][:0]], {}
                 break
             images.append(dataset.quantise(x).cpu())
+            if checkpoint.due():
+                checkpoint.save({"images": torch.cat(images)}, {"at": start + len(index)})
     out = layout.samples(job["name"])
     write_tensors(out, {"images": torch.cat(images)} | tensors)
     nfe = len(sampler.times(denoiser.schedule)[1:]) * denoiser.evaluations
     recorder.finish(
-        layout.record("sample", job["name"]), [out], status, images=len(torch.cat(images)), steps=sampler.steps, nfe=nfe
+        layout.record("sample", job["name"]), [out], status, images=sum(map(len, images)), steps=sampler.steps, nfe=nfe
     )
+    checkpoint.remove()

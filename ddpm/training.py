@@ -1,11 +1,8 @@
 """Training of one network: stateless draws, EMA, checkpoints that resume bit for bit."""
 
 import csv
-import json
 import math
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,12 +10,11 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ddpm import data, networks, noise
+from ddpm.checkpoint import SECONDS, Checkpoint
 from ddpm.data import Data
-from ddpm.errors import UserError
-from ddpm.grid import canonical
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
-from ddpm.provenance import Recorder, atomic, read_tensors, write_tensors
+from ddpm.provenance import Recorder, atomic, write_tensors
 from ddpm.schedules import Schedule
 
 Tensor = torch.Tensor
@@ -96,47 +92,38 @@ def build(job: dict, dataset: Data) -> nn.Module:
     return networks.build(job["network"], dataset.shape, heads, dataset.classes if job["conditional"] else 0)
 
 
-class Checkpoint:
-    """Everything that makes a resumed run identical to an uninterrupted one, in one safetensors file."""
-
-    def __init__(self, path: Path, job: dict, code: str):
-        self.path, self.identity = path, {"job": canonical(job), "code": code}
-
-    def save(
-        self, step: int, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, rows: list
-    ) -> None:
-        tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-        for index, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-        write_tensors(self.path, tensors, self.identity | {"step": str(step), "rows": json.dumps(rows)})
-
-    def load(self, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list]:
-        """The step to go on from and the rows logged so far; a stale or torn file is discarded, with a message."""
-        if not self.path.exists():
-            return 0, []
-        try:
-            tensors, about = read_tensors(self.path)
-            if {k: about.get(k) for k in self.identity} != self.identity:
-                raise UserError("it belongs to another configuration or other code")
-        except UserError as e:
-            print(f"{self.path}: checkpoint discarded, training starts anew: {e}")
-            return 0, []
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        network.load_state_dict(part("network."))
-        average.load_state_dict(part("average."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimiser.").items():
-            index, field = name.split(".")
-            state.setdefault(int(index), {})[field] = value
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        return int(about["step"]), json.loads(about["rows"])
+def pack(network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, total: Tensor) -> dict[str, Tensor]:
+    """Everything of a training run that its step and its draws do not give, as tensors by name."""
+    tensors = {"total": total} | {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
+    return tensors
 
 
-def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = 60) -> None:
+def unpack(
+    tensors: dict[str, Tensor],
+    network: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    total: Tensor,
+) -> None:
+    """Put back what `pack` took."""
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    network.load_state_dict(part("network."))
+    average.load_state_dict(part("average."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("optimiser.").items():
+        index, field = name.split(".")
+        state.setdefault(int(index), {})[field] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    total.copy_(tensors["total"])
+
+
+def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
     """The `train` stage: the EMA weights, the training curve and their record.
 
     A loss that is not finite ends training as `diverged`, with the step: a result, not a crash.
@@ -149,11 +136,14 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
     network = build(job, dataset).to(device)
     average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99), fused=True)
-    checkpoint = Checkpoint(layout.work(job["name"]) / "checkpoint.safetensors", job, code)
-    first, rows = checkpoint.load(network, average, optimiser)
+    total, first, rows = torch.zeros((), device=device), 0, []
+    checkpoint = Checkpoint(layout.checkpoint("train", job["name"]), recorder, checkpoint_seconds)
+    if found := checkpoint.load():
+        unpack(found[0], network, average, optimiser, total)
+        first, rows = found[1]["at"], found[1]["rows"]
     batches = Batches(dataset, job, torch.device(device))
     steps, every = settings["steps"], max(1, settings["steps"] // 200)
-    total, saved, status, step = torch.zeros((), device=device), time.monotonic(), "ok", first - 1
+    status, step = "ok", first - 1
     for step in tqdm(range(first, steps), initial=first, total=steps, desc=job["name"], unit="step"):
         x0, eps, t, y = batches(step)
         rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
@@ -176,9 +166,8 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
                 break
             rows.append([step + 1, (step + 1) * settings["batch"], rate, mean])
             total.zero_()
-            if time.monotonic() - saved > checkpoint_seconds:
-                checkpoint.save(step + 1, network, average, optimiser, rows)
-                saved = time.monotonic()
+        if checkpoint.due():
+            checkpoint.save(pack(network, average, optimiser, total), {"at": step + 1, "rows": rows})
     weights, log = layout.weights(job["name"]), layout.loss(job["name"])
     write_tensors(weights, average.module.state_dict())
     with atomic(log) as temporary, temporary.open("w", newline="") as f:
@@ -197,4 +186,4 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
         classes=dataset.classes,
         shape=list(dataset.shape),
     )
-    checkpoint.path.unlink(missing_ok=True)
+    checkpoint.remove()

@@ -90,7 +90,7 @@ def interrupt(
         with pytest.raises(KeyboardInterrupt):
             training.train(job, code, layout, checkpoint_seconds=seconds)
     assert not layout.record("train", job["name"]).exists()
-    return layout.work(job["name"]) / "checkpoint.safetensors"
+    return layout.checkpoint("train", job["name"])
 
 
 # ---- the same bytes ---------------------------------------------------------------------------------------
@@ -183,7 +183,8 @@ def test_a_stale_checkpoint_is_discarded(
     capsys.readouterr()
     training.train(job, code, layout)
     said = "".join(capsys.readouterr())
-    assert str(checkpoint) in said and "discarded" in said and "other code" in said
+    reason = "it belongs to training.learning_rate = 0.001, now 0.003" if change == "job" else "other code"
+    assert str(checkpoint) in said and "discarded" in said and reason in said
     training.train(job, code, other)
     assert result(layout, PLAIN) == result(other, PLAIN)
     assert not checkpoint.exists()
@@ -210,7 +211,7 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_discarded(
 ) -> None:
     """A file of tensors without an identity is not used."""
     job = small().train_job(PLAIN)
-    checkpoint = layout.work(PLAIN) / "checkpoint.safetensors"
+    checkpoint = layout.checkpoint("train", PLAIN)
     provenance.write_tensors(checkpoint, {"a": torch.zeros(2)})
     training.train(job, CODE, layout)
     assert "discarded" in "".join(capsys.readouterr())
@@ -444,7 +445,7 @@ def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pyte
     record = provenance.read_record(layout.record("train", name))
     assert record["status"] == "diverged" and record["result"]["steps"] == 5
     assert len(pd.read_csv(layout.loss(name))) == 4
-    assert not (layout.work(name) / "checkpoint.safetensors").exists()
+    assert not layout.checkpoint("train", name).exists()
 
     cell = next(c for c in grid.runs.values() if grid.network(c).name == name)
     sampling.sample(*grid.job("sample", cell.name), layout)

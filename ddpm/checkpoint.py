@@ -1,0 +1,88 @@
+"""A job's unfinished work as one file below `results/work/`, so that an interrupted job goes on where it was.
+
+All random numbers are functions of what they are for (ddpm/noise.py), so that tensors and a position are all there
+is to keep. Clusters may kill without a signal, hence checkpoints by the clock.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddpm.errors import UserError
+from ddpm.grid import canonical
+from ddpm.provenance import Recorder, read_tensors, write_tensors
+
+# Seconds between two checkpoints of a job: what an interruption costs at most.
+SECONDS = 60.0
+
+
+class Checkpoint:
+    """The checkpoint of the job that `recorder` times; it belongs to its job, code, inputs and kind of device.
+
+    A file that is torn or belongs to anything else is discarded with a message that says why.
+    """
+
+    def __init__(self, path: Path, recorder: Recorder, seconds: float = SECONDS):
+        self.path, self.recorder, self.seconds = path, recorder, seconds
+        self.identity = {k: recorder.record[k] for k in ("job", "code", "inputs", "device")}
+        self.saved = time.monotonic()
+
+    def load(self) -> tuple[dict, dict] | None:
+        """The tensors and the state that were saved last; None where there is nothing to go on from."""
+        if not self.path.exists():
+            return None
+        try:
+            tensors, about = read_tensors(self.path)
+            if about.keys() != {"identity", "state"}:
+                raise UserError("it does not say what it belongs to")
+            if reasons := list(_differences(json.loads(about["identity"]), self.identity)):
+                raise UserError("; ".join(reasons))
+        except UserError as e:
+            print(f"{self.path}: checkpoint discarded, the job starts anew: {e}", file=sys.stderr)
+            return None
+        state = json.loads(about["state"])
+        self.recorder.spent = state.pop("seconds")
+        print(f"{self.path}: going on from this checkpoint, {state.get('at', 0)} done", file=sys.stderr)
+        return tensors, state
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough for another one."""
+        return time.monotonic() - self.saved > self.seconds
+
+    def save(self, tensors: dict, state: dict) -> None:
+        """Keep these tensors and this JSON state, `at` of it the position; a full disk is said, and survived."""
+        about = {
+            "identity": canonical(self.identity),
+            "state": json.dumps(state | {"seconds": self.recorder.seconds()}),
+        }
+        try:
+            write_tensors(self.path, tensors, about)
+        except OSError as e:
+            print(f"{self.path}: checkpoint not written, the job goes on: {e.strerror or e}", file=sys.stderr)
+        self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        """The result is there: nothing is left to go on from."""
+        self.path.unlink(missing_ok=True)
+
+
+def _differences(found: dict, wanted: dict) -> Iterator[str]:
+    """Why a checkpoint does not belong to this job, one text per reason."""
+    if found["code"] != wanted["code"]:
+        yield "it was made by other code"
+    if found["device"] != wanted["device"]:
+        yield f"it was made on {found['device']}, this is {wanted['device']}"
+    for name in sorted(k for k in wanted["inputs"] if found["inputs"].get(k) != wanted["inputs"][k]):
+        yield f"it was made from other {name}"
+    yield from (f"it belongs to {key} = {was}, now {now}" for key, was, now in _changed(found["job"], wanted["job"]))
+
+
+def _changed(found: object, wanted: object, key: str = "") -> Iterator[tuple[str, object, object]]:
+    """Every value of a job that differs, by its dotted key."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted(found.keys() | wanted.keys()):
+            yield from _changed(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+    elif found != wanted:
+        yield key, found, wanted

@@ -1,0 +1,221 @@
+"""Sampling and likelihood go on where they were interrupted, and end in the same bytes."""
+
+import copy
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddpm import checkpoint, config, data, likelihood, provenance, sampling, training
+from ddpm.grid import Grid
+from ddpm.layout import Layout
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+NETWORK = "eps/linear/unconditional/seed0"
+CELL = "eps/linear/none/ancestral/seed0"
+GUIDED = "score/linear/cfg-w1/ancestral/seed0"
+
+
+def small(**sections: dict) -> Grid:
+    """A tiny perceptron; four batches of samples, three groups of images for the bound."""
+    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
+    read["network"] = {"method": "mlp", "width": 8, "depth": 1}
+    axes = {"schedule": ["linear"], "sampler": ["ancestral"]}
+    read["grid"] = [
+        {"objective": ["eps"], "guidance": ["none"]} | axes,
+        {"objective": ["score"], "guidance": ["cfg-w1"]} | axes,
+    ]
+    sizes = {
+        "training": {"steps": 4},
+        "sampling": {"images": 40, "batch": 12},
+        "likelihood": {"images": 21, "batch": 2},
+    }
+    return config.check(config.merge(config.merge(read, sizes), sections))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with the data and two networks."""
+    root = tmp_path_factory.mktemp("trained")
+    data.prepare(*small().job("data"), Layout(root))
+    for name in small().networks:
+        training.train(*small().job("train", name), Layout(root))
+    return root
+
+
+@pytest.fixture
+def layouts(trained: Path, tmp_path: Path) -> tuple[Layout, Layout]:
+    """Two copies of it: one for the interrupted job, one for its twin."""
+    for name in ("one", "two"):
+        shutil.copytree(trained, tmp_path / name)
+    return Layout(tmp_path / "one"), Layout(tmp_path / "two")
+
+
+# Each stage: its function, the module's name of what it calls once per batch, and the jobs to test.
+STAGES = {
+    "sample": (sampling.sample, sampling, "chain", [CELL, GUIDED]),
+    "likelihood": (likelihood.evaluate, likelihood, "vlb", [NETWORK]),
+}
+JOBS = [(stage, name) for stage, (*_, names) in STAGES.items() for name in names]
+BATCHES = {"sample": 4, "likelihood": 3}
+
+
+def counted(patch: pytest.MonkeyPatch, stage: str, stop: int | None = None) -> list[int]:
+    """Note every batch of a stage; Ctrl-C comes before batch number `stop`."""
+    _, module, name, _ = STAGES[stage]
+    batch, seen = getattr(module, name), []
+
+    def watched(*arguments: object, **named: object) -> object:
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        seen.append(len(seen))
+        return batch(*arguments, **named)
+
+    patch.setattr(module, name, watched)
+    return seen
+
+
+def run(stage: str, name: str, layout: Layout, grid: Grid | None = None, seconds: float = 0) -> None:
+    STAGES[stage][0](*(grid or small()).job(stage, name), layout, checkpoint_seconds=seconds)
+
+
+def interrupt(stage: str, name: str, layout: Layout, stop: int, seconds: float = 0) -> Path:
+    """Run until Ctrl-C in batch `stop`; the checkpoint."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, stage, stop)
+        run(stage, name, layout, seconds=seconds)
+    assert not layout.record(stage, name).exists()
+    return layout.checkpoint(stage, name)
+
+
+def result(stage: str, name: str, layout: Layout) -> tuple[dict, bytes]:
+    """The record's own numbers, and the images' bytes where there are any."""
+    record = provenance.read_record(layout.record(stage, name))
+    assert record["status"] == "ok"
+    return record["result"], layout.samples(name).read_bytes() if stage == "sample" else b""
+
+
+@pytest.mark.parametrize(("stage", "name"), JOBS)
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_resumed_job_ends_in_the_same_bytes(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stage: str, name: str, stop: int
+) -> None:
+    """Interrupted in any batch and run again: only the batches that are left are run, to the twin's result."""
+    one, two = layouts
+    kept = interrupt(stage, name, one, stop)
+    assert kept.exists()
+    seen = counted(monkeypatch, stage)
+    run(stage, name, one)
+    assert len(seen) == BATCHES[stage] - stop
+    run(stage, name, two)
+    assert len(seen) == BATCHES[stage] - stop + BATCHES[stage]
+    assert result(stage, name, one) == result(stage, name, two)
+    assert not kept.exists() and not list(one.root.rglob(".*"))
+
+
+@pytest.mark.parametrize(("stage", "name"), JOBS)
+def test_a_job_that_stopped_after_its_last_batch(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stage: str, name: str
+) -> None:
+    """All batches in the checkpoint and no result: nothing is run twice."""
+    one, two = layouts
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance.Recorder, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, name, one)
+    seen = counted(monkeypatch, stage)
+    run(stage, name, one)
+    assert seen == []
+    run(stage, name, two)
+    assert result(stage, name, one) == result(stage, name, two)
+
+
+def test_an_interval_without_a_checkpoint(layouts: tuple[Layout, Layout]) -> None:
+    """Before the first interval is over nothing is written."""
+    assert not interrupt("sample", CELL, layouts[0], 2, seconds=1000).exists()
+
+
+def other_sampler() -> Grid:
+    return small(samplers={"ancestral": {"steps": 5}})
+
+
+def other_images() -> Grid:
+    return small(sampling={"images": 41})
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [(other_sampler, "sampler.steps = 4, now 5"), (other_images, "sampling.images = 40, now 41")],
+)
+def test_a_checkpoint_of_another_configuration(
+    layouts: tuple[Layout, Layout], capsys: pytest.CaptureFixture, grid: Callable[[], Grid], reason: str
+) -> None:
+    """The file, the key and both values are named, and the job starts anew."""
+    one, two = layouts
+    kept = interrupt("sample", CELL, one, 2)
+    capsys.readouterr()
+    run("sample", CELL, one, grid())
+    said = capsys.readouterr().err
+    assert f"{kept}: checkpoint discarded" in said and reason in said
+    run("sample", CELL, two, grid())
+    assert result("sample", CELL, one) == result("sample", CELL, two)
+
+
+def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: pytest.CaptureFixture) -> None:
+    """Weights that were trained anew since: the images of the old ones are not used."""
+    one, _ = layouts
+    interrupt("sample", CELL, one, 2)
+    weights = load_file(one.weights(NETWORK))
+    provenance.write_tensors(one.weights(NETWORK), {k: v * 1.5 for k, v in weights.items()})
+    capsys.readouterr()
+    run("sample", CELL, one)
+    assert "discarded, the job starts anew: it was made from other weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_a_torn_checkpoint(layouts: tuple[Layout, Layout], capsys: pytest.CaptureFixture, size: int) -> None:
+    """Cut anywhere, it is named and not used."""
+    one, two = layouts
+    kept = interrupt("likelihood", NETWORK, one, 2)
+    kept.write_bytes(kept.read_bytes()[:size])
+    capsys.readouterr()
+    run("likelihood", NETWORK, one)
+    assert f"{kept}: checkpoint discarded" in capsys.readouterr().err
+    run("likelihood", NETWORK, two)
+    assert result("likelihood", NETWORK, one) == result("likelihood", NETWORK, two)
+
+
+def test_a_full_disk_costs_the_checkpoint_only(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """No space for a checkpoint is said, and the job goes on to the same result."""
+    one, two = layouts
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors", full)
+        run("sample", CELL, one)
+    said = capsys.readouterr().err
+    kept = one.checkpoint("sample", CELL)
+    assert said.count(f"{kept}: checkpoint not written, the job goes on: No space left on device") == 4
+    run("sample", CELL, two)
+    assert result("sample", CELL, one) == result("sample", CELL, two)
+
+
+def test_seconds_add_up(layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record's seconds hold those of the attempts before it."""
+    one, _ = layouts
+    kept = interrupt("sample", CELL, one, 2)
+    tensors, about = provenance.read_tensors(kept)
+    aged = copy.copy(about) | {"state": about["state"].replace('"seconds": ', '"seconds": 100')}
+    provenance.write_tensors(kept, tensors, aged)
+    run("sample", CELL, one)
+    assert 1000 <= provenance.read_record(one.record("sample", CELL))["costs"]["seconds"] < 2000
