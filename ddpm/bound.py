@@ -1,6 +1,6 @@
 """The variational bound on −log p(x0), term by term, in nats and in bits/dim.
 
-−log p(x0) ≤ KL(q(x_T | x0) ‖ N(0, I)) + Σ_{t=2}^T KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)) − log p(x0 | x_1)
+−log p(x0) ≤ KL(q(x_T | x0) ‖ p(x_T)) + Σ_{t=2}^T KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)) − log p(x0 | x_1)
 (001, eq. 2.40; 004, section 12.1.2; Ho et al. 2020, eq. 5).
 """
 
@@ -19,6 +19,11 @@ def normal_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tens
     return 0.5 * (
         log_var_p - log_var_q - 1 + (log_var_q - log_var_p).exp() + (mean_q - mean_p).square() * (-log_var_p).exp()
     )
+
+
+def log_normal(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log N(x; mean, std²) of every element, in nats."""
+    return -0.5 * ((x - mean) * (-log_std).exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor, levels: int) -> Tensor:
@@ -64,7 +69,8 @@ def vlb_term(
 ) -> Tensor:
     """L_{t−1} of every image, in nats per dimension, shape (B,): the KL at t ≥ 2, the decoder at t = 1.
 
-    x0_hat is the prediction at x_t; v the learned variance's fraction or None; t has shape (B, 1, 1, 1).
+    x0_hat is the prediction at x_t; v the learned variance's fraction or None; t has shape (B, 1, 1, 1). `levels` = 0
+    means continuous data, whose decoder is the density p(x0 | x1) itself.
     """
     s = t - 1
     a, b, _ = like(x0, *schedule.posterior(t, s))
@@ -77,14 +83,14 @@ def vlb_term(
     first = (t.flatten() == 1).nonzero().flatten().to(x0.device)
     if len(first):
         x, mean, log_std = x0[first].double(), mean_p[first].double(), 0.5 * log_var_p[first].double()
-        decoder = -discretised_log_likelihood(x, mean, log_std, levels).flatten(1).mean(1)
+        log_p = discretised_log_likelihood(x, mean, log_std, levels) if levels else log_normal(x, mean, log_std)
+        decoder = -log_p.flatten(1).mean(1)
         term = term.index_copy(0, first, decoder.to(term.dtype))
     return term
 
 
 def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
-    """L_T = KL(q(x_T | x0) ‖ N(0, I)) of every image, in nats per dimension, shape (B,)."""
+    """L_T = KL(q(x_T | x0) ‖ p(x_T)) of every image, in nats per dimension, shape (B,)."""
     t = torch.tensor(schedule.steps, dtype=torch.float64)
-    alpha, log_var = like(x0, schedule.alpha(t), 2 * schedule.sigma(t).log())
-    zero = torch.zeros((), dtype=x0.dtype)
-    return normal_kl(alpha * x0, log_var, zero, zero).flatten(1).mean(1)
+    alpha, log_var, log_prior = like(x0, schedule.alpha(t), 2 * schedule.sigma(t).log(), 2 * schedule.prior_std.log())
+    return normal_kl(alpha * x0, log_var, torch.zeros_like(log_prior), log_prior).flatten(1).mean(1)

@@ -32,16 +32,17 @@ class Denoiser:
 
     def __init__(self, network: nn.Module, objective: Objective, schedule: Schedule, clip: bool = True):
         self.network, self.objective, self.schedule, self.clip = network, objective, schedule, clip
+        self.evaluated = 0  # network evaluations so far, summed over images
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x̂0 before clipping, and v or None; y holds one class per image, or None for no condition."""
-        log_snr = self.schedule.log_snr(t).flatten().expand(len(x_t)).to(x_t.device, x_t.dtype)
-        output, v = self.objective.split(self.network(x_t, log_snr, y))
+        output, v = self.objective.outputs(self.network, self.schedule, x_t, t, y)
         x0, _ = self.objective.parameterisation.invert(self.schedule, output, x_t, t)
         return x0, v
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         x0, v = self.predict(x_t, t, y)
+        self.evaluated += self.evaluations * len(x_t)
         if self.clip:
             x0 = x0.clamp(-1, 1)
         alpha, inverse_sigma = like(x_t, self.schedule.alpha(t), 1 / self.schedule.sigma(t))

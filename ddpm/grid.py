@@ -333,6 +333,7 @@ def code(stage: str, *jobs: dict) -> str:
         if "objective" in job:
             network = job["network"]["method"]
             roots.add(("ddpm.objectives", known_methods("objective")[job["objective"]["target"]].name))
+            roots.add(("ddpm.times", source.methods("ddpm.times", "Times")[job["objective"]["times"]].name))
             roots.add((f"ddpm.networks.{network}", source.networks()[network].name))
         if stage == "data":
             roots.add(("ddpm.data", datasets()[job["data"]["name"]].name))

@@ -9,7 +9,9 @@ parameterisations can show.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -18,10 +20,18 @@ from ddpm.methods import Method
 from ddpm.schedules import Schedule, like
 
 Tensor = torch.Tensor
+# (x_t, log SNR (B,), labels or None) → output: a network of `ddpm.networks`, or any function like one.
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+@dataclass(frozen=True)
 class Target(Method):
-    """y = p x0 + q ε; coefficients are float64, of the shape of `t`."""
+    """y = p x0 + q ε; coefficients are float64, of the shape of `t`.
+
+    `sigma_data` is the standard deviation of the data, which only EDM's target and weighting refer to.
+    """
+
+    sigma_data: float = 0.5
 
     def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         """p and q at time t."""
@@ -43,6 +53,10 @@ class Target(Method):
         d = alpha * q - sigma * p
         x_from_x, x_from_y, e_from_y, e_from_x = like(x_t, q / d, -sigma / d, alpha / d, -p / d)
         return x_from_x * x_t + x_from_y * y, e_from_y * y + e_from_x * x_t
+
+    def input_scale(self, schedule: Schedule, t: Tensor) -> Tensor:
+        """What x_t is multiplied by before the network sees it: 1/√(α² + σ²), which is 1 for VP schedules."""
+        return (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).rsqrt()
 
     def gain(self, schedule: Schedule, t: Tensor) -> Tensor:
         """(D/σ)², by which an error in y exceeds the error in x0: ‖Δy‖² = gain ‖Δx0‖²."""
@@ -103,71 +117,161 @@ class PosteriorMean(Target):
         return a + b * schedule.alpha(t), b * schedule.sigma(t)
 
 
-@dataclass(frozen=True)
-class Objective(Method):
-    """A target, the weighting of its loss, and whether the reverse variance is learned with it.
+class Preconditioned(Target):
+    """y = F, EDM's preconditioned target: x̂0 = c_skip x_t + c_out F (003, "EDM"; Karras et al. 2022, eq. 7).
 
-    target:     one of the classes above, by its name.
-    weighting:  `simple`, the documents' simplified losses, or `vlb`, the exact variational bound
-                KL_t = ½ (SNR_{t−1} − SNR_t) ‖x0 − x̂0‖² with fixed small variance, in bits/dim and summed
-                over t ≥ 2 as the table reports it, and at t = 1 document 000's ‖x0 − x̂0‖²/2σ² in place of
-                the discretised decoder (000, "Unified loss framework").
-    variance:   `fixed`, or `learned`: a second head v with log Σ = v log β_t + (1 − v) log β̃_t
-                (001, eq. 4.1), trained by L = L_simple + λ L_vlb (001, eq. 4.2) with the mean's gradient
-                stopped in L_vlb.
-    vlb_weight: λ, where L_vlb is summed over t = 1 … T and measured in bits/dim. 0.001 is the value of
-                Nichol & Dhariwal 2021; the poster prints 1000 without a unit.
+    p = (1 − c_skip α)/c_out, q = −c_skip σ/c_out, with σ_d = `sigma_data` and, for any α,
+
+        c_skip = α σ_d²/(α² σ_d² + σ²),  c_out = σ σ_d/√(α² σ_d² + σ²),  c_in = 1/√(α² σ_d² + σ²).
+
+    At α = 1 these are EDM's; with α² + σ² = 1 and σ_d = 1, F is −v.
     """
 
-    choices = {"weighting": ("simple", "vlb"), "variance": ("fixed", "learned")}
-    limits = {"vlb_weight": (0, None)}
+    method = "F"
+
+    def _variance(self, schedule: Schedule, t: Tensor) -> Tensor:
+        """Var x_t = α² σ_d² + σ²."""
+        return (schedule.alpha(t) * self.sigma_data) ** 2 + schedule.sigma(t) ** 2
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma, std = schedule.alpha(t), schedule.sigma(t), self._variance(schedule, t).sqrt()
+        # (1 − c_skip α)/c_out = σ/(σ_d √Var x_t), without the cancellation.
+        return sigma / (self.sigma_data * std), -alpha * self.sigma_data / std
+
+    def input_scale(self, schedule: Schedule, t: Tensor) -> Tensor:
+        return self._variance(schedule, t).rsqrt()
+
+
+@dataclass(frozen=True)
+class Objective(Method):
+    """A target, the weighting of its loss, which times it is trained at, and whether the reverse variance is learned.
+
+    target:     one of the classes above, by its name.
+    weighting:  of ‖y − ŷ‖². `simple`: the documents' simplified losses. `vlb`: the exact variational bound
+                KL_t = ½ (SNR_{t−1} − SNR_t) ‖x0 − x̂0‖² with fixed small variance, in bits/dim and summed over t ≥ 2
+                as the table reports it, and at t = 1 document 000's ‖x0 − x̂0‖²/2σ² in place of the discretised decoder
+                (000, "Unified loss framework"). `edm`: (ς² + σ_d²)/(ς σ_d)² ‖x0 − x̂0‖² with ς = σ/α (Karras et al.
+                2022, eq. 8). `min-snr`: min(SNR, γ) ‖x0 − x̂0‖² (Hang et al. 2023).
+    variance:   `fixed`, or `learned`: a second head v with log Σ = v log β_t + (1 − v) log β̃_t (001, eq. 4.1), trained
+                by L = L_weighting + λ L_vlb (001, eq. 4.2) with the mean's gradient stopped in L_vlb; with the
+                weighting `vlb`, by L_vlb alone, the gradient reaching both.
+    vlb_weight: λ, where L_vlb is summed over t = 1 … T and measured in bits/dim. 0.001 is the value of Nichol &
+                Dhariwal 2021; the poster prints 1000 without a unit.
+    times:      how t is drawn (`ddpm.times`): `uniform`, `importance` (001, eq. 4.3), or `log-normal`:
+                ln ς ~ N(level_mean, level_std²) (Karras et al. 2022, table 1).
+    matching:   `denoising` (001, eq. 3.11), or for the score `sliced`: vᵀ ∇(vᵀ s) + ½ ‖s‖², with v of random signs
+                (001, eq. 3.12), on x_t and with the same weight.
+    sigma_data: σ_d, the standard deviation of the data that EDM's target and weighting assume;  gamma: γ of `min-snr`.
+    """
+
+    choices = {
+        "weighting": ("simple", "vlb", "edm", "min-snr"),
+        "variance": ("fixed", "learned"),
+        "times": ("uniform", "importance", "log-normal"),
+        "matching": ("denoising", "sliced"),
+    }
+    limits = {
+        "vlb_weight": (0, None),
+        "gamma": (1e-8, None),
+        "sigma_data": (1e-8, None),
+        "level_std": (1e-8, None),
+    }
     target: str
     weighting: str = "simple"
     variance: str = "fixed"
     vlb_weight: float = 0.001
+    times: str = "uniform"
+    level_mean: float = -1.2
+    level_std: float = 1.2
+    matching: str = "denoising"
+    sigma_data: float = 0.5
+    gamma: float = 5.0
 
     def check(self) -> None:
         Target.make({"method": self.target})
+        if self.matching == "sliced" and (self.target != "score" or self.learns_variance):
+            raise ValueError(
+                f"matching: sliced trains a score with fixed variance, not {self.target} with {self.variance} variance"
+            )
 
-    @property
+    @cached_property
     def parameterisation(self) -> Target:
-        return Target.make({"method": self.target})
+        return Target.make({"method": self.target, "sigma_data": self.sigma_data})
 
     @property
     def learns_variance(self) -> bool:
         return self.variance == "learned"
 
-    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's output as target and, where learned, v in [0, 1] mapped from the head's [−1, 1]."""
+    def outputs(
+        self, network: Network, schedule: Schedule, x_t: Tensor, t: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network at x_t: ŷ and, where learned, v in [0, 1] mapped from the second head's [−1, 1].
+
+        The network sees x_t scaled by the target's `input_scale`, log SNR(t) and the labels.
+        """
+        (scale,) = like(x_t, self.parameterisation.input_scale(schedule, t))
+        log_snr = schedule.log_snr(t).flatten().expand(len(x_t)).to(x_t.device, x_t.dtype)
+        output = network(scale * x_t, log_snr, y)
         if not self.learns_variance:
             return output, None
-        y, v = output.chunk(2, dim=1)
-        return y, (v + 1) / 2
+        y_hat, v = output.chunk(2, dim=1)
+        return y_hat, (v + 1) / 2
 
     def weight(self, schedule: Schedule, t: Tensor) -> Tensor:
         """w(t) in w ‖y − ŷ‖², float64, of the shape of t."""
         target = self.parameterisation
-        if self.weighting == "simple":
-            return target.simple_weight(schedule, t)
-        # A²/2β̃ is ½ (SNR_{t−1} − SNR_t), and at t = 1 document 000's first term with the clipped variance.
-        a, _, _ = schedule.posterior(t, t - 1)
-        log_small, _ = schedule.log_variances(t, t - 1)
-        kl_per_x0 = a**2 / (2 * log_small.exp())
-        return schedule.steps / math.log(2) * kl_per_x0 / target.gain(schedule, t)
+        match self.weighting:
+            case "simple":
+                return target.simple_weight(schedule, t)
+            case "vlb":
+                # A²/2β̃ is ½ (SNR_{t−1} − SNR_t), and at t = 1 document 000's first term with the clipped variance.
+                a, _, _ = schedule.posterior(t, t - 1)
+                log_small, _ = schedule.log_variances(t, t - 1)
+                per_x0 = schedule.steps / math.log(2) * a**2 / (2 * log_small.exp())
+            case "edm":
+                per_x0 = 1 / self.sigma_data**2 + 1 / schedule.level(t) ** 2
+            case "min-snr":
+                per_x0 = (1 / schedule.level(t) ** 2).clamp(max=self.gamma)
+        return per_x0 / target.gain(schedule, t)
 
-    def loss(self, schedule: Schedule, output: Tensor, x0: Tensor, eps: Tensor, t: Tensor, levels: int) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        schedule: Schedule,
+        x0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        levels: int,
+        signs: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         """The training loss of every image, shape (B,): a mean over its dimensions.
 
-        t has shape (B, 1, 1, 1), integers 1 … T; `levels` is the number of grey levels of the data.
+        t has shape (B, 1, 1, 1), in [1, T]; `levels` is the number of grey levels of the data (0: continuous);
+        `signs()` gives random signs of x0's shape, which only sliced score matching asks for.
         """
-        y_hat, v = self.split(output)
-        target = self.parameterisation
+        x_t, target = schedule.noisy(x0, eps, t), self.parameterisation
+        if self.matching == "sliced":
+            return self._sliced(network, schedule, x_t, t, y, signs())
+        y_hat, v = self.outputs(network, schedule, x_t, t, y)
+        to_bits = schedule.steps / math.log(2)
+        if v is not None and self.weighting == "vlb":
+            x0_hat, _ = target.invert(schedule, y_hat, x_t, t)
+            return to_bits * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, levels)
         error = (y_hat - target.of(schedule, x0, eps, t)).square()
         (weight,) = like(x0, self.weight(schedule, t))
         loss = (weight * error).flatten(1).mean(1)
         if v is None:
             return loss
-        x_t = schedule.noisy(x0, eps, t)
         x0_hat, _ = target.invert(schedule, y_hat.detach(), x_t, t)
-        term = bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, levels)
-        return loss + self.vlb_weight * schedule.steps / math.log(2) * term
+        return loss + self.vlb_weight * to_bits * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, levels)
+
+    def _sliced(
+        self, network: Network, schedule: Schedule, x_t: Tensor, t: Tensor, y: Tensor | None, signs: Tensor
+    ) -> Tensor:
+        """2 w (vᵀ ∇(vᵀ s) + ½ ‖s‖²), whose expectation is that of w ‖s + ε/σ‖² up to a constant."""
+        x_t = x_t.detach().requires_grad_()
+        score, _ = self.outputs(network, schedule, x_t, t, y)
+        (product,) = torch.autograd.grad((signs * score).sum(), x_t, create_graph=True)
+        (weight,) = like(x_t, self.weight(schedule, t))
+        return (weight * (2 * signs * product + score.square())).flatten(1).mean(1)

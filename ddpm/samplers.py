@@ -6,58 +6,76 @@ from itertools import pairwise
 
 import torch
 
+from ddpm import flow
 from ddpm.bound import reverse_log_variance
 from ddpm.denoiser import Denoiser
 from ddpm.methods import Method
 from ddpm.schedules import Schedule, like
 
 Tensor = torch.Tensor
+Noise = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Sampler(Method):
-    """`steps` is S, the number of steps; the grid of times is independent of the training's T."""
+    """`steps` is S, the number of steps; the grid of times is independent of the training's T.
 
+    `spacing` of the times: `uniform` (the schedule's own `grid`), `quadratic`, τ_i = T (i/S)², rounded (Song, Meng &
+    Ermon 2021, appendix D.2), or `karras`, σ/α = (ς_1^{1/7} + u (ς_T^{1/7} − ς_1^{1/7}))^7 with S even steps in u
+    from 1 to 0, and then 0 (Karras et al. 2022, eq. 5).
+    """
+
+    incompatible = (
+        ("objective", "variance", "learned", "this sampler sets its own variance: the learned one would not be used"),
+    )
     limits = {"steps": (1, None)}
+    choices = {"spacing": ("uniform", "quadratic", "karras")}
     steps: int = 50
+    spacing: str = "uniform"
 
     def times(self, schedule: Schedule) -> Tensor:
-        """T = τ_S > … > τ_0 = 0, evenly spaced and rounded: round(linspace(T, 0, S + 1)), float64."""
+        """T = τ_S > … > τ_0 = 0, float64, shape (S + 1,)."""
         if self.steps > schedule.steps:
             raise ValueError(f"steps: {self.steps} is more than the schedule's T = {schedule.steps}")
-        return torch.linspace(schedule.steps, 0, self.steps + 1, dtype=torch.float64).round()
+        index = torch.arange(self.steps, -1, -1, dtype=torch.float64)
+        if self.spacing == "quadratic":
+            # Rounding makes the first ones coincide: every step is one index at least.
+            return torch.maximum((schedule.steps * (index / self.steps) ** 2).round(), index)
+        if self.spacing == "karras":
+            first, last = (schedule.level(t) ** (1 / 7) for t in torch.tensor([1, schedule.steps]).double())
+            u = torch.linspace(1, 0, self.steps, dtype=torch.float64)
+            inner = schedule.time_at((first + u * (last - first)) ** 7)
+            return torch.cat([inner, torch.zeros_like(inner[:1])])
+        return schedule.grid(self.steps)
 
-    def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Callable[[], Tensor]
-    ) -> Tensor:
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         """x_s from x_t; t and s are scalars, y the labels or None, `noise()` a fresh z ~ N(0, I) of x_t's shape."""
         raise NotImplementedError
 
-    def trajectory(
-        self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Callable[[], Tensor]
-    ) -> Iterator[Tensor]:
+    def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
         """x after every step, from x_T = `x`."""
-        times = self.times(denoiser.schedule)
-        for t, s in pairwise(times):
+        for t, s in pairwise(self.times(denoiser.schedule)):
             x = self.step(denoiser, x, t, s, y, noise)
             yield x
+
+
+# ---- chains -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
     """x_s = A x̂0 + B x_t + √Σ z, the reverse chain p(x_s | x_t) (000, "Update Rules"; Ho et al. 2020, algorithm 2).
 
-    `variance` is Σ where the network learns none: `small` = β̃, `large` = σ²_ts (β_t at full length). A learned
-    variance replaces it. The last step returns the mean: z = 0 at s = 0.
+    `variance` is Σ where the network learns none: `small` = β̃, or `large` = σ²_ts (β_t at full length; σ̂² of 001's
+    figure 4.2). A learned variance replaces it. The last step returns the mean: z = 0 at s = 0.
     """
 
     method = "ancestral"
+    incompatible = ()
     choices = {"variance": ("small", "large")}
     variance: str = "small"
 
-    def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Callable[[], Tensor]
-    ) -> Tensor:
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         prediction = denoiser(x_t, t, y)
         a, b, _ = like(x_t, *denoiser.schedule.posterior(t, s))
         mean = a * prediction.x0 + b * x_t
@@ -75,15 +93,10 @@ class DDIM(Sampler):
     """
 
     method = "ddim"
-    incompatible = (
-        ("objective", "variance", "learned", "DDIM sets its own variance: the learned one would not be used"),
-    )
     limits = {"eta": (0, 1)}
     eta: float = 0.0
 
-    def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Callable[[], Tensor]
-    ) -> Tensor:
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         schedule, prediction = denoiser.schedule, denoiser(x_t, t, y)
         var = self.eta**2 * schedule.posterior(t, s)[2]
         alpha, direction, std = like(
@@ -91,3 +104,221 @@ class DDIM(Sampler):
         )
         x_s = alpha * prediction.x0 + direction * prediction.eps
         return x_s + std * noise() if self.eta > 0 and s > 0 else x_s
+
+
+# ---- Langevin dynamics --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlainLangevin(Sampler):
+    """x ← x + ε/2 s_θ(x) + √ε z at the smallest noise level, S times (001, eq. 3.15).
+
+    `step_size` is ε, in units of the data squared. It keeps to the modes that it starts near (001, figure 3.2).
+    """
+
+    method = "plain-langevin"
+    limits = {"step_size": (1e-12, None)}
+    step_size: float = 1e-3
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """t = 1, S + 1 times."""
+        return torch.ones(self.steps + 1, dtype=torch.float64)
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        size = torch.tensor(self.step_size, dtype=torch.float64)
+        from_eps, std = like(x_t, -0.5 * size / denoiser.schedule.sigma(t), size.sqrt())
+        return x_t + from_eps * denoiser(x_t, t, y).eps + std * noise()
+
+
+@dataclass(frozen=True)
+class Langevin(Sampler):
+    """Annealed Langevin dynamics (001, algorithm 3; Song & Ermon 2019): at every level σ_i, `corrections` times
+
+        x ← x + α_i/2 s_θ(x, σ_i) + √α_i z,    α_i = ε σ_i²/σ_L².
+
+    `steps` is the number of levels L, `step_size` is ε, in units of the data squared, σ_L the smallest level. The
+    defaults are those of Song & Ermon for σ_L = 0.01.
+    """
+
+    method = "langevin"
+    incompatible = (
+        ("objective", "variance", "learned", "this sampler sets its own variance: the learned one would not be used"),
+        ("schedule", "family", "VP", "annealed Langevin dynamics walks through levels with α = 1 (VE schedules)"),
+    )
+    limits = {"step_size": (1e-12, None), "corrections": (1, None)}
+    corrections: int = 100
+    step_size: float = 2e-5
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        sigma, smallest = denoiser.schedule.sigma(t), denoiser.schedule.sigma(torch.ones_like(t))
+        size = self.step_size * (sigma / smallest) ** 2
+        from_eps, std = like(x_t, -0.5 * size / sigma, size.sqrt())
+        for _ in range(self.corrections):
+            x_t = x_t + from_eps * denoiser(x_t, t, y).eps + std * noise()
+        return x_t
+
+
+# ---- the reverse SDE ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Sampler):
+    """The reverse SDE dx = [f x − g² ∇ log p] dt + g dw̄ (003, "SDE Formulation - Backward Process"), by Euler's method:
+
+        x_s = x_t − (t − s) [f x_t − g² s_θ(x_t)] + g √(t − s) z,
+
+    f and g² taken at t; the last step adds no noise.
+    """
+
+    method = "euler-maruyama"
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        schedule, h = denoiser.schedule, t - s
+        f, g2 = schedule.drift(t), schedule.diffusion(t)
+        from_x, from_eps, std = like(x_t, 1 - h * f, -h * g2 / schedule.sigma(t), (h * g2).sqrt())
+        x_s = from_x * x_t + from_eps * denoiser(x_t, t, y).eps
+        return x_s if s == 0 else x_s + std * noise()
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(EulerMaruyama):
+    """A step of the reverse SDE, then `corrections` Langevin steps at its end (Song et al. 2021, section 4.2):
+
+        x ← x + ε s_θ(x) + √(2ε) z,    ε = 2 (α_ts r ‖z‖/‖s_θ(x)‖)², per image.
+
+    `snr` is r, the signal-to-noise ratio of a correction.
+    """
+
+    method = "predictor-corrector"
+    limits = {"snr": (0, None), "corrections": (1, None)}
+    corrections: int = 1
+    snr: float = 0.16
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        x = super().step(denoiser, x_t, t, s, y, noise)
+        if s == 0:
+            return x
+        alpha_ts, inverse_sigma = like(x, denoiser.schedule.transition(t, s)[0], 1 / denoiser.schedule.sigma(s))
+        for _ in range(self.corrections):
+            score, z = -inverse_sigma * denoiser(x, s, y).eps, noise()
+            ratio = (z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)).reshape(-1, *[1] * (x.ndim - 1))
+            size = 2 * (alpha_ts * self.snr * ratio) ** 2
+            x = x + size * score + (2 * size).sqrt() * z
+        return x
+
+
+# ---- the probability-flow ODE -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EulerODE(Sampler):
+    """The probability-flow ODE dx = [f x − ½ g² ∇ log p] dt (003, "SDE Formulation - Backward Process"; 004, section
+    12.3.2), by Euler's method in t:
+
+        x_s = x_t − (t − s) [f x_t − ½ g² s_θ(x_t)].
+
+    DDIM with η = 0 is Euler's method for the same equation in σ/α, d(x/α)/d(σ/α) = ε̂.
+    """
+
+    method = "ode-euler"
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        schedule, h = denoiser.schedule, t - s
+        from_x, from_eps = 1 - h * schedule.drift(t), -0.5 * h * schedule.diffusion(t) / schedule.sigma(t)
+        from_x, from_eps = like(x_t, from_x, from_eps)
+        return from_x * x_t + from_eps * denoiser(x_t, t, y).eps
+
+
+@dataclass(frozen=True)
+class Heun(Sampler):
+    """EDM's sampler of second order (003, "EDM"; Karras et al. 2022, algorithm 2) for d(x/α)/dς = ε̂ with ς = σ/α.
+
+    An Euler step from ς_t to ς_s, then again with the mean of the slopes at both ends; Euler's alone at ς_s = 0.
+    Before it, `churn` (S_churn) raises ς_t by the factor 1 + min(S_churn/S, √2 − 1) where it lies between `churn_min`
+    and `churn_max`, with noise of standard deviation `churn_noise` (S_noise); never above ς_T.
+    """
+
+    method = "heun"
+    limits = {"churn": (0, None), "churn_min": (0, None), "churn_max": (0, None), "churn_noise": (0, None)}
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = 1e9
+    churn_noise: float = 1.0
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        schedule, level_t, level_s = denoiser.schedule, denoiser.schedule.level(t), denoiser.schedule.level(s)
+        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
+        if self.churn > 0 and self.churn_min <= level_t <= self.churn_max:
+            t = schedule.time_at(level_t * (1 + min(self.churn / self.steps, 2**0.5 - 1)))
+            raised, alpha_raised = schedule.level(t), schedule.alpha(t)
+            extra = (raised**2 - level_t**2).clamp(min=0).sqrt()
+            grow, std = like(x_t, alpha_raised / alpha_t, alpha_raised * self.churn_noise * extra)
+            x_t, level_t, alpha_t = grow * x_t + std * noise(), raised, alpha_raised
+        shrink, rise = like(x_t, alpha_s / alpha_t, alpha_s * (level_s - level_t))
+        slope = denoiser(x_t, t, y).eps
+        x_s = shrink * x_t + rise * slope
+        if s == 0:
+            return x_s
+        return shrink * x_t + rise * (slope + denoiser(x_s, s, y).eps) / 2
+
+
+@dataclass(frozen=True)
+class DPMSolver(Sampler):
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), the exponential integrator of second order in x̂0:
+
+        x_s = σ_s/σ_t x_t − α_s (e^{−h} − 1) D,    D = x̂0 + (x̂0 − x̂0′)/(2r),    h = λ_s − λ_t,    r = h′/h,
+
+    with λ = log(α/σ), and x̂0′ and h′ of the step before. The first step and the last, to σ = 0, have D = x̂0.
+    """
+
+    method = "dpm-solver++"
+
+    @staticmethod
+    def advance(schedule: Schedule, x_t: Tensor, d: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """x_s; −α_s (e^{−h} − 1) = α_s − α_t σ_s/σ_t stays finite at σ_s = 0."""
+        ratio = schedule.sigma(s) / schedule.sigma(t)
+        from_x, from_d = like(x_t, ratio, schedule.alpha(s) - ratio * schedule.alpha(t))
+        return from_x * x_t + from_d * d
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        """The step of first order, D = x̂0: DDIM's with η = 0."""
+        return self.advance(denoiser.schedule, x_t, denoiser(x_t, t, y).x0, t, s)
+
+    def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
+        schedule, before, h_before = denoiser.schedule, None, None
+        for t, s in pairwise(self.times(schedule)):
+            x0, h = denoiser(x, t, y).x0, 0.5 * (schedule.log_snr(s) - schedule.log_snr(t))
+            d = x0
+            if before is not None and s > 0:
+                (share,) = like(x, 0.5 * h / h_before)
+                d = x0 + share * (x0 - before)
+            x = self.advance(schedule, x, d, t, s)
+            before, h_before = x0, h
+            yield x
+
+
+@dataclass(frozen=True)
+class AdaptiveODE(Sampler):
+    """The probability-flow ODE by Dormand and Prince's adaptive method of order 5 (`ddpm.flow`), then x̂0 at t = 1.
+
+    `steps` counts the times at which the solution is reported; the solver takes as many as `rtol` and `atol` ask for,
+    judging the errors of one batch together.
+    """
+
+    method = "ode-adaptive"
+    limits = {"steps": (2, None), "rtol": (1e-14, 1), "atol": (1e-14, 1)}
+    steps: int = 10
+    rtol: float = 1e-4
+    atol: float = 1e-4
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """linspace(T, 1, S) and a 0."""
+        noisy = torch.linspace(schedule.steps, 1, self.steps, dtype=torch.float64)
+        return torch.cat([noisy, torch.zeros_like(noisy[:1])])
+
+    def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
+        times = self.times(denoiser.schedule)
+        x_1 = x
+        for x_1 in flow.solve(denoiser, x, times[:-1], y, self.rtol, self.atol):
+            yield x_1
+        yield denoiser(x_1, times[-2], y).x0

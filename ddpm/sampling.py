@@ -47,7 +47,7 @@ def chain(
     Draw 0 of an image is its x_T, the k-th noise of the sampler its draw k: all samplers of a network start alike.
     """
     key, draws = noise.key("sampling", name), count(1)
-    x = noise.normal(key, index, 0, shape)
+    x = noise.normal(key, index, 0, shape) * float(denoiser.schedule.prior_std)
     yield x
     yield from sampler.trajectory(denoiser, x, labels, lambda: noise.normal(key, index, next(draws), shape))
 
@@ -71,23 +71,31 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
     checkpoint = Checkpoint(layout.checkpoint("sample", job["name"]), recorder, checkpoint_seconds)
     found = checkpoint.load()
     images = [torch.zeros((0, *dataset.shape), dtype=torch.uint8) if found is None else found[0]["images"]]
+    denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
     first, each = len(images[0]), sampler.steps + 1
+    drawn = first
     with tqdm(total=wanted * each, initial=first * each, desc=job["name"], unit="step") as progress:
         for start in range(first, wanted, settings["batch"]):
             index = torch.arange(start, min(start + settings["batch"], wanted))
             y = None if labels is None else labels[index].to(device)
             for x in chain(denoiser, sampler, network, index.to(device), y, dataset.shape):
                 progress.update(len(index))
+            drawn += len(index)
             if not x.isfinite().all():
                 status, images, tensors = "diverged", [images[0][:0]], {}
                 break
             images.append(dataset.quantise(x).cpu())
             if checkpoint.due():
-                checkpoint.save({"images": torch.cat(images)}, {"at": start + len(index)})
+                checkpoint.save({"images": torch.cat(images)}, {"at": drawn, "evaluated": denoiser.evaluated})
     out = layout.samples(job["name"])
     write_tensors(out, {"images": torch.cat(images)} | tensors)
-    nfe = len(sampler.times(denoiser.schedule)[1:]) * denoiser.evaluations
+    nfe = denoiser.evaluated / max(1, drawn)
     recorder.finish(
-        layout.record("sample", job["name"]), [out], status, images=sum(map(len, images)), steps=sampler.steps, nfe=nfe
+        layout.record("sample", job["name"]),
+        [out],
+        status,
+        images=sum(map(len, images)),
+        steps=sampler.steps,
+        nfe=int(nfe) if nfe == int(nfe) else round(nfe, 2),
     )
     checkpoint.remove()

@@ -5,8 +5,10 @@ tensors on the CPU, of any shape; `like` moves the finished coefficients to the 
 Give times a shape that broadcasts against the images: () for one time, (B, 1, 1, 1) for one per image.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -28,6 +30,8 @@ class Schedule(Method):
     the last step of a sampler needs no special case.
     """
 
+    # VP (α² + σ² = 1) or VE (α = 1): what a method that works on one of them only asks for.
+    family: ClassVar[str] = ""
     limits = {"steps": (2, None)}
     steps: int = 1000
 
@@ -42,6 +46,42 @@ class Schedule(Method):
     def log_snr(self, t: Tensor) -> Tensor:
         """log SNR(t) = log α²/σ², what every network is conditioned on; +inf at t = 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def level(self, t: Tensor) -> Tensor:
+        """ς(t) = σ/α = SNR^−½, the noise level of x_t/α, in units of the data; 0 at t = 0."""
+        return self.sigma(t) / self.alpha(t)
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """The time t in [0, T] at which σ/α = `level`: the inverse of `level`; T for larger ones."""
+        raise NotImplementedError
+
+    def slope(self, t: Tensor) -> Tensor:
+        """d log SNR/dt, negative, per unit of t."""
+        raise NotImplementedError
+
+    def drift(self, t: Tensor) -> Tensor:
+        """f(t) = d ln α/dt of the forward SDE dx = f x dt + g dw (003, "SDE Formulation"), per unit of t."""
+        raise NotImplementedError
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """g²(t) = dσ²/dt − 2 f σ² = −σ² d log SNR/dt, per unit of t."""
+        return -(self.sigma(t) ** 2) * self.slope(t)
+
+    @property
+    def prior_std(self) -> Tensor:
+        """The standard deviation of the prior p(x_T) = N(0, prior_std² I): 1 for VP, σ(T) for VE."""
+        raise NotImplementedError
+
+    def grid(self, steps: int) -> Tensor:
+        """T = τ_S > … > τ_0 = 0: the times of a sampler with S = `steps` steps, evenly spaced; float64."""
+        raise NotImplementedError
+
+    def _inside(self, t: Tensor) -> Tensor:
+        """t as float64; ValueError where it is none of this schedule's times."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        if t.numel() and not (float(t.min()) >= 0 and float(t.max()) <= self.steps):
+            raise ValueError(f"time {float(t.min()):g} … {float(t.max()):g}; it must lie in 0 … T = {self.steps}")
+        return t
 
     def noisy(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The forward process in one step: x_t = α x0 + σ ε (000, "Forward process"; 001, eq. 2.9)."""
@@ -78,31 +118,81 @@ class Schedule(Method):
 
 
 class VariancePreserving(Schedule):
-    """α² + σ² = 1, given by ᾱ_1 … ᾱ_T with α² = ᾱ (Ho et al. 2020)."""
+    """α² + σ² = 1: the noise replaces the signal."""
+
+    family = "VP"
+
+    @property
+    def prior_std(self) -> Tensor:
+        return torch.ones((), dtype=torch.float64)
+
+    def drift(self, t: Tensor) -> Tensor:
+        """½ σ² d log SNR/dt, since d log SNR = 2 d ln α/σ² where α² + σ² = 1."""
+        return 0.5 * self.sigma(t) ** 2 * self.slope(t)
+
+    def grid(self, steps: int) -> Tensor:
+        """round(linspace(T, 0, S + 1)): a respaced chain of the T steps (Nichol & Dhariwal 2021, section 4)."""
+        return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round()
+
+
+class Discrete(VariancePreserving):
+    """ᾱ_1 … ᾱ_T as a table, with α² = ᾱ (Ho et al. 2020).
+
+    Between two indices t ≥ 1, log SNR is linear in t, so that solvers that choose their own times have a
+    schedule to follow; at the indices it is exact. Between 0 and 1, where log SNR is infinite, σ² is linear.
+    """
 
     def alphas_bar(self) -> Tensor:
         """ᾱ_0 … ᾱ_T with ᾱ_0 = 1; float64, shape (T + 1,)."""
         raise NotImplementedError
 
     @cached_property
-    def _alpha_bar(self) -> Tensor:
-        return self.alphas_bar()
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """ᾱ_0 … ᾱ_T and log SNR_0 … log SNR_T, its first infinite."""
+        bar = self.alphas_bar()
+        return bar, bar.log() - (1 - bar).log()
 
-    def _at(self, t: Tensor) -> Tensor:
-        index = torch.as_tensor(t).long()
-        if not (index == t).all() or (index.numel() and not 0 <= int(index.min()) <= int(index.max()) <= self.steps):
-            raise ValueError(f"time {t}; it must be a whole number in 0 … T = {self.steps}")
-        return self._alpha_bar[index]
+    def _alpha_bar(self, t: Tensor) -> Tensor:
+        t = self._inside(t)
+        bar, log_snr = self._table
+        below = t.long()
+        part = t - below
+        if not part.any():
+            return bar[below]
+        above = (below + 1).clamp(max=self.steps)
+        inner = torch.sigmoid(torch.lerp(log_snr[below], log_snr[above], part))
+        inner = torch.where(below == 0, 1 - part * (1 - bar[1]), inner)
+        return torch.where(part == 0, bar[below], inner)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._at(t).sqrt()
+        return self._alpha_bar(t).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self._at(t)).sqrt()
+        return (1 - self._alpha_bar(t)).sqrt()
+
+    def slope(self, t: Tensor) -> Tensor:
+        """d log SNR/dt, to the left of t where t is an index: the direction that samplers go."""
+        above = self._inside(t).ceil().long()
+        log_snr = self._table[1]
+        inner = log_snr[above.clamp(min=2)] - log_snr[above.clamp(min=2) - 1]
+        # Below 1: σ² = t σ²_1, so d log SNR/dt = −1/(t (1 − t σ²_1)).
+        first = -1 / (t * (1 - t * (1 - self._table[0][1])))
+        return torch.where(above >= 2, inner, first)
+
+    def time_at(self, level: Tensor) -> Tensor:
+        level = torch.as_tensor(level, dtype=torch.float64)
+        bar, log_snr = self._table
+        wanted = -2 * level.log()
+        # log SNR falls with t: the first index whose log SNR is not above the wanted one ends its interval.
+        above = torch.searchsorted(-log_snr, -wanted).clamp(1, self.steps)
+        start, end = log_snr[above - 1], log_snr[above]
+        inner = above - 1 + ((wanted - start) / (end - start)).clamp(0, 1)
+        first = level**2 / (1 + level**2) / (1 - bar[1])
+        return torch.where(above == 1, first.clamp(max=1), inner)
 
 
 @dataclass(frozen=True)
-class Linear(VariancePreserving):
+class Linear(Discrete):
     """β_t linear in t from `beta_first` to `beta_last` (Ho et al. 2020; 001, section 2.1).
 
     The two ends hold for T = 1000 as in the paper; they are not rescaled for another T.
@@ -123,7 +213,7 @@ class Linear(VariancePreserving):
 
 
 @dataclass(frozen=True)
-class Cosine(VariancePreserving):
+class Cosine(Discrete):
     """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), β_t clipped (001, eqs. 4.4–4.6).
 
     `offset` is s; `beta_max` clips β_t = 1 − ᾱ_t/ᾱ_{t−1} (Nichol & Dhariwal 2021).
@@ -139,3 +229,136 @@ class Cosine(VariancePreserving):
         f = torch.cos((t + self.offset) / (1 + self.offset) * torch.pi / 2) ** 2
         beta = (1 - f[1:] / f[:-1]).clamp(max=self.beta_max)
         return torch.cat([f.new_ones(1), (1 - beta).cumprod(0)])
+
+
+@dataclass(frozen=True)
+class VPSDE(VariancePreserving):
+    """The variance-preserving SDE dx = −½ β(u) x du + √β(u) dw, β(u) = β_min + u (β_max − β_min), u = t/T.
+
+    α(u) = exp(−¼ u² (β_max − β_min) − ½ u β_min) (003, "SDE Formulation – Forward Process"; Song et al. 2021,
+    eq. 33), exact at every real t in [0, T]. With the defaults it is the limit of the linear schedule for T → ∞.
+    """
+
+    method = "vp-sde"
+    limits = {"beta_min": (1e-8, None), "beta_max": (1e-8, None)}
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def check(self) -> None:
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min: {self.beta_min}; it must be at most beta_max, {self.beta_max}")
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        u = self._inside(t) / self.steps
+        return -0.25 * u**2 * (self.beta_max - self.beta_min) - 0.5 * u * self.beta_min
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+
+    def slope(self, t: Tensor) -> Tensor:
+        """−β(u)/σ² du/dt."""
+        u = self._inside(t) / self.steps
+        return -(self.beta_min + u * (self.beta_max - self.beta_min)) / (self.steps * self.sigma(t) ** 2)
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """The root of ¼ u² (β_max − β_min) + ½ u β_min = −ln α = ½ ln(1 + level²), in a form that does not cancel."""
+        target = 0.5 * torch.as_tensor(level, dtype=torch.float64).square().log1p()
+        u = 4 * target / (self.beta_min + (self.beta_min**2 + 4 * (self.beta_max - self.beta_min) * target).sqrt())
+        return self.steps * u.clamp(max=1)
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Schedule):
+    """α = 1 and σ from `sigma_min` at t = 1 to `sigma_max` at t = T; between 0 and 1, σ = t sigma_min."""
+
+    family = "VE"
+    limits = {"sigma_min": (1e-8, None), "sigma_max": (1e-8, None)}
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def check(self) -> None:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min}; it must be below sigma_max, {self.sigma_max}")
+
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """σ and dσ/du at u = (t − 1)/(T − 1) in [0, 1]."""
+        raise NotImplementedError
+
+    def place(self, sigma: Tensor) -> Tensor:
+        """u of a σ: the inverse of `curve`."""
+        raise NotImplementedError
+
+    def _curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """σ and dσ/dt."""
+        t = self._inside(t)
+        sigma, rise = self.curve(((t - 1) / (self.steps - 1)).clamp(min=0))
+        return torch.where(t >= 1, sigma, t * sigma), torch.where(t > 1, rise / (self.steps - 1), sigma)
+
+    @property
+    def prior_std(self) -> Tensor:
+        return torch.tensor(self.sigma_max, dtype=torch.float64)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(self._inside(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._curve(t)[0]
+
+    def slope(self, t: Tensor) -> Tensor:
+        """−2 d ln σ/dt."""
+        sigma, rise = self._curve(t)
+        return -2 * rise / sigma
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(self._inside(t))
+
+    def time_at(self, level: Tensor) -> Tensor:
+        level = torch.as_tensor(level, dtype=torch.float64)
+        inner = 1 + (self.steps - 1) * self.place(level.clamp(self.sigma_min, self.sigma_max))
+        return torch.where(level < self.sigma_min, level / self.sigma_min, inner)
+
+    def grid(self, steps: int) -> Tensor:
+        """linspace(T, 1, S) and a 0: S levels from sigma_max to sigma_min, then clean data (Karras et al. 2022)."""
+        noisy = torch.linspace(self.steps, 1, steps, dtype=torch.float64)
+        return torch.cat([noisy, torch.zeros_like(noisy[:1])])
+
+
+@dataclass(frozen=True)
+class Geometric(VarianceExploding):
+    """σ = σ_min (σ_max/σ_min)^u, the geometric noise levels of NCSN (001, section 3.3; Song & Ermon 2019)."""
+
+    method = "geometric"
+
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = math.log(self.sigma_max / self.sigma_min)
+        sigma = self.sigma_min * (ratio * u).exp()
+        return sigma, ratio * sigma
+
+    def place(self, sigma: Tensor) -> Tensor:
+        return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class Karras(VarianceExploding):
+    """σ = (σ_min^{1/ρ} + u (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ, EDM's levels (003, "EDM"; Karras et al. 2022, eq. 5)."""
+
+    method = "karras"
+    limits = {"rho": (1, None)}
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def _roots(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self._roots()
+        root = low + u * (high - low)
+        return root**self.rho, self.rho * root ** (self.rho - 1) * (high - low)
+
+    def place(self, sigma: Tensor) -> Tensor:
+        low, high = self._roots()
+        return (sigma ** (1 / self.rho) - low) / (high - low)

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from ddpm.layout import Layout
 from ddpm.objectives import Objective
 from ddpm.provenance import Recorder, atomic, write_tensors
 from ddpm.schedules import Schedule
+from ddpm.times import Times
 
 Tensor = torch.Tensor
 
@@ -43,7 +45,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -
 
 
 class Batches:
-    """Step → (x0, ε, t, y), each a function of the network's name and the step alone.
+    """Step → (x0, ε, u, y), each a function of the network's name and the step alone; u (B,) places the times.
 
     An epoch is a seeded permutation of the training half; what is left over begins the next batch, so that
     every image is seen equally often. Nothing here has a state to save.
@@ -52,7 +54,7 @@ class Batches:
     def __init__(self, dataset: Data, job: dict, device: torch.device):
         self.images = dataset.scale(dataset.train.images).to(device)
         self.labels = dataset.train.labels.to(device)
-        self.name, self.steps = job["name"], job["schedule"]["steps"]
+        self.name = job["name"]
         self.size, self.null = job["training"]["batch"], dataset.classes
         self.dropout = job["training"].get("label_dropout")
         self.key = noise.key("training", self.name)
@@ -74,14 +76,18 @@ class Batches:
         position = torch.arange(self.size)
         eps = noise.normal(self.key, position.to(x0.device), 2 * step, tuple(x0.shape[1:]))
         u = noise.uniform(self.key, position, 2 * step + 1, (2,))
-        # One draw shifts an even grid of times: each t is uniform on 1 … T, and every batch covers them all,
-        # which lowers the gradient's variance (Kingma et al. 2021, appendix I.1).
+        # One draw shifts an even grid: each place is uniform on (0, 1), and every batch covers them all, which lowers
+        # the gradient's variance (Kingma et al. 2021, appendix I.1).
         spread = (u[0, 0] + position / self.size) % 1
-        t = (1 + (spread * self.steps).floor()).reshape(-1, *[1] * (x0.ndim - 1))
         if self.dropout is None:
-            return x0, eps, t, None
+            return x0, eps, spread, None
         dropped = (u[:, 1] < self.dropout).to(x0.device)
-        return x0, eps, t, torch.where(dropped, self.null, self.labels[index])
+        return x0, eps, spread, torch.where(dropped, self.null, self.labels[index])
+
+    def signs(self, step: int) -> Tensor:
+        """Random signs of x0's shape."""
+        position, shape = torch.arange(self.size, device=self.images.device), tuple(self.images.shape[1:])
+        return 2.0 * (noise.uniform(noise.key("signs", self.name), position, step, shape) < 0.5).float() - 1
 
 
 def build(job: dict, dataset: Data) -> nn.Module:
@@ -92,13 +98,15 @@ def build(job: dict, dataset: Data) -> nn.Module:
     return networks.build(job["network"], dataset.shape, heads, dataset.classes if job["conditional"] else 0)
 
 
-def pack(network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, total: Tensor) -> dict[str, Tensor]:
+def pack(
+    network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, times: Times, total: Tensor
+) -> dict[str, Tensor]:
     """Everything of a training run that its step and its draws do not give, as tensors by name."""
     tensors = {"total": total} | {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-    return tensors
+    return tensors | {f"times.{k}": v for k, v in times.state().items()}
 
 
 def unpack(
@@ -106,6 +114,7 @@ def unpack(
     network: nn.Module,
     average: nn.Module,
     optimiser: torch.optim.Optimizer,
+    times: Times,
     total: Tensor,
 ) -> None:
     """Put back what `pack` took."""
@@ -120,6 +129,7 @@ def unpack(
         index, field = name.split(".")
         state.setdefault(int(index), {})[field] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    times.load(part("times."))
     total.copy_(tensors["total"])
 
 
@@ -136,22 +146,24 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
     network = build(job, dataset).to(device)
     average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99), fused=True)
+    batches, times = Batches(dataset, job, torch.device(device)), Times.of(objective, schedule)
     total, first, rows = torch.zeros((), device=device), 0, []
     checkpoint = Checkpoint(layout.checkpoint("train", job["name"]), recorder, checkpoint_seconds)
     if found := checkpoint.load():
-        unpack(found[0], network, average, optimiser, total)
+        unpack(found[0], network, average, optimiser, times, total)
         first, rows = found[1]["at"], found[1]["rows"]
-    batches = Batches(dataset, job, torch.device(device))
     steps, every = settings["steps"], max(1, settings["steps"] // 200)
     status, step = "ok", first - 1
     for step in tqdm(range(first, steps), initial=first, total=steps, desc=job["name"], unit="step"):
-        x0, eps, t, y = batches(step)
+        x0, eps, u, y = batches(step)
+        t, weight = times.draw(u)
+        at = t.reshape(-1, *[1] * (x0.ndim - 1))
         rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
         for group in optimiser.param_groups:
             group["lr"] = rate
-        log_snr = schedule.log_snr(t).flatten().to(x0.device, x0.dtype)
-        output = network(schedule.noisy(x0, eps, t), log_snr, y)
-        loss = objective.loss(schedule, output, x0, eps, t, dataset.levels).mean()
+        losses = objective.loss(network, schedule, x0, eps, at, y, dataset.levels, partial(batches.signs, step))
+        times.learn(t, losses)
+        loss = (losses * weight.to(losses.device, losses.dtype)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), settings["gradient_clip"])
@@ -167,7 +179,7 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
             rows.append([step + 1, (step + 1) * settings["batch"], rate, mean])
             total.zero_()
         if checkpoint.due():
-            checkpoint.save(pack(network, average, optimiser, total), {"at": step + 1, "rows": rows})
+            checkpoint.save(pack(network, average, optimiser, times, total), {"at": step + 1, "rows": rows})
     weights, log = layout.weights(job["name"]), layout.loss(job["name"])
     write_tensors(weights, average.module.state_dict())
     with atomic(log) as temporary, temporary.open("w", newline="") as f:

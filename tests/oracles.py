@@ -1,6 +1,7 @@
 """Exact answers: data whose diffusion is known in closed form, and the documents' formulas in plain numpy."""
 
 import math
+from collections.abc import Callable
 
 import mpmath
 import numpy as np
@@ -63,6 +64,11 @@ def level_log_probability(x: float, mean: float, std: float, levels: int) -> mpm
         if low + high < 0:
             low, high = -high, -low
         return mpmath.log((mpmath.erfc(low / mpmath.sqrt(2)) - mpmath.erfc(high / mpmath.sqrt(2))) / 2)
+
+
+def answering(output: Tensor) -> Callable[..., Tensor]:
+    """A network that answers `output`, whatever it is asked."""
+    return lambda *_: output
 
 
 class MixtureDenoiser(Denoiser):

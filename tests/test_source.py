@@ -164,7 +164,7 @@ def test_a_new_method_reruns_nothing(package: Path, before: Codes, module: str, 
         f.write("\n\n" + text)
     assert changed(before) == set()
     if module == "samplers.py":
-        assert grid.known_methods("sampler")["euler"].parameters.keys() == {"steps", "eta", "extra"}
+        assert grid.known_methods("sampler")["euler"].parameters.keys() == {"steps", "spacing", "eta", "extra"}
 
 
 def test_a_network_that_no_job_uses_does_not_count(package: Path, before: Codes) -> None:

@@ -16,6 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 from ddpm import config, data, fidelity, likelihood, provenance, sampling, tables, training
 from ddpm.grid import BASELINES, Grid
 from ddpm.layout import Layout
+from ddpm.objectives import Objective
+from ddpm.schedules import Linear
+from ddpm.times import Uniform
 
 torch.set_num_threads(1)
 
@@ -318,19 +321,24 @@ def test_networks_and_steps_have_their_own_draws() -> None:
         assert not torch.equal(one[1], two[1]) and not torch.equal(one[2], two[2])
 
 
+def times(u: torch.Tensor) -> list[float]:
+    """The t of 1 … 10 that the places u stand for."""
+    return Uniform(Objective(target="eps"), Linear(steps=10)).draw(u)[0].tolist()
+
+
 def test_every_batch_covers_all_times() -> None:
     """Twenty images over T = 10: every t stands in every batch exactly twice."""
     draw = batches(size=20)
     for step in range(50):
-        assert sorted(draw(step)[2].flatten().tolist()) == sorted([*range(1, 11)] * 2)
+        assert sorted(times(draw(step)[2])) == sorted([*range(1, 11)] * 2)
 
 
 def test_each_time_is_uniform() -> None:
     """The t of one place in the batch, over many steps: each of 1 … T as often, by χ² (9 degrees, p = 0.001)."""
     draw = batches(size=3)
-    found = torch.stack([draw(step)[2].flatten() for step in range(2000)])
+    found = [times(draw(step)[2]) for step in range(2000)]
     for place in range(3):
-        counts = Counter(found[:, place].tolist())
+        counts = Counter(t[place] for t in found)
         assert set(counts) == set(range(1, 11))
         assert sum((n - 200) ** 2 / 200 for n in counts.values()) < 27.9
 
@@ -359,7 +367,7 @@ def test_labels_are_dropped_as_often_as_asked() -> None:
 def test_labels_are_dropped_at_all_times() -> None:
     """Whether a label is dropped does not depend on its image's t, also at the place that t is drawn from."""
     draw = batches(size=2, dropout=0.2)
-    found = [(float(t[0]), int(y[0]) == 10) for _, _, t, y in map(draw, range(2000))]
+    found = [(times(u)[0], int(y[0]) == 10) for _, _, u, y in map(draw, range(2000))]
     counts = Counter(t for t, dropped in found if dropped)
     assert set(counts) == set(range(1, 11))
     expected = sum(counts.values()) / 10

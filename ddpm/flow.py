@@ -1,0 +1,82 @@
+"""The probability-flow ODE, solved adaptively, and the density that it carries along.
+
+With ς = σ/α and ℓ = ln ς, in the coordinate z = x/√(α² + σ²), whose size stays that of the data or of a standard
+normal at every noise level, the flow dx = [f x − ½ g² ∇ log p] dt (003, "SDE Formulation - Backward Process") is
+
+    dz/dℓ = ς/√(1 + ς²) ε̂ − ς²/(1 + ς²) z,    d log p(z)/dℓ = −tr ∂(dz/dℓ)/∂z    (Song et al. 2021, eq. 39).
+
+It knows the schedule only through α² + σ² and the time at which σ/α = ς, so it is the same for VP and VE.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torchdiffeq import odeint
+
+from ddpm.denoiser import Denoiser
+from ddpm.schedules import Schedule, like
+
+Tensor = torch.Tensor
+
+
+def _scale(schedule: Schedule, t: Tensor) -> Tensor:
+    """√(α² + σ²), by which z must be multiplied to give x."""
+    return (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).sqrt()
+
+
+class Velocity:
+    """dz/dℓ at (ℓ, z); with a `probe` v, shape of z, also Hutchinson's estimate vᵀ ∂(dz/dℓ)/∂z v of the trace, (B,)."""
+
+    def __init__(self, denoiser: Denoiser, y: Tensor | None, probe: Tensor | None = None):
+        self.denoiser, self.y, self.probe = denoiser, y, probe
+
+    def at(self, ell: Tensor, z: Tensor) -> Tensor:
+        schedule, level = self.denoiser.schedule, ell.detach().cpu().double().exp()
+        t = schedule.time_at(level)
+        share = level**2 / (1 + level**2)
+        scale, root, share = like(z, _scale(schedule, t), share.sqrt(), share)
+        return root * self.denoiser(scale * z, t, self.y).eps - share * z
+
+    def __call__(self, ell: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.probe is None:
+            return (self.at(ell, state[0]),)
+        with torch.enable_grad():
+            z = state[0].detach().requires_grad_()
+            velocity = self.at(ell, z)
+            (product,) = torch.autograd.grad((velocity * self.probe).sum(), z)
+        return velocity.detach(), (product * self.probe).flatten(1).sum(1)
+
+
+def _integrate(
+    velocity: Velocity, schedule: Schedule, state: tuple[Tensor, ...], times: Tensor, rtol: float, atol: float
+) -> tuple[Tensor, ...]:
+    ell = schedule.level(times).log().to(state[0].device)
+    # The solver is made to hit both ends: beyond T there is no schedule to follow.
+    return odeint(velocity, state, ell, rtol=rtol, atol=atol, method="dopri5", options={"step_t": ell[[0, -1]]})
+
+
+def solve(denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None, rtol: float, atol: float) -> Iterator[Tensor]:
+    """x at times[1], times[2], … from x at times[0]; times are monotonic, above 0, in either direction."""
+    schedule = denoiser.schedule
+    scales = [like(x, _scale(schedule, t))[0] for t in times]
+    (z,) = _integrate(Velocity(denoiser, y), schedule, (x / scales[0],), times, rtol, atol)
+    for value, scale in zip(z[1:], scales[1:], strict=True):
+        yield value * scale
+
+
+def log_density(
+    denoiser: Denoiser, x: Tensor, t: Tensor, y: Tensor | None, probe: Tensor, rtol: float, atol: float
+) -> Tensor:
+    """log p(x) of every image in nats, (B,), where p is the law of the flow at time t > 0, started from the prior at T.
+
+    log p(z_t) = log p(z_T) + ∫ tr ∂(dz/dℓ)/∂z dℓ from t to T; the trace is estimated with `probe`, of x's shape, whose
+    entries are ±1: unbiased, and exact where the Jacobian is diagonal (Hutchinson 1990).
+    """
+    schedule, dimensions = denoiser.schedule, x[0].numel()
+    times = torch.stack([t, torch.tensor(schedule.steps, dtype=torch.float64)])
+    first, last = (like(x, _scale(schedule, t))[0] for t in times)
+    state = (x / first, x.new_zeros(len(x)))
+    z, trace = _integrate(Velocity(denoiser, y, probe), schedule, state, times, rtol, atol)
+    (std,) = like(x, schedule.prior_std)
+    prior = torch.distributions.Normal(torch.zeros_like(std), std / last).log_prob(z[-1]).flatten(1).sum(1)
+    return prior + trace[-1] - dimensions * first.log()
