@@ -9,32 +9,18 @@ import json
 import os
 import sys
 from collections.abc import Callable, Collection
-from importlib import import_module
 from pathlib import Path
 
 from ddpm import __version__, config, provenance
+from ddpm.checkpoint import SECONDS
 from ddpm.errors import UserError
 from ddpm.grid import STAGES, Grid
 from ddpm.layout import Layout
+from ddpm.running import run_stage
 
 
 def _grid(args: argparse.Namespace) -> Grid:
     return config.check(config.read("config.yaml", *args.configfile))
-
-
-def _device(name: str) -> str:
-    """`auto` is a GPU where there is one."""
-    if name == "cpu":
-        return name
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if name == "cuda":
-        raise UserError(
-            "device: cuda, but torch sees no GPU here (driver, CUDA_VISIBLE_DEVICES?); cpu or auto would run"
-        )
-    return "cpu"
 
 
 def _pick(name: str, known: Collection[str], what: str) -> str:
@@ -46,17 +32,17 @@ def _pick(name: str, known: Collection[str], what: str) -> str:
     )
 
 
-def run_stage(stage: str, job: dict, code: str, results: str, device: str) -> None:
-    """Run one job. Threads are fixed before anything numerical is imported."""
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(job.get("threads", 1))
-    module, function = STAGES[stage]
-    getattr(import_module(module), function)(job, code, Layout(Path(results)), _device(device))
-
-
 def job_command(args: argparse.Namespace) -> None:
     """What Snakemake calls."""
-    run_stage(args.stage, json.loads(args.job), args.code, args.results, args.device)
+    run_stage(
+        args.stage,
+        json.loads(args.job),
+        args.code,
+        args.results,
+        args.device,
+        args.jobs_per_gpu,
+        args.checkpoint_seconds,
+    )
 
 
 def cell_command(args: argparse.Namespace) -> None:
@@ -78,7 +64,7 @@ def cell_command(args: argparse.Namespace) -> None:
         if not again and provenance.matches(record, job, code, layout.inputs(stage, target, network)):
             print(f"{record}: already there", file=sys.stderr)
             continue
-        run_stage(stage, job, code, grid.results, grid.config["device"])
+        run_stage(stage, job, code, grid.results, *grid.how)
     found = provenance.read_record(Layout(Path(grid.results)).record(args.command, name))
     print(json.dumps({"status": found["status"]} | found["result"], indent=1))
 
@@ -128,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("stage", choices=STAGES)
     for option in ("--job", "--code", "--results", "--device"):
         job.add_argument(option, required=True)
+    job.add_argument("--jobs-per-gpu", type=int, default=1)
+    job.add_argument("--checkpoint-seconds", type=float, default=SECONDS)
     return main
 
 
@@ -150,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     except KeyboardInterrupt:
         print(
-            "ddpm: interrupted; finished results are untouched, a started training goes on from its checkpoint",
+            "ddpm: interrupted; finished results are untouched, a started job goes on from its checkpoint",
             file=sys.stderr,
         )
         return 130

@@ -34,6 +34,9 @@ STAGES = {
     "figures": ("ddpm.figures", "write"),
 }
 
+# What says how jobs are run and does not change a result.
+HOW = ("device", "jobs_per_gpu", "checkpoint_seconds")
+
 # The rows that bound the table: real training images (ceiling) and uniform noise (floor).
 BASELINES = ("real", "noise")
 
@@ -193,6 +196,11 @@ class Grid:
                     return reason
         return ""
 
+    @property
+    def how(self) -> list:
+        """The values of `HOW`."""
+        return [self.config[key] for key in HOW]
+
     # ---- cells ------------------------------------------------------------------------------------
 
     @cached_property
@@ -299,7 +307,7 @@ class Grid:
             case "likelihood":
                 jobs = [self.likelihood_job(name), self.train_job(name)]
             case "table" | "figures":
-                jobs = [{"config": {k: v for k, v in self.config.items() if k != "device"}}]
+                jobs = [{"config": {k: v for k, v in self.config.items() if k not in HOW}}]
         return jobs[0], code(stage, *jobs)
 
     def needed(self, stage: str, name: str = "") -> list[tuple[str, str]]:

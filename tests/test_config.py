@@ -379,6 +379,8 @@ EFFECTS = {
     "the classifier": (("classifier", "epochs"), 1, {"classifier"}, lambda stage, name: True),
     "the data's split": (("data", "seed"), 1, {"data", "classifier", "train"}, lambda stage, name: True),
     "the device": (("device",), "cpu", set(), lambda stage, name: True),
+    "jobs per GPU": (("jobs_per_gpu",), 3, set(), lambda stage, name: True),
+    "the time between checkpoints": (("checkpoint_seconds",), 5, set(), lambda stage, name: True),
     "the folder": (("results",), "elsewhere", set(), lambda stage, name: True),
 }
 

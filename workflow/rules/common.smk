@@ -50,8 +50,11 @@ def weights_of(wildcards):
 
 
 def command(stage, device="cpu"):
-    """The shell command of a job; on failure the end of its log is shown."""
+    """The shell command of a job; its log grows by every attempt, and on failure shows its end."""
+    options = f"--jobs-per-gpu {config['jobs_per_gpu']} --checkpoint-seconds {config['checkpoint_seconds']}"
     return (
-        f"python -m ddpm job {stage} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
-        f" --device {device} > {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
+        f'{{{{ echo "$(date -u +%FT%TZ) {stage} {{wildcards}} on $(hostname)'
+        f'${{{{SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}}}}";'
+        f" python -m ddpm job {stage} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
+        f" --device {device} {options}; }}}} >> {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
     )

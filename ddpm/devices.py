@@ -1,0 +1,146 @@
+"""Which device a job computes on: the CPU, or GPUs that it leases from those this process may use.
+
+Snakemake starts as many jobs as there are GPUs and pins none of them. A lease is a `flock` on a file of this
+machine's temporary folder, so the kernel ends it with the process, however that dies. No torch until a GPU is taken.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from pathlib import Path
+
+from ddpm.errors import UserError
+
+
+def _query(*fields: str) -> list[list[str]]:
+    """nvidia-smi's answer, one row per GPU; empty where there is no driver."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [[v.strip() for v in line.split(",")] for line in found.stdout.splitlines()]
+    return [r for r in rows if len(r) == len(fields)] if found.returncode == 0 else []
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, by UUID: all of them, or those of CUDA_VISIBLE_DEVICES.
+
+    Its numbers are nvidia-smi's; as in CUDA, an entry that names no GPU hides all that follow it.
+    """
+    known = dict(_query("index", "uuid"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not known:
+        return list(known.values())
+    found: list[str] = []
+    for entry in (e.strip() for e in visible.split(",")):
+        if entry.startswith("MIG-"):
+            found.append(entry)
+        elif entry in known:
+            found.append(known[entry])
+        elif entry.startswith("GPU-") and (match := [u for u in known.values() if u.startswith(entry)]):
+            found.append(match[0])
+        else:
+            break
+    return list(dict.fromkeys(found))
+
+
+def _try(path: Path) -> int | None:
+    """An open file that holds the lock `path`, or None where another process has it."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        os.fchmod(handle, 0o666)  # other users lease the same GPUs
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+@contextmanager
+def _lease(found: list[str], count: int, share: int) -> Iterator[list[str]]:
+    """`count` of these GPUs, each with at most `share` jobs, as soon as that many are free at once."""
+    folder, said = Path(tempfile.gettempdir()) / "ddpm-gpus", False
+    if not folder.exists():
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o1777)
+    while True:
+        with ExitStack() as stack:
+            taken: dict[str, int] = {}
+            # Every GPU's first place before any one's second.
+            for place, gpu in product(range(share), found):
+                if len(taken) < count and gpu not in taken:
+                    handle = _try(folder / f"{gpu.replace('/', '_')}.{place}")
+                    if handle is not None:
+                        taken[gpu] = handle
+                        stack.callback(os.close, handle)
+            if len(taken) == count:
+                yield list(taken)
+                return
+        if not said:
+            free = f"{len(taken)} of {len(found)} GPUs free"
+            print(f"{free}, {count} wanted: waiting for other jobs to end", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(1)
+
+
+def _check_torch(found: list[str]) -> None:
+    """UserError where there are GPUs that torch cannot use."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        works = torch.cuda.is_available()
+    if works:
+        return
+    driver = next(iter(_query("driver_version")), ["?"])[0]
+    reason = " ".join(str(caught[0].message).split())[:160] if caught else "torch gives no reason"
+    raise UserError(
+        f"{len(found)} GPUs and driver {driver}, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use "
+        f"them: {reason}\nInstall a newer driver or a torch built for this one, or set `device: cpu`."
+    )
+
+
+@contextmanager
+def leased(device: str, count: int = 1, share: int = 1) -> Iterator[str]:
+    """Compute on `cpu` or `cuda`, as `device` (auto, cpu, cuda) says; CUDA_VISIBLE_DEVICES holds what was leased.
+
+    auto: a GPU where there is one. Under Slurm, which gave the job its GPUs, there is nothing left to choose.
+    """
+    if device == "cpu":
+        yield "cpu"
+        return
+    found = gpus()
+    if not found:
+        import torch
+
+        if torch.cuda.is_available():  # a GPU that nvidia-smi does not know, such as AMD's
+            yield "cuda"
+        elif device == "cuda":
+            raise UserError(
+                "device: cuda, but torch sees no GPU here (driver, CUDA_VISIBLE_DEVICES?); cpu or auto would run"
+            )
+        else:
+            yield "cpu"
+        return
+    if len(found) < count:
+        raise UserError(f"training.processes: {count}, but this job sees {len(found)} GPUs; fewer processes would run")
+    if "SLURM_JOB_ID" in os.environ and len(found) == count:
+        _check_torch(found)
+        yield "cuda"
+        return
+    with _lease(found, count, share) as taken:
+        os.environ.update(CUDA_VISIBLE_DEVICES=",".join(taken), CUDA_DEVICE_ORDER="PCI_BUS_ID")
+        _check_torch(taken)
+        yield "cuda"

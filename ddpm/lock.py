@@ -1,0 +1,160 @@
+"""One live copy of a job at a time, on one machine or on several that share a folder. No torch.
+
+Slurm may start a job anew while its first copy still runs (a lost slurmd), and so may a restarted Snakemake. `flock`
+is not to be relied on over NFS, so the lock is a file that appears by link(2), which is atomic there too, and whose
+holder touches it every few seconds. Its name counts up: `lock-1`, `lock-2`, …; the highest is the valid one. A dead
+holder's lock is succeeded by the next number, so that two who find the same dead one cannot both succeed it.
+"""
+
+import json
+import os
+import platform
+import re
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+BEAT = 10.0  # seconds between two signs of life
+STALE = 90.0  # seconds without one after which a holder on another machine is dead; NFS may lag by 60
+
+
+def machine() -> str:
+    """Where process numbers mean the same: one boot of one machine, one container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return platform.node()
+
+
+def born(pid: int) -> str | None:
+    """When a process of this machine started, which tells it from a later one of its number; None if it has ended."""
+    if not Path("/proc/self/stat").exists():  # macOS
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return None
+        return ""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else fields[18]
+
+
+def _newest(folder: Path) -> int:
+    numbers = [int(m[1]) for p in folder.iterdir() if (m := re.fullmatch(r"lock-(\d+)", p.name))]
+    return max(numbers, default=0)
+
+
+class _Watch:
+    """Whether the holder of a lock is dead: by its process on this machine, elsewhere by no sign of life for long.
+
+    Elsewhere only changes count, timed by this machine's clock: clocks of two machines may differ.
+    """
+
+    def __init__(self, stale: float):
+        self.stale, self.seen, self.since = stale, None, 0.0
+        self.holder: dict = {}
+
+    def dead(self, path: Path) -> bool:
+        try:
+            with path.open(encoding="utf-8") as f:  # opening makes NFS ask the server
+                text, touched = f.read(), os.fstat(f.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return False  # released just now
+        try:
+            self.holder = dict(json.loads(text))
+        except (ValueError, TypeError):
+            self.holder = {}
+        if self.holder.get("machine") == machine():
+            return born(self.holder["pid"]) != self.holder["born"]
+        if (path.name, text, touched) != self.seen:
+            self.seen, self.since = (path.name, text, touched), time.monotonic()
+        return time.monotonic() - self.since > self.stale
+
+    def __str__(self) -> str:
+        job = f", Slurm job {self.holder['slurm']}" if self.holder.get("slurm") else ""
+        return f"process {self.holder.get('pid', '?')} on {self.holder.get('host', 'another host')}{job}"
+
+
+def _acquire(folder: Path, beat: float, stale: float) -> tuple[Path, bool]:
+    """This process's lock and whether another one was waited for."""
+    content = json.dumps(
+        {
+            "pid": os.getpid(),
+            "born": born(os.getpid()),
+            "machine": machine(),
+            "host": platform.node(),
+            "slurm": os.environ.get("SLURM_JOB_ID", ""),
+        }
+    )
+    watch, waited, own = _Watch(stale), False, folder / f".lock.{uuid.uuid4().hex}"
+    try:
+        while True:
+            # A holder that releases may remove the folder at any time.
+            with suppress(FileNotFoundError):
+                folder.mkdir(parents=True, exist_ok=True)
+                if not own.exists():
+                    own.write_text(content, encoding="utf-8")
+                last = _newest(folder)
+                before, mine = folder / f"lock-{last}", folder / f"lock-{last + 1}"
+                if last and not watch.dead(before):
+                    if not waited and before.exists():
+                        print(f"{before}: held by {watch}; waiting for it", file=sys.stderr, flush=True)
+                        waited = True
+                    time.sleep(min(1.0, beat))
+                    continue
+                with suppress(FileExistsError):
+                    mine.hardlink_to(own)
+                    # Only a successor removes its predecessor: one that has gone was succeeded by somebody else.
+                    if _newest(folder) == last + 1 and (not last or before.exists()):
+                        if last:
+                            print(f"{before}: {watch} is dead; taking its place", file=sys.stderr, flush=True)
+                        for number in range(1, last + 1):
+                            (folder / f"lock-{number}").unlink(missing_ok=True)
+                        return mine, waited
+                    mine.unlink(missing_ok=True)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _lost(lock: Path) -> None:
+    """This process was taken for dead (it was stopped for long): another copy has its place."""
+    print(f"{lock}: another copy has taken over; this one ends", file=sys.stderr, flush=True)
+    os._exit(75)
+
+
+def _keep(lock: Path, beat: float, done: threading.Event) -> None:
+    """Touch the lock until `done`."""
+    while not done.wait(beat):
+        try:
+            os.utime(lock)
+            lost = _newest(lock.parent) != int(lock.name.removeprefix("lock-"))
+        except FileNotFoundError:
+            lost = True
+        except OSError:
+            continue  # a file system in trouble: others see no sign of life
+        if lost and not done.is_set():
+            _lost(lock)
+
+
+@contextmanager
+def held(folder: Path, beat: float = BEAT, stale: float = STALE) -> Iterator[bool]:
+    """Hold the folder's lock, waiting while a live process has it; gives whether that was so."""
+    lock, waited = _acquire(folder, beat, stale)
+    done = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(lock, beat, done), daemon=True)
+    keeper.start()
+    try:
+        yield waited
+    finally:
+        done.set()
+        keeper.join()
+        lock.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: a checkpoint, or another job's folder beside it
+            os.removedirs(folder)
