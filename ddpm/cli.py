@@ -33,16 +33,20 @@ def _pick(name: str, known: Collection[str], what: str) -> str:
 
 
 def job_command(args: argparse.Namespace) -> None:
-    """What Snakemake calls."""
-    run_stage(
-        args.stage,
-        json.loads(args.job),
-        args.code,
-        args.results,
-        args.device,
-        args.jobs_per_gpu,
-        args.checkpoint_seconds,
-    )
+    """What Snakemake calls: one job, or a batch of them (see `Grid.batch`)."""
+    job, options = json.loads(args.job), (args.results, args.device, args.jobs_per_gpu, args.checkpoint_seconds)
+    if args.batch is None:
+        run_stage(args.stage, job, args.code, *options)
+        return
+    layout, written = Layout(Path(args.results)), {}
+    for name in job.pop("names"):
+        single, record = {"name": name} | job, layout.record(args.stage, name)
+        if provenance.matches(record, single, args.code, layout.inputs(args.stage, name)):
+            print(f"{record}: already there", file=sys.stderr)
+        else:
+            run_stage(args.stage, single, args.code, *options)
+        written[name] = provenance.sha256(record)
+    provenance.write_json(layout.measured(args.batch), written)
 
 
 def cell_command(args: argparse.Namespace) -> None:
@@ -116,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
         job.add_argument(option, required=True)
     job.add_argument("--jobs-per-gpu", type=int, default=1)
     job.add_argument("--checkpoint-seconds", type=float, default=SECONDS)
+    job.add_argument("--batch", help="the job is a batch of this name: its `names` instead of one `name`")
     return main
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from ddpm import noise
 from ddpm.errors import UserError
 from ddpm.layout import Layout
 from ddpm.methods import Method
@@ -160,3 +161,11 @@ def read(path: Path) -> Data:
     if not {"levels", "classes"} <= about.keys():
         raise UserError(f"{path}: does not say its levels and classes; delete it and run again")
     return Data(train, test, int(about["levels"]), int(about["classes"]))
+
+
+def reference(dataset: Data, half: str, count: int | None = None) -> Tensor:
+    """Real images of one half in a seeded order (MNIST's own order matters), the first `count` of them."""
+    images = getattr(dataset, half).images
+    if count is not None and count > len(images):
+        raise UserError(f"images: {count} wanted, but the {half} half holds {len(images)}")
+    return images[noise.permutation(len(images), "reference", half)][:count]

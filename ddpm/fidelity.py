@@ -4,6 +4,8 @@ Two FIDs are comparable only if extractor and number of images agree: the extrac
 record, N is exact, and the real-data row gives the scale (`fid_over_topline`).
 """
 
+import json
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,9 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from tqdm import tqdm
 
 from ddpm import data, noise
-from ddpm.data import Data, Split
+from ddpm.data import Split, reference
 from ddpm.errors import UserError
-from ddpm.grid import BASELINES
+from ddpm.grid import BASELINES, canonical
 from ddpm.layout import Layout
 from ddpm.networks.classifier import Classifier
 from ddpm.provenance import Recorder, read_record, read_tensors, sha256, write_tensors
@@ -175,12 +177,25 @@ def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") 
     recorder.finish(layout.record("classifier"), [layout.classifier], test_accuracy=round(float(accuracy), 6))
 
 
-def reference(dataset: Data, half: str, count: int | None = None) -> Tensor:
-    """Real images of one half in a seeded order (MNIST's own order matters), the first `count` of them."""
-    images = getattr(dataset, half).images
-    if count is not None and count > len(images):
-        raise UserError(f"images: {count} wanted, but the {half} half holds {len(images)}")
-    return images[noise.permutation(len(images), "reference", half)][:count]
+class Yardstick:
+    """What every cell is measured with: the data, the extractor, and the statistics of the real halves."""
+
+    def __init__(self, layout: Layout, spec: dict, device: str):
+        self.dataset = data.read(layout.data)
+        self.extractor = Extractor(spec, layout.classifier, self.dataset.levels, device)
+
+    def statistics(self, images: Tensor, binarized: bool) -> dict[str, np.ndarray]:
+        return statistics(self.extractor(images, binarized))
+
+    @cache  # noqa: B019 - it lives as long as its yardstick, which is the process
+    def of(self, half: str, binarized: bool) -> dict[str, np.ndarray]:
+        return self.statistics(reference(self.dataset, half), binarized)
+
+
+@lru_cache(maxsize=1)
+def _yardstick(layout: Layout, hashes: tuple[str, ...], spec: str, device: str) -> Yardstick:
+    """One for all cells of a batch; the hashes of its files are part of the key."""
+    return Yardstick(layout, json.loads(spec), device)
 
 
 def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
@@ -194,12 +209,15 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         Recorder("fidelity", job, code, layout.inputs("fidelity", name), device),
         layout.record("fidelity", name),
     )
-    dataset, count, labels = data.read(layout.data), job["images"], None
     if name not in BASELINES:
         status = read_record(layout.record("sample", name))["status"]
         if status != "ok":
             recorder.finish(out, [], status)
             return
+    hashes = tuple(recorder.record["inputs"][of] for of in ("data", "extractor"))
+    yardstick = _yardstick(layout, hashes, canonical(job["fidelity"]), device)
+    dataset, count, labels = yardstick.dataset, job["images"], None
+    if name not in BASELINES:
         tensors, _ = read_tensors(layout.samples(name))
         images, labels = tensors["images"], tensors.get("labels")
     elif name == "real":
@@ -211,13 +229,12 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         raise UserError(
             f"{layout.samples(name)}: {len(images)} images; the configuration says {count}: delete it and run again"
         )
-    extractor = Extractor(job["fidelity"], layout.classifier, dataset.levels, device)
     result: dict[str, object] = {}
     for suffix, binarized in (("", False), ("_binarized", True)):
-        ours = statistics(extractor(images, binarized))
+        ours = yardstick.statistics(images, binarized)
         for half, key in (("test", "fid"), ("train", "fid_train")):
             if not (name == "real" and half == "train"):
-                result[key + suffix] = frechet(ours, statistics(extractor(reference(dataset, half), binarized)))
+                result[key + suffix] = frechet(ours, yardstick.of(half, binarized))
     if labels is not None:
-        result["label_accuracy"] = float((extractor.predict(images) == labels).double().mean())
-    recorder.finish(out, [], "ok", images=count, extractor=extractor.hash, **result)
+        result["label_accuracy"] = float((yardstick.extractor.predict(images) == labels).double().mean())
+    recorder.finish(out, [], "ok", images=count, extractor=yardstick.extractor.hash, **result)

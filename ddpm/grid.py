@@ -288,6 +288,21 @@ class Grid:
             "threads": self.config["threads"],
         }
 
+    @cached_property
+    def batches(self) -> dict[str, list[str]]:
+        """What is measured in one job, because one cell takes less than the start of a job: all cells of a network
+        under the network's name, and the baselines."""
+        found: dict[str, list[str]] = {"baselines": list(BASELINES)}
+        for name, cell in self.runs.items():
+            found.setdefault(self.network(cell).name, []).append(name)
+        return found
+
+    def batch(self, name: str) -> tuple[dict, str]:
+        """One batch of fidelity jobs, `names` instead of each one's `name`, and the fingerprint of their code."""
+        names = self.batches[name]
+        job, fingerprint = self.job("fidelity", names[0])
+        return {"names": names} | {k: v for k, v in job.items() if k != "name"}, fingerprint
+
     def likelihood_job(self, name: str) -> dict:
         return {"name": name, "likelihood": self.config["likelihood"], "threads": self.config["threads"]}
 

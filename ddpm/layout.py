@@ -61,6 +61,10 @@ class Layout:
                 found["samples"] = self.samples(name)
         return found
 
+    def measured(self, batch: str) -> Path:
+        """What says that every cell of a batch has its fidelity record: their names and hashes."""
+        return self.root / "fidelity" / f"{batch}.json"
+
     def record(self, stage: str, name: str = "") -> Path:
         """The record of one job; `name` is the network's, the cell's or the baseline's."""
         match stage:

@@ -8,8 +8,8 @@ from tqdm import tqdm
 from ddpm import data, noise
 from ddpm.bound import prior_term, vlb_term
 from ddpm.checkpoint import SECONDS, Checkpoint
+from ddpm.data import reference
 from ddpm.denoiser import Denoiser
-from ddpm.fidelity import reference
 from ddpm.layout import Layout
 from ddpm.provenance import Recorder, read_record
 from ddpm.sampling import load_denoiser

@@ -398,3 +398,26 @@ def test_the_installed_command_prints_no_traceback() -> None:
     )
     assert found.returncode == 2 and found.stdout == ""
     assert found.stderr.startswith("ddpm: foo: unknown key") and "Traceback" not in found.stderr
+
+
+def test_a_batch_measures_only_what_changed(capsys: pytest.CaptureFixture, done: Layout) -> None:
+    """Of two cells with valid records the one whose samples were drawn again is measured, and only that one."""
+    grid = config.check(whole())
+    other = "eps/linear/none/ancestral/seed0"
+    batch, code = grid.batch(NETWORK)
+    assert batch["names"] == [other, CELL]
+    cli.run_stage("sample", *grid.job("sample", other), "out", "cpu")
+    options = ["--job", canonical(batch), "--code", code, "--results", "out", "--device", "cpu", "--batch", NETWORK]
+    first = done.record("fidelity", CELL).read_bytes()
+    assert run(capsys, "job", "fidelity", *options)[0] == 0
+    assert done.record("fidelity", CELL).read_bytes() == first
+    assert provenance.matches(done.record("fidelity", other), *grid.job("fidelity", other))
+    found = json.loads(done.measured(NETWORK).read_text())
+    assert found == {name: provenance.sha256(done.record("fidelity", name)) for name in (other, CELL)}
+    second = done.record("fidelity", other).read_bytes()
+    done.samples(CELL).write_bytes(done.samples(other).read_bytes())
+    assert run(capsys, "job", "fidelity", *options)[0] == 0
+    assert done.record("fidelity", other).read_bytes() == second
+    assert done.record("fidelity", CELL).read_bytes() != first
+    measured = provenance.read_record(done.record("fidelity", CELL))["result"]
+    assert measured == json.loads(second)["result"]

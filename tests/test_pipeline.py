@@ -126,7 +126,8 @@ def test_rerun_of_one_sampler(tree: Path) -> None:
     """A parameter of DDIM reruns its cells and what follows from them, and nothing else."""
     (tree / "eta.yaml").write_text("samplers: {ddim: {eta: 0.5}}\n")
     cells = ["eps/linear/none/ddim/seed0", "score/cosine/cfg-w1/ddim/seed0"]
-    wanted = [("fidelity", c) for c in cells] + [("figures", "")] + [("sample", c) for c in cells] + [("table", "")]
+    batches = ["eps/linear/unconditional/seed0", "score/cosine/conditional/seed0"]
+    wanted = [("fidelity", b) for b in batches] + [("figures", "")] + [("sample", c) for c in cells] + [("table", "")]
     assert planned(tree, "eta.yaml") == wanted
 
 

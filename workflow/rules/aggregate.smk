@@ -5,7 +5,7 @@ rule table:
         [PATHS.record("train", name) for name in GRID.networks],
         [PATHS.record("likelihood", name) for name in GRID.likelihoods],
         [PATHS.record("sample", name) for name in GRID.runs],
-        [PATHS.record("fidelity", name) for name in [*GRID.runs, *BASELINES]],
+        [PATHS.measured(batch) for batch in GRID.batches],
         published=PUBLISHED,
     output:
         report(PATHS.root / "table.csv", caption="../report/table.rst", category="Tables"),
@@ -29,7 +29,7 @@ rule figures:
         PATHS.data,
         [PATHS.loss(name) for name in GRID.networks],
         [PATHS.samples(name) for name in GRID.runs],
-        [PATHS.record("fidelity", name) for name in [*GRID.runs, *BASELINES]],
+        [PATHS.measured(batch) for batch in GRID.batches],
     output:
         *[
             report(PATHS.root / "figures" / f"{name}.png", caption=f"../report/{name}.rst", category="Figures")

@@ -31,7 +31,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.get
 wildcard_constraints:
     network=r"[^/]+/[^/]+/[^/]+/seed\d+",
     cell=r"[^/]+/[^/]+/[^/]+/[^/]+/seed\d+",
-    baseline="|".join(BASELINES),
+    batch=r"baselines|[^/]+/[^/]+/[^/]+/seed\d+",
 
 
 def job_of(stage, wildcard=None):
@@ -49,9 +49,9 @@ def weights_of(wildcards):
     return PATHS.weights(GRID.network(GRID.runs[wildcards.cell]).name)
 
 
-def command(stage, device="cpu"):
+def command(stage, device="cpu", options=""):
     """The shell command of a job; its log grows by every attempt, and on failure shows its end."""
-    options = f"--jobs-per-gpu {config['jobs_per_gpu']} --checkpoint-seconds {config['checkpoint_seconds']}"
+    options += f" --jobs-per-gpu {config['jobs_per_gpu']} --checkpoint-seconds {config['checkpoint_seconds']}"
     return (
         f'{{{{ echo "$(date -u +%FT%TZ) {stage} {{wildcards}} on $(hostname)'
         f'${{{{SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}}}}";'

@@ -1,42 +1,23 @@
 rule fidelity:
+    # All cells of one network, or the baselines: measuring one takes less time than starting a job.
     input:
         PATHS.data,
         PATHS.classifier,
-        PATHS.samples("{cell}"),
+        lambda wildcards: [PATHS.samples(name) for name in GRID.batches[wildcards.batch] if name not in BASELINES],
     output:
-        PATHS.record("fidelity", "{cell}"),
+        PATHS.measured("{batch}"),
     log:
-        PATHS.root / "logs" / "fidelity" / "{cell}.log",
+        PATHS.root / "logs" / "fidelity" / "{batch}.log",
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
     resources:
         mem_mb=2000,
     params:
-        job=job_of("fidelity", "cell"),
-        code=code_of("fidelity", "cell"),
+        job=lambda wildcards: canonical(GRID.batch(wildcards.batch)[0]),
+        code=lambda wildcards: GRID.batch(wildcards.batch)[1],
     shell:
-        command("fidelity", config["device"])
-
-
-rule baseline:
-    input:
-        PATHS.data,
-        PATHS.classifier,
-    output:
-        PATHS.root / "baselines" / "{baseline}" / "fidelity.json",
-    log:
-        PATHS.root / "logs" / "fidelity" / "{baseline}.log",
-    conda:
-        "../../envs/ddpm.yaml"
-    threads: config["threads"]
-    resources:
-        mem_mb=2000,
-    params:
-        job=job_of("fidelity", "baseline"),
-        code=code_of("fidelity", "baseline"),
-    shell:
-        command("fidelity", config["device"])
+        command("fidelity", config["device"], "--batch {wildcards.batch}")
 
 
 rule likelihood:
