@@ -1,5 +1,6 @@
 """Guidance wraps a denoiser, so every sampler inherits it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,41 +8,48 @@ import torch
 
 from ddpm.denoiser import Denoiser
 from ddpm.methods import Method
+from ddpm.schedules import like
 
 Tensor = torch.Tensor
+# (x_t, t, y) → log p(y | x_t) of every image, (B,), in nats: differentiable in x_t.
+Classifier = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Guidance(Method):
     """How labels steer x̂0.
 
-    `labels` is the kind of network it needs: `unconditional`, or `conditional` (trained with label dropout).
+    `labels` is the kind of network it needs: `unconditional`, or `conditional` (trained with label dropout);
+    `guide` says whether it needs a classifier of noisy images too (`ddpm.guide`).
     """
 
     labels: ClassVar[str] = "unconditional"
+    guide: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:
         """Network evaluations per call and image."""
         return 1
 
-    def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, classifier: Classifier | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Guided x̂0 before clipping, and the variance fraction v or None."""
         raise NotImplementedError
 
-    def __call__(self, denoiser: Denoiser) -> Denoiser:
-        return Guided(denoiser, self)
+    def __call__(self, denoiser: Denoiser, classifier: Classifier | None = None) -> Denoiser:
+        return Guided(denoiser, self, classifier)
 
 
 class Guided(Denoiser):
     """A denoiser under guidance."""
 
-    def __init__(self, denoiser: Denoiser, guidance: Guidance):
+    def __init__(self, denoiser: Denoiser, guidance: Guidance, classifier: Classifier | None):
         super().__init__(denoiser.network, denoiser.objective, denoiser.schedule, denoiser.clip)
-        self.denoiser, self.guidance = denoiser, guidance
+        self.denoiser, self.guidance, self.classifier = denoiser, guidance, classifier
         self.evaluations = guidance.evaluations * denoiser.evaluations
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.guidance.predict(self.denoiser, x_t, t, y)
+        return self.guidance.predict(self.denoiser, x_t, t, y, self.classifier)
 
 
 class Unguided(Guidance):
@@ -49,7 +57,9 @@ class Unguided(Guidance):
 
     method = "none"
 
-    def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, classifier: Classifier | None
+    ) -> tuple[Tensor, Tensor | None]:
         return denoiser.predict(x_t, t, None)
 
 
@@ -72,7 +82,9 @@ class ClassifierFree(Guidance):
         """One evaluation where the other branch has no weight."""
         return 1 if self.weight in (0, -1) else 2
 
-    def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, classifier: Classifier | None
+    ) -> tuple[Tensor, Tensor | None]:
         if y is None:
             raise ValueError("cfg: classifier-free guidance needs the labels that it steers to")
         if self.weight == 0:
@@ -84,3 +96,35 @@ class ClassifierFree(Guidance):
         x0, v = denoiser.predict(torch.cat([x_t, x_t]), both, torch.cat([y, null]))
         conditional, unconditional = x0.chunk(2)
         return (1 + self.weight) * conditional - self.weight * unconditional, None if v is None else v.chunk(2)[0]
+
+
+@dataclass(frozen=True)
+class ClassifierGuidance(Guidance):
+    """x̂0 + w σ²/α ∇ log p(y | x_t), which is ε̂ − w σ ∇ log p(y | x_t) (001, algorithm 4 and eq. 4.25).
+
+    `weight` is w, 001's γ there: 0 is the unconditional model. p(y | x_t) is a classifier of noisy images
+    (`ddpm.guide`); its gradient counts as an evaluation. The variance stays the unguided one's.
+    """
+
+    method = "classifier"
+    guide = True
+    limits = {"weight": (0, None)}
+    weight: float = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        return 1 if self.weight == 0 else 2
+
+    def predict(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, classifier: Classifier | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if y is None or classifier is None:
+            raise ValueError("classifier: classifier guidance needs labels, and a classifier of noisy images")
+        x0, v = denoiser.predict(x_t, t, None)
+        if self.weight == 0:
+            return x0, v
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(classifier(x, t, y).sum(), x)
+        (scale,) = like(x_t, self.weight * denoiser.schedule.sigma(t) ** 2 / denoiser.schedule.alpha(t))
+        return x0 + scale * gradient, v

@@ -1,7 +1,10 @@
-"""The small convolutional classifier that serves as feature extractor for FID."""
+"""Two small convolutional classifiers: the feature extractor of FID, and the guide, which sees noisy images."""
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from ddpm.networks.embedding import Condition
 
 Tensor = torch.Tensor
 
@@ -29,3 +32,30 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))
+
+
+class NoisyClassifier(nn.Module):
+    """(noisy images (B, C, H, W), log SNR (B,)) → logits (B, classes): p(y | x_t) for classifier guidance.
+
+    Three convolutions with `width`, 2 `width` and 4 `width` channels, each halving the image (as often as that leaves 2
+    pixels), normalised, then scaled and shifted by the noise level; the mean over the image; one linear layer.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 32):
+        super().__init__()
+        widths = [shape[0], width, 2 * width, 4 * width]
+        strides = [2 if min(shape[1:]) >= 4 << i else 1 for i in range(3)]
+        self.condition = Condition(4 * width)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=s, padding=1) for a, b, s in zip(widths, widths[1:], strides, strict=False)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(max(1, w // 16), w) for w in widths[1:])
+        self.shifts = nn.ModuleList(nn.Linear(4 * width, 2 * w) for w in widths[1:])
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        condition = self.condition(log_snr, None)
+        for convolution, norm, shift in zip(self.convolutions, self.norms, self.shifts, strict=True):
+            scale, offset = shift(condition)[:, :, None, None].chunk(2, dim=1)
+            x = F.silu(norm(convolution(x)) * (1 + scale) + offset)
+        return self.head(x.mean((2, 3)))

@@ -1,0 +1,90 @@
+"""The guide: a classifier p(y | x_t) of the noisy images of one schedule (001, section 4.3.1)."""
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ddpm import data, noise
+from ddpm.guidance import Classifier
+from ddpm.layout import Layout
+from ddpm.networks.classifier import NoisyClassifier
+from ddpm.provenance import Recorder, read_record, read_tensors, write_tensors
+from ddpm.schedules import Schedule, like
+
+Tensor = torch.Tensor
+# Fractions of T at which the record gives the accuracy on test images.
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def logits(network: NoisyClassifier, schedule: Schedule, x_t: Tensor, t: Tensor) -> Tensor:
+    """(B, classes); the network sees x_t/√(α² + σ²) and log SNR(t), t a scalar or (B, 1, 1, 1)."""
+    (scale,) = like(x_t, (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).rsqrt())
+    return network(scale * x_t, schedule.log_snr(t).flatten().expand(len(x_t)).to(x_t.device, x_t.dtype))
+
+
+def train(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+    """The `guide` stage: cross-entropy on x_t at uniform t; weights and their record, with test accuracies by t/T."""
+    torch.set_num_threads(job["threads"])
+    recorder = Recorder("guide", job, code, layout.inputs("guide"), device)
+    dataset, schedule, settings = data.read(layout.data), Schedule.make(job["schedule"]), job["guide"]
+    key, size = noise.key("guide", job["name"]), settings["batch"]
+    torch.manual_seed(noise.key("guide weights", job["name"]) & (2**63 - 1))
+    network = NoisyClassifier(dataset.shape, dataset.classes, settings["width"]).to(device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], fused=True)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings["steps"])
+    images, labels = dataset.scale(dataset.train.images).to(device), dataset.train.labels.to(device)
+    position = torch.arange(size)
+    for step in tqdm(range(settings["steps"]), desc=f"guide {job['name']}", unit="step"):
+        u = noise.uniform(key, position, 2 * step, (2,))
+        index = (u[:, 0] * len(images)).long().to(device)
+        t = (1 + (u[:, 1] * schedule.steps).floor()).reshape(-1, 1, 1, 1)
+        x0 = images[index]
+        eps = noise.normal(key, position.to(device), 2 * step + 1, dataset.shape)
+        loss = F.cross_entropy(logits(network, schedule, schedule.noisy(x0, eps, t), t), labels[index])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        decay.step()
+    weights = layout.guide(job["name"])
+    write_tensors(weights, network.state_dict())
+    accuracies = accuracy(network.eval(), schedule, dataset, device)
+    recorder.finish(
+        layout.record("guide", job["name"]),
+        [weights],
+        steps=settings["steps"],
+        accuracy_by_time=accuracies,
+        shape=list(dataset.shape),
+        classes=dataset.classes,
+    )
+
+
+@torch.no_grad()
+def accuracy(network: NoisyClassifier, schedule: Schedule, dataset: data.Data, device: str) -> dict[str, float]:
+    """t/T → the share of noisy test images that are given their own class."""
+    x0, y = dataset.scale(dataset.test.images), dataset.test.labels
+    eps = noise.normal(noise.key("guide test"), torch.arange(len(x0)), 0, dataset.shape)
+    found = {}
+    for part in LEVELS:
+        t = torch.tensor(max(1.0, round(part * schedule.steps)), dtype=torch.float64)
+        x_t = schedule.noisy(x0, eps, t)
+        right = [
+            logits(network, schedule, batch.to(device), t).argmax(1).cpu() == label
+            for batch, label in zip(x_t.split(1000), y.split(1000), strict=True)
+        ]
+        found[str(part)] = float(torch.cat(right).double().mean())
+    return found
+
+
+def load(layout: Layout, name: str, device: str) -> Classifier:
+    """The trained guide `name` as (x_t, t, y) → log p(y | x_t), (B,)."""
+    record = read_record(layout.record("guide", name))
+    job, result = record["job"], record["result"]
+    network = NoisyClassifier(tuple(result["shape"]), result["classes"], job["guide"]["width"])
+    network.load_state_dict(read_tensors(layout.guide(name))[0])
+    network, schedule = network.to(device).eval().requires_grad_(False), Schedule.make(job["schedule"])
+
+    def log_probability(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        chances = logits(network, schedule, x_t, t).log_softmax(1)
+        return chances.gather(1, y[:, None]).flatten()
+
+    return log_probability
