@@ -63,9 +63,8 @@ def cell_command(args: argparse.Namespace) -> None:
         job, code = grid.job(stage, target)
         layout = Layout(Path(grid.results))
         record = layout.record(stage, target)
-        network = grid.network(grid.runs[target]).name if stage == "sample" else ""
         again = stage == args.command and args.again
-        if not again and provenance.matches(record, job, code, layout.inputs(stage, target, network)):
+        if not again and provenance.matches(record, job, code, layout.inputs(stage, target, job)):
             print(f"{record}: already there", file=sys.stderr)
             continue
         run_stage(stage, job, code, grid.results, *grid.how)

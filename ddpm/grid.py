@@ -28,8 +28,10 @@ STAGES = {
     "classifier": ("ddpm.fidelity", "train_classifier"),
     "train": ("ddpm.training", "train"),
     "sample": ("ddpm.sampling", "sample"),
+    "guide": ("ddpm.guide", "train"),
     "fidelity": ("ddpm.fidelity", "evaluate"),
     "likelihood": ("ddpm.likelihood", "evaluate"),
+    "ode_likelihood": ("ddpm.likelihood", "evaluate_ode"),
     "table": ("ddpm.tables", "write"),
     "figures": ("ddpm.figures", "write"),
 }
@@ -61,6 +63,18 @@ class Network:
     @property
     def name(self) -> str:
         return f"{self.objective}/{self.schedule}/{self.labels}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Guide:
+    """One classifier of noisy images: it serves every cell of its schedule whose guidance asks for one."""
+
+    schedule: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.schedule}/seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -233,6 +247,21 @@ class Grid:
         """The networks whose bound is measured: a guided model is no likelihood model, so the unconditional ones."""
         return [n.name for n in self.networks.values() if n.labels == "unconditional"]
 
+    @cached_property
+    def ode_likelihoods(self) -> list[str]:
+        """The networks whose probability flow is measured too; none where the configuration asks for no images."""
+        return self.likelihoods if self.config["ode_likelihood"]["images"] else []
+
+    @cached_property
+    def guides(self) -> dict[str, Guide]:
+        """The classifiers of noisy images that the cells need, by name."""
+        return {g.name: g for g in map(self.guide, self.runs.values()) if g}
+
+    def guide(self, cell: Cell) -> Guide | None:
+        """The classifier that guides a cell, where its guidance asks for one."""
+        guidance = source_of("guidance", self.config["guidances"][cell.guidance])
+        return Guide(cell.schedule, cell.seed) if guidance.attributes["guide"] else None
+
     def network(self, cell: Cell) -> Network:
         """The network that a cell samples from: labels where its guidance asks for them."""
         guidance = source_of("guidance", self.config["guidances"][cell.guidance])
@@ -268,9 +297,18 @@ class Grid:
             "threads": self.config["threads"],
         }
 
+    def guide_job(self, name: str) -> dict:
+        return self.data_job() | {
+            "name": name,
+            "schedule": self.axis("schedule", self.guides[name].schedule),
+            "guide": self.config["guide"],
+            "threads": self.config["threads"],
+        }
+
     def sample_job(self, name: str) -> dict:
         cell = self.runs[name]
-        return {
+        guide = self.guide(cell)
+        return ({"guide": guide.name} if guide else {}) | {
             "name": name,
             "network": self.network(cell).name,
             "guidance": self.axis("guidance", cell.guidance),
@@ -303,8 +341,9 @@ class Grid:
         job, fingerprint = self.job("fidelity", names[0])
         return {"names": names} | {k: v for k, v in job.items() if k != "name"}, fingerprint
 
-    def likelihood_job(self, name: str) -> dict:
-        return {"name": name, "likelihood": self.config["likelihood"], "threads": self.config["threads"]}
+    def likelihood_job(self, stage: str, name: str) -> dict:
+        """`stage`: likelihood or ode_likelihood; both read the section of their name."""
+        return {"name": name, stage: self.config[stage], "threads": self.config["threads"]}
 
     def job(self, stage: str, name: str = "") -> tuple[dict, str]:
         """One job and the fingerprint of its code, with the methods that its network uses."""
@@ -319,8 +358,10 @@ class Grid:
                 jobs = [self.sample_job(name), self.train_job(self.network(self.runs[name]).name)]
             case "fidelity":
                 jobs = [self.fidelity_job(name)]
-            case "likelihood":
-                jobs = [self.likelihood_job(name), self.train_job(name)]
+            case "guide":
+                jobs = [self.guide_job(name)]
+            case "likelihood" | "ode_likelihood":
+                jobs = [self.likelihood_job(stage, name), self.train_job(name)]
             case "table" | "figures":
                 jobs = [{"config": {k: v for k, v in self.config.items() if k not in HOW}}]
         return jobs[0], code(stage, *jobs)
@@ -332,12 +373,14 @@ class Grid:
                 before = []
             case "classifier":
                 before = [("data", "")]
-            case "train":
+            case "train" | "guide":
                 before = [("data", "")]
-            case "likelihood":
+            case "likelihood" | "ode_likelihood":
                 before = self.needed("train", name)
             case "sample":
                 before = self.needed("train", self.network(self.runs[name]).name)
+                if guide := self.guide(self.runs[name]):
+                    before.append(("guide", guide.name))
             case "fidelity":
                 before = [
                     *(self.needed("sample", name) if name not in BASELINES else [("data", "")]),

@@ -50,11 +50,19 @@ class Layout:
         """Where a job keeps what it would go on from."""
         return self.work(stage, name) / "checkpoint.safetensors"
 
-    def inputs(self, stage: str, name: str = "", network: str = "") -> dict[str, Path]:
-        """What one job reads, by the names that its record uses; `network` is the one that a cell samples from."""
+    def guide(self, name: str) -> Path:
+        """The weights of a classifier of noisy images."""
+        return self.root / "guides" / name / "weights.safetensors"
+
+    def inputs(self, stage: str, name: str = "", job: dict | None = None) -> dict[str, Path]:
+        """What one job reads, by the names that its record uses; a cell's job says what it samples from."""
         found = {} if stage == "data" else {"data": self.data}
-        if stage in ("sample", "likelihood"):
-            found["weights"] = self.weights(network or name)
+        if stage in ("likelihood", "ode_likelihood"):
+            found["weights"] = self.weights(name)
+        if stage == "sample":
+            found["weights"] = self.weights(job["network"])
+            if "guide" in job:
+                found["guide"] = self.guide(job["guide"])
         if stage == "fidelity":
             found["extractor"] = self.classifier
             if name not in BASELINES:
@@ -74,6 +82,10 @@ class Layout:
                 return self.network(name) / "record.json"
             case "likelihood":
                 return self.network(name) / "likelihood.json"
+            case "ode_likelihood":
+                return self.network(name) / "ode-likelihood.json"
+            case "guide":
+                return self.guide(name).parent / "record.json"
             case "sample":
                 return self.cell(name) / "samples.json"
             case "fidelity":

@@ -44,5 +44,5 @@ def _done(stage: str, name: str, job: dict, code: str, layout: Layout) -> bool:
     """Whether this very job's result is there, with the inputs as they are now."""
     if stage in ("table", "figures"):
         return False
-    inputs = layout.inputs(stage, name, job["network"] if stage == "sample" else "")
+    inputs = layout.inputs(stage, name, job)
     return provenance.matches(layout.record(stage, name), job, code, inputs)

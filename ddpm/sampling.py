@@ -6,7 +6,7 @@ from itertools import count
 import torch
 from tqdm import tqdm
 
-from ddpm import data, networks, noise
+from ddpm import data, guide, networks, noise
 from ddpm.checkpoint import SECONDS, Checkpoint
 from ddpm.data import Data
 from ddpm.denoiser import Denoiser
@@ -60,13 +60,14 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
     network = job["network"]
-    recorder = Recorder("sample", job, code, layout.inputs("sample", job["name"], network), device)
+    recorder = Recorder("sample", job, code, layout.inputs("sample", job["name"], job), device)
     dataset, settings = data.read(layout.data), job["sampling"]
     status = read_record(layout.record("train", network))["status"]
-    denoiser = Guidance.make(job["guidance"])(load_denoiser(layout, network, device))
+    classifier = guide.load(layout, job["guide"], device) if "guide" in job else None
+    denoiser = Guidance.make(job["guidance"])(load_denoiser(layout, network, device), classifier)
     sampler = Sampler.make(job["sampler"])
     wanted = settings["images"] if status == "ok" else 0
-    labels = draw_labels(dataset, network, wanted) if denoiser.network.classes else None
+    labels = draw_labels(dataset, network, wanted) if denoiser.network.classes or classifier else None
     tensors = {} if labels is None else {"labels": labels}
     checkpoint = Checkpoint(layout.checkpoint("sample", job["name"]), recorder, checkpoint_seconds)
     found = checkpoint.load()
@@ -89,13 +90,13 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
                 checkpoint.save({"images": torch.cat(images)}, {"at": drawn, "evaluated": denoiser.evaluated})
     out = layout.samples(job["name"])
     write_tensors(out, {"images": torch.cat(images)} | tensors)
-    nfe = denoiser.evaluated / max(1, drawn)
+    nfe = round(denoiser.evaluated / max(1, drawn))
     recorder.finish(
         layout.record("sample", job["name"]),
         [out],
         status,
         images=sum(map(len, images)),
         steps=sampler.steps,
-        nfe=int(nfe) if nfe == int(nfe) else round(nfe, 2),
+        nfe=nfe,
     )
     checkpoint.remove()

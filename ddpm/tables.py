@@ -30,6 +30,9 @@ COLUMNS = [
     "nll_bits_per_dim",
     "nll_std",
     "nll_standard_error",
+    "nll_ode_bits_per_dim",
+    "nll_ode_std",
+    "nll_ode_standard_error",
     "label_accuracy",
     "parameters",
     "images_seen",
@@ -45,8 +48,15 @@ MEASURES = {
     "label_accuracy": ("fidelity", "label_accuracy"),
     "nll_bits_per_dim": ("likelihood", "bound_bits_per_dim"),
     "nll_standard_error": ("likelihood", "standard_error"),
+    "nll_ode_bits_per_dim": ("ode_likelihood", "bits_per_dim"),
+    "nll_ode_standard_error": ("ode_likelihood", "standard_error"),
 }
-SPREADS = {"fid": "fid_std", "fid_binarized": "fid_binarized_std", "nll_bits_per_dim": "nll_std"}
+SPREADS = {
+    "fid": "fid_std",
+    "fid_binarized": "fid_binarized_std",
+    "nll_bits_per_dim": "nll_std",
+    "nll_ode_bits_per_dim": "nll_ode_std",
+}
 PUBLISHED = Path(__file__).parent.parent / "workflow" / "published"
 
 
@@ -93,9 +103,11 @@ class Records:
             return record["outputs"].get(file.name) if record else None
 
         origins = {} if stage == "data" else {"data": output("data", "", self.layout.data)}
-        if stage in ("sample", "likelihood"):
-            network = name if stage == "likelihood" else self.grid.network(self.grid.runs[name]).name
+        if stage in ("sample", "likelihood", "ode_likelihood"):
+            network = self.grid.network(self.grid.runs[name]).name if stage == "sample" else name
             origins["weights"] = output("train", network, self.layout.weights(network))
+        if stage == "sample" and (guide := self.grid.guide(self.grid.runs[name])):
+            origins["guide"] = output("guide", guide.name, self.layout.guide(guide.name))
         if stage == "fidelity":
             origins["extractor"] = output("classifier", "", self.layout.classifier)
             if name not in BASELINES:
@@ -120,6 +132,8 @@ def _row(records: Records, cells: list[Cell]) -> dict:
         }
         if network in grid.likelihoods:
             of["likelihood"] = records.get("likelihood", network)
+        if network in grid.ode_likelihoods:
+            of["ode_likelihood"] = records.get("ode_likelihood", network)
         found.append(of)
     missing = [c for c, of in zip(cells, found, strict=True) if None in of.values()]
     if missing:
@@ -190,6 +204,8 @@ def costs(records: Records) -> pd.DataFrame:
         ("classifier", ""),
         *(("train", n) for n in grid.networks),
         *(("likelihood", n) for n in grid.likelihoods),
+        *(("ode_likelihood", n) for n in grid.ode_likelihoods),
+        *(("guide", n) for n in grid.guides),
     ]
     jobs += [("sample", n) for n in grid.runs] + [("fidelity", n) for n in [*grid.runs, *BASELINES]]
     for stage, name in jobs:

@@ -4,6 +4,8 @@ rule table:
         PATHS.record("classifier"),
         [PATHS.record("train", name) for name in GRID.networks],
         [PATHS.record("likelihood", name) for name in GRID.likelihoods],
+        [PATHS.record("ode_likelihood", name) for name in GRID.ode_likelihoods],
+        [PATHS.record("guide", name) for name in GRID.guides],
         [PATHS.record("sample", name) for name in GRID.runs],
         [PATHS.measured(batch) for batch in GRID.batches],
         published=PUBLISHED,

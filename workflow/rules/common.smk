@@ -29,6 +29,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.get
 
 
 wildcard_constraints:
+    guide=r"[^/]+/seed\d+",
     network=r"[^/]+/[^/]+/[^/]+/seed\d+",
     cell=r"[^/]+/[^/]+/[^/]+/[^/]+/seed\d+",
     batch=r"baselines|[^/]+/[^/]+/[^/]+/seed\d+",
@@ -45,8 +46,10 @@ def code_of(stage, wildcard=None):
 
 
 def weights_of(wildcards):
-    """The weights that a cell samples from."""
-    return PATHS.weights(GRID.network(GRID.runs[wildcards.cell]).name)
+    """The weights that a cell samples from, and its guide's."""
+    cell = GRID.runs[wildcards.cell]
+    guide = GRID.guide(cell)
+    return [PATHS.weights(GRID.network(cell).name), *([PATHS.guide(guide.name)] if guide else [])]
 
 
 def command(stage, device="cpu", options=""):

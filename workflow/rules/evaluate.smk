@@ -38,3 +38,23 @@ rule likelihood:
         code=code_of("likelihood", "network"),
     shell:
         command("likelihood", config["device"])
+
+
+rule ode_likelihood:
+    input:
+        PATHS.data,
+        PATHS.weights("{network}"),
+    output:
+        PATHS.record("ode_likelihood", "{network}"),
+    log:
+        PATHS.root / "logs" / "ode-likelihood" / "{network}.log",
+    conda:
+        "../../envs/ddpm.yaml"
+    threads: config["threads"]
+    resources:
+        mem_mb=2000,
+    params:
+        job=job_of("ode_likelihood", "network"),
+        code=code_of("ode_likelihood", "network"),
+    shell:
+        command("ode_likelihood", config["device"])

@@ -19,3 +19,23 @@ rule train:
         code=code_of("train", "network"),
     shell:
         command("train", config["device"])
+
+
+rule guide:
+    input:
+        PATHS.data,
+    output:
+        weights=PATHS.guide("{guide}"),
+        record=PATHS.record("guide", "{guide}"),
+    log:
+        PATHS.root / "logs" / "guide" / "{guide}.log",
+    conda:
+        "../../envs/ddpm.yaml"
+    threads: config["threads"]
+    resources:
+        mem_mb=2000,
+    params:
+        job=job_of("guide", "guide"),
+        code=code_of("guide", "guide"),
+    shell:
+        command("guide", config["device"])
