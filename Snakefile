@@ -12,6 +12,10 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/aggregate.smk"
 
 
+onstart:
+    preflight()
+
+
 rule all:
     default_target: True
     input:

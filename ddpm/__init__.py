@@ -24,6 +24,7 @@ _MODULES = (
     "networks",
     "noise",
     "objectives",
+    "preflight",
     "provenance",
     "running",
     "samplers",

@@ -13,7 +13,7 @@ from ddpm.layout import Layout
 from ddpm.lock import held
 
 # The stages that go on from a checkpoint.
-RESUMABLE = ("train", "sample", "likelihood")
+RESUMABLE = ("train", "sample", "likelihood", "ode_likelihood")
 
 
 def run_stage(

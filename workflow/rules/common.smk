@@ -9,9 +9,11 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(workflow.basedir))
 
 from ddpm import config as configuration
+from ddpm.devices import gpus
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, canonical
 from ddpm.layout import Layout
+from ddpm.preflight import check, requests
 
 try:
     GRID = configuration.check(config)
@@ -26,6 +28,11 @@ PICTURES = ("samples", "training", "forward", "denoising")
 os.environ.setdefault("TQDM_MININTERVAL", "10")
 # `python` in a job is the one that runs Snakemake; with --sdm conda the environment's own comes before it.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]))
+
+# A job that may compute on a GPU asks for one and leases it when it starts; here as many run as there are places.
+GPU = int(config["device"] != "cpu")
+if workflow.is_main_process and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", len(gpus()) * config["jobs_per_gpu"] if GPU else 0)
 
 
 wildcard_constraints:
@@ -61,3 +68,13 @@ def command(stage, device="cpu", options=""):
         f" python -m ddpm job {stage} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
         f" --device {device} {options}; }}}} >> {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
     )
+
+
+def preflight():
+    """Say what the cluster lacks before anything is submitted."""
+    if workflow.executor_plugin.name == "slurm":
+        jobs = {workflow.dag.get_job_group(job) or job for job in workflow.dag.needrun_jobs()}
+        try:
+            check(requests(jobs), Path.cwd())
+        except UserError as e:
+            raise WorkflowError(f"this cannot run on this cluster as slurm/config.yaml asks:\n{e}") from None

@@ -13,6 +13,7 @@ rule fidelity:
     threads: config["threads"]
     resources:
         mem_mb=2000,
+        gpu=GPU,
     params:
         job=lambda wildcards: canonical(GRID.batch(wildcards.batch)[0]),
         code=lambda wildcards: GRID.batch(wildcards.batch)[1],
@@ -33,6 +34,7 @@ rule likelihood:
     threads: config["threads"]
     resources:
         mem_mb=2000,
+        gpu=GPU,
     params:
         job=job_of("likelihood", "network"),
         code=code_of("likelihood", "network"),
@@ -53,6 +55,7 @@ rule ode_likelihood:
     threads: config["threads"]
     resources:
         mem_mb=2000,
+        gpu=GPU,
     params:
         job=job_of("ode_likelihood", "network"),
         code=code_of("ode_likelihood", "network"),

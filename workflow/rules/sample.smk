@@ -12,6 +12,7 @@ rule sample:
     threads: config["threads"]
     resources:
         mem_mb=2000,
+        gpu=GPU,
     params:
         job=job_of("sample", "cell"),
         code=code_of("sample", "cell"),

@@ -14,6 +14,7 @@ rule train:
     threads: config["threads"]
     resources:
         mem_mb=2000,
+        gpu=GPU,
     params:
         job=job_of("train", "network"),
         code=code_of("train", "network"),
@@ -34,6 +35,7 @@ rule guide:
     threads: config["threads"]
     resources:
         mem_mb=2000,
+        gpu=GPU,
     params:
         job=job_of("guide", "guide"),
         code=code_of("guide", "guide"),
