@@ -142,6 +142,15 @@ def frechet(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     return fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID]
 
 
+def within_classes(features: Tensor, labels: Tensor) -> float:
+    """Σ ‖f − mean of its class‖²/(N − classes): the variance of features (N, D) within the classes `labels` (N,)."""
+    _, label = labels.unique(return_inverse=True)
+    count = torch.bincount(label)
+    means = torch.zeros(len(count), features.shape[1], dtype=features.dtype).index_add(0, label, features)
+    error = features - (means / count[:, None])[label]
+    return float(error.square().sum()) / max(1, len(features) - len(count))
+
+
 def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     """The `classifier` stage: the feature extractor, trained on the training half."""
     torch.set_num_threads(job["threads"])
@@ -188,6 +197,14 @@ class Yardstick:
         return statistics(self.extractor(images, binarized))
 
     @cache  # noqa: B019 - it lives as long as its yardstick, which is the process
+    def real_diversity(self) -> float:
+        return self.diversity(reference(self.dataset, "test"))
+
+    def diversity(self, images: Tensor) -> float:
+        """The variance of the features within the classes that the classifier sees."""
+        return within_classes(self.extractor(images), self.extractor.predict(images))
+
+    @cache  # noqa: B019
     def of(self, half: str, binarized: bool) -> dict[str, np.ndarray]:
         return self.statistics(reference(self.dataset, half), binarized)
 
@@ -201,7 +218,9 @@ def _yardstick(layout: Layout, hashes: tuple[str, ...], spec: str, device: str) 
 def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     """The `fidelity` stage of one cell, or of a baseline: real training images, or uniform noise.
 
-    FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized.
+    FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized; the variance
+    of the features within classes, as a multiple of the test half's (`diversity`); the share of conditional images that
+    the classifier gives the label that was asked for (`label_accuracy`).
     """
     torch.set_num_threads(job["threads"])
     name = job["name"]
@@ -235,6 +254,7 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         for half, key in (("test", "fid"), ("train", "fid_train")):
             if not (name == "real" and half == "train"):
                 result[key + suffix] = frechet(ours, yardstick.of(half, binarized))
+    result["diversity"] = yardstick.diversity(images) / yardstick.real_diversity()
     if labels is not None:
         result["label_accuracy"] = float((yardstick.extractor.predict(images) == labels).double().mean())
     recorder.finish(out, [], "ok", images=count, extractor=yardstick.extractor.hash, **result)

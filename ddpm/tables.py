@@ -34,6 +34,7 @@ COLUMNS = [
     "nll_ode_std",
     "nll_ode_standard_error",
     "label_accuracy",
+    "diversity",
     "parameters",
     "images_seen",
     "extractor",
@@ -46,6 +47,7 @@ MEASURES = {
     "fid_binarized": ("fidelity", "fid_binarized"),
     "fid_train": ("fidelity", "fid_train"),
     "label_accuracy": ("fidelity", "label_accuracy"),
+    "diversity": ("fidelity", "diversity"),
     "nll_bits_per_dim": ("likelihood", "bound_bits_per_dim"),
     "nll_standard_error": ("likelihood", "standard_error"),
     "nll_ode_bits_per_dim": ("ode_likelihood", "bits_per_dim"),
@@ -173,7 +175,7 @@ def _baseline(records: Records, name: str) -> dict:
     result = record["result"]
     return (
         row
-        | {k: result.get(k) for k in ("fid", "fid_binarized", "fid_train", "extractor")}
+        | {k: result.get(k) for k in ("fid", "fid_binarized", "fid_train", "diversity", "extractor")}
         | {"samples": result["images"], "status": "ok"}
     )
 

@@ -359,6 +359,23 @@ def test_a_cells_samples_are_measured_against_both_halves(
     assert found["extractor"] == provenance.sha256(layout.classifier)[:12]
 
 
+def test_diversity_is_the_variance_within_predicted_classes(
+    layout: Layout, digits: data.Data, extractor: fidelity.Extractor
+) -> None:
+    """Σ ‖f − mean of its class‖²/(N − classes), as a multiple of the test half's."""
+
+    def within(images: torch.Tensor) -> float:
+        features, labels = extractor(images).numpy(), extractor.predict(images).numpy()
+        groups = [features[labels == k] for k in np.unique(labels)]
+        return sum(((g - g.mean(0)) ** 2).sum() for g in groups) / (len(features) - len(groups))
+
+    images = digits.test.images[100:160]
+    sampled(layout, images)
+    fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    found = provenance.read_record(layout.record("fidelity", CELL))["result"]["diversity"]
+    assert found == pytest.approx(within(images) / within(digits.test.images), rel=1e-9)
+
+
 def test_samples_without_labels_have_no_label_accuracy(layout: Layout, digits: data.Data) -> None:
     """An unconditional cell was asked for no label."""
     sampled(layout, digits.test.images[:60])
