@@ -237,16 +237,17 @@ def markdown(table: pd.DataFrame, digits: int = 2) -> str:
 
 
 def published(table: pd.DataFrame, source: dict) -> pd.DataFrame:
-    """A published table with our numbers beside it, both also as multiples of their own toplines."""
+    """A published table with our numbers beside it, both also as multiples of their own toplines (ours alone where none
+    was published); columns without any number are left out."""
     real, rows = table.iloc[0], []
-    top = source["topline"]
+    top = source.get("topline", {})
 
     def line(label: str, theirs: dict, ours: pd.Series | None) -> dict:
         row: dict[str, object] = {"row": label}
         for column, short in (("fid", "FID"), ("fid_binarized", "FID Bin.")):
             their, our = theirs.get(column), None if ours is None else ours[column]
             row[f"{short} published"], row[f"{short} ours"] = their, our
-            row[f"{short}/top published"] = their / top[column] if their else None
+            row[f"{short}/top published"] = their / top[column] if their and column in top else None
             row[f"{short}/top ours"] = our / real[column] if our is not None else None
         row["NLL published"] = theirs.get("nll_bits_per_dim")
         row["NLL ours"] = None if ours is None else ours["nll_bits_per_dim"]
@@ -260,7 +261,8 @@ def published(table: pd.DataFrame, source: dict) -> pd.DataFrame:
             match = match[match[axis] == name]
         rows.append(line(entry["label"], entry["published"], match.iloc[0] if len(match) else None))
     frame = pd.DataFrame(rows)
-    return frame.astype({c: float for c in frame.columns if c not in ("row", "status")})
+    frame = frame.astype({c: float for c in frame.columns if c not in ("row", "status")})
+    return frame.dropna(axis="columns", how="all")
 
 
 READING = [
@@ -270,7 +272,7 @@ READING = [
 ]
 
 
-def reading(table: pd.DataFrame) -> str:
+def reading(table: pd.DataFrame, grid: Grid) -> str:
     """The table for reading: the columns that compare, with what all rows share in the heading."""
     real = table.iloc[0]
     runs = table[~table["status"].isin(["n/a"])].iloc[len(BASELINES) :]
@@ -282,6 +284,21 @@ def reading(table: pd.DataFrame) -> str:
         "`fid_over_topline` is FID ÷ FID of real training images (1 is as good as data). "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers.\n\n"
         + markdown(table[columns], 3)
+        + weights(grid)
+    )
+
+
+def weights(grid: Grid) -> str:
+    """The weights of classifier-free guidance in the three conventions of the documents."""
+    used = dict.fromkeys(c.guidance for c in grid.cells)
+    rows = [{"guidance": n} | grid.axis("guidance", n) for n in used]
+    rows = [{"guidance": r["guidance"], "w": r["weight"]} for r in rows if r["method"] == "cfg"]
+    if not rows:
+        return ""
+    frame = pd.DataFrame([r | {"ω = 1 + w": 1 + r["w"], "γ = 1 + w": 1 + r["w"]} for r in rows])
+    return (
+        "\nClassifier-free guidance (1 + w) · conditional − w · unconditional: document 000 states w, "
+        "003 states ω, 001 states γ.\n\n" + markdown(frame, 2)
     )
 
 
@@ -296,7 +313,7 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         )
     texts = {
         "table.csv": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-        "table.md": reading(table),
+        "table.md": reading(table, grid),
         "published.md": published_text(table),
         "costs.csv": costs(records).to_csv(index=False, lineterminator="\n"),
     }
@@ -306,12 +323,15 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
 
 
 def published_text(table: pd.DataFrame) -> str:
-    """Every published table of workflow/published beside ours."""
+    """Every published table of workflow/published that has a row in this grid, with ours beside it."""
     out, ours = [], table.loc[0, "dataset"]
     for path in sorted(PUBLISHED.glob("*.yaml")):
         source = yaml.safe_load(path.read_text(encoding="utf-8"))
+        beside = published(table, source)
+        if (beside["status"].iloc[1:] == "not in this grid").all():
+            continue
         heading = f"# {source['title']}\n\n{source['source']} ({source['dataset']})."
         if source["dataset"] != ours:
             heading += f" Ours is `{ours}`: compare the order and the multiples of the topline, not the numbers."
-        out.append(f"{heading}\n\n{markdown(published(table, source))}")
-    return "\n".join(out)
+        out.append(f"{heading}\n\n{markdown(beside)}")
+    return "\n".join(out) or "No published table has a row in this grid.\n"
