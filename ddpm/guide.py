@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ddpm import data, noise
+from ddpm.errors import UserError
 from ddpm.guidance import Classifier
 from ddpm.layout import Layout
 from ddpm.networks.classifier import NoisyClassifier
@@ -27,6 +28,10 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     torch.set_num_threads(job["threads"])
     recorder = Recorder("guide", job, code, layout.inputs("guide"), device)
     dataset, schedule, settings = data.read(layout.data), Schedule.make(job["schedule"]), job["guide"]
+    if len(dataset.shape) != 3:
+        raise UserError(
+            f"guidances: classifier guidance takes images, these data have shape {dataset.shape}; cfg would do"
+        )
     key, size = noise.key("guide", job["name"]), settings["batch"]
     torch.manual_seed(noise.key("guide weights", job["name"]) & (2**63 - 1))
     network = NoisyClassifier(dataset.shape, dataset.classes, settings["width"]).to(device)
