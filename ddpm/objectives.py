@@ -108,12 +108,15 @@ class Velocity(Target):
 
 
 class PosteriorMean(Target):
-    """y = µ̃(x_t, x0), the mean of q(x_{t−1} | x_t, x0): p = A + B α, q = B σ (000, L_µ; Ho et al. 2020)."""
+    """y = µ̃(x_t, x0), the mean of q(x_{t−1} | x_t, x0): p = A + B α, q = B σ (000, L_µ; Ho et al. 2020).
+
+    Below t = 1, where a solver of its own times may end by rounding, it is the mean of q(x_0 | x_t, x0) = x0.
+    """
 
     method = "mu"
 
     def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-        a, b, _ = schedule.posterior(t, t - 1)
+        a, b, _ = schedule.posterior(t, (t - 1).clamp(min=0))
         return a + b * schedule.alpha(t), b * schedule.sigma(t)
 
 

@@ -108,13 +108,13 @@ class Schedule(Method):
     def log_variances(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """log β̃ and log σ²_ts, the smallest and the largest sensible log-variance of p(x_s | x_t).
 
-        β̃ vanishes at s = 0; there it counts as β̃ of the step 2 → 1, so that the decoder p(x0 | x1) has a
-        width (Nichol & Dhariwal 2021, section 3.1).
+        β̃ vanishes at s = 0; below s = 1 it counts as at least β̃ of the step 2 → 1, so that the decoder p(x0 | x1)
+        has a width (Nichol & Dhariwal 2021, section 3.1).
         """
         _, var_ts = self.transition(t, s)
         one = torch.ones((), dtype=torch.float64)
-        floor = self.posterior(2 * one, one)[2]
-        return torch.maximum(self.posterior(t, s)[2], floor).log(), var_ts.log()
+        floor, small = self.posterior(2 * one, one)[2], self.posterior(t, s)[2]
+        return torch.where(s < 1, torch.maximum(small, floor), small).log(), var_ts.log()
 
 
 class VariancePreserving(Schedule):
@@ -317,7 +317,8 @@ class VarianceExploding(Schedule):
 
     def time_at(self, level: Tensor) -> Tensor:
         level = torch.as_tensor(level, dtype=torch.float64)
-        inner = 1 + (self.steps - 1) * self.place(level.clamp(self.sigma_min, self.sigma_max))
+        # Rounding may put the last level a little beyond u = 1, where there is no time.
+        inner = 1 + (self.steps - 1) * self.place(level.clamp(self.sigma_min, self.sigma_max)).clamp(0, 1)
         return torch.where(level < self.sigma_min, level / self.sigma_min, inner)
 
     def grid(self, steps: int) -> Tensor:

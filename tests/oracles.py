@@ -2,20 +2,25 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
+from itertools import count
 
 import mpmath
 import numpy as np
 import torch
 
 from ddpm.denoiser import Denoiser
-from ddpm.schedules import Cosine, Linear, Schedule
+from ddpm.samplers import Sampler
+from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule
 
 torch.set_num_threads(1)
 
 Tensor = torch.Tensor
 Array = np.ndarray
 
+# The discrete ones, and all of them.
 SCHEDULES = {"linear": Linear, "cosine": Cosine}
+EVERY = SCHEDULES | {"vp-sde": VPSDE, "geometric": Geometric, "karras": Karras}
 # What diffusers calls them.
 DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
@@ -35,6 +40,54 @@ def betas(name: str, steps: int = 1000) -> Array:
 def alpha_bar(name: str, steps: int = 1000) -> Array:
     """ᾱ_0 … ᾱ_T = Π (1 − β_i), with ᾱ_0 = 1."""
     return np.concatenate([[1.0], np.exp(np.cumsum(np.log1p(-betas(name, steps))))])
+
+
+@cache
+def _exact_alphas_bar(name: str, steps: int) -> list[mpmath.mpf]:
+    """ᾱ_0 … ᾱ_T to 40 digits; the formulas of `betas` again, with T's own β from the papers' decimal numbers."""
+    with mpmath.workdps(40):
+        bar = [mpmath.mpf(1)]
+        first, last, offset = mpmath.mpf("1e-4"), mpmath.mpf("0.02"), mpmath.mpf("0.008")
+
+        def f(t: int) -> mpmath.mpf:
+            return mpmath.cos((mpmath.mpf(t) / steps + offset) / (1 + offset) * mpmath.pi / 2) ** 2
+
+        for t in range(1, steps + 1):
+            linear = first + (last - first) * (t - 1) / (steps - 1)
+            beta = linear if name == "linear" else min(1 - f(t) / f(t - 1), mpmath.mpf("0.999"))
+            bar.append(bar[-1] * (1 - beta))
+        return bar
+
+
+def exact_scales(name: str, t: mpmath.mpf | float, steps: int = 1000) -> tuple[mpmath.mpf, mpmath.mpf]:
+    """α(t) and σ(t) at any real t in [0, T] to 40 digits, with every parameter at its paper's value.
+
+    Discrete schedules: log SNR linear between the indices, σ² linear below 1. VP-SDE: Song et al. 2021, eq. 33. VE:
+    the levels of Song & Ermon 2019 and Karras et al. 2022, eq. 5, reckoned down from σ_max as in the papers.
+    """
+    with mpmath.workdps(40):
+        t = mpmath.mpf(t)
+        if name in SCHEDULES:
+            bar, below = _exact_alphas_bar(name, steps), min(int(mpmath.floor(t)), steps - 1)
+            if below == 0:
+                noise = t * (1 - bar[1])
+            else:
+                odds = [mpmath.log(bar[i] / (1 - bar[i])) for i in (below, below + 1)]
+                noise = 1 / (1 + mpmath.exp(odds[0] + (t - below) * (odds[1] - odds[0])))
+            return mpmath.sqrt(1 - noise), mpmath.sqrt(noise)
+        if name == "vp-sde":
+            low, high = mpmath.mpf("0.1"), mpmath.mpf(20)
+            u = t / steps
+            alpha = mpmath.exp(-(u**2) * (high - low) / 4 - u * low / 2)
+            return alpha, mpmath.sqrt(1 - alpha**2)
+        low, high = (mpmath.mpf(v) for v in (("0.01", "50") if name == "geometric" else ("0.002", "80")))
+        if t < 1:
+            return mpmath.mpf(1), t * low
+        down = (steps - t) / (steps - 1)
+        if name == "geometric":
+            return mpmath.mpf(1), high * (low / high) ** down
+        root = mpmath.mpf(1) / 7
+        return mpmath.mpf(1), (high**root + down * (low**root - high**root)) ** 7
 
 
 def time(*values: float) -> Tensor:
@@ -126,6 +179,76 @@ class GaussianDenoiser(MixtureDenoiser):
         """x_0 of the probability flow through x_t: it keeps the standardised pixel (x_t − α m)/√(α² c² + σ²)."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         return self.mean + self.std * (x_t - alpha * self.mean) / (alpha**2 * self.std**2 + sigma**2).sqrt()
+
+
+class VectorDenoiser(Denoiser):
+    """Vectors (B, D) from Σ_k w_k N(m_k, C_k) with whole covariances: x_t ~ Σ_k w_k N(α m_k, α² C_k + σ² I).
+
+    x̂0 = Σ_k p(k | x_t) [m_k + α C_k (α² C_k + σ² I)⁻¹ (x_t − α m_k)].
+    """
+
+    def __init__(self, schedule: Schedule, weights: list[float], means: Array, covariances: Array):
+        super().__init__(network=None, objective=None, schedule=schedule, clip=False)
+        self.weights, self.means, self.covariances = (
+            torch.as_tensor(np.array(v), dtype=torch.float64) for v in (weights, means, covariances)
+        )
+
+    def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α m_k (K, D) and α² C_k + σ² I (K, D, D) at one time t."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return alpha * self.means, alpha**2 * self.covariances + sigma**2 * torch.eye(len(self.means[0])).double()
+
+    def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log (w_k N(x_t; α m_k, α² C_k + σ² I)), (B, K)."""
+        law = torch.distributions.MultivariateNormal(*self.moments(t))
+        return self.weights.log() + law.log_prob(x_t[:, None])
+
+    def log_likelihood(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log q(x_t), (B,); at t = 0 that of the data."""
+        return self._log_joint(x_t, t).logsumexp(-1)
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        means, covariances = self.moments(t)
+        gain = self.schedule.alpha(t) * torch.linalg.solve(covariances, self.covariances)
+        x0 = self.means + torch.einsum("kij,bki->bkj", gain, x_t[:, None] - means)
+        return torch.einsum("bk,bkd->bd", self._log_joint(x_t, t).softmax(-1), x0), None
+
+
+def noises(seed: int, *shape: int) -> Callable[[], Tensor]:
+    """A fresh seeded z at every call."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def last(sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Callable[[], Tensor] | None = None) -> Tensor:
+    """x_0 from x_T = x."""
+    *_, x = sampler.trajectory(denoiser, x, None, noise)
+    return x
+
+
+def laws(sampler: Sampler, denoiser: Denoiser, draws: int, mean: Tensor, covariance: Tensor) -> list[tuple]:
+    """Mean (D,) and covariance (D, D) of x after every step, from x_T ~ N(mean, covariance), without a random number.
+
+    Where x̂0 is affine in x_t, so is every state in (x_T, z_1, …, z_draws): its matrix is read off by one unit impulse
+    per image. `draws` is how many times the sampler must ask for noise.
+    """
+    size = len(mean)
+    x = torch.zeros(1 + (1 + draws) * size, size, dtype=torch.float64)
+    x[1 : 1 + size] = torch.eye(size)
+    calls = count(1)
+
+    def impulse() -> Tensor:
+        z, first = torch.zeros_like(x), 1 + size * next(calls)
+        z[first : first + size] = torch.eye(size)
+        return z
+
+    found = []
+    for state in sampler.trajectory(denoiser, x, None, impulse):
+        rows = state[1:] - state[0]
+        start, noise = rows[:size], rows[size:]
+        found.append((state[0] + mean @ start, start.T @ covariance @ start + noise.T @ noise))
+    assert next(calls) == 1 + draws, "draws of noise"
+    return found
 
 
 class ClassNetwork:
