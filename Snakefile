@@ -14,6 +14,7 @@ include: "workflow/rules/aggregate.smk"
 
 onstart:
     preflight()
+    keep()
 
 
 rule all:

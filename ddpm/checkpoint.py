@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddpm.errors import UserError
 from ddpm.grid import canonical
-from ddpm.provenance import Recorder, read_tensors, write_tensors
+from ddpm.provenance import Recorder, changes, read_tensors, write_tensors
 
 # Seconds between two checkpoints of a job: what an interruption costs at most.
 SECONDS = 60.0
@@ -76,13 +76,4 @@ def _differences(found: dict, wanted: dict) -> Iterator[str]:
         yield f"it was made on {found['device']}, this is {wanted['device']}"
     for name in sorted(k for k in wanted["inputs"] if found["inputs"].get(k) != wanted["inputs"][k]):
         yield f"it was made from other {name}"
-    yield from (f"it belongs to {key} = {was}, now {now}" for key, was, now in _changed(found["job"], wanted["job"]))
-
-
-def _changed(found: object, wanted: object, key: str = "") -> Iterator[tuple[str, object, object]]:
-    """Every value of a job that differs, by its dotted key."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted(found.keys() | wanted.keys()):
-            yield from _changed(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
-    elif found != wanted:
-        yield key, found, wanted
+    yield from (f"it belongs to {key} = {was}, now {now}" for key, was, now in changes(found["job"], wanted["job"]))

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ddpm import __version__, config, provenance
+from ddpm import __version__, config, provenance, status
 from ddpm.checkpoint import SECONDS
 from ddpm.errors import UserError
 from ddpm.grid import STAGES, Grid
 from ddpm.layout import Layout
+from ddpm.results import Results
 from ddpm.running import run_stage
 
 
@@ -37,16 +38,24 @@ def job_command(args: argparse.Namespace) -> None:
     job, options = json.loads(args.job), (args.results, args.device, args.jobs_per_gpu, args.checkpoint_seconds)
     if args.batch is None:
         run_stage(args.stage, job, args.code, *options)
+        if args.stage == "table":
+            _whole(Layout(Path(args.results)))
         return
     layout, written = Layout(Path(args.results)), {}
     for name in job.pop("names"):
-        single, record = {"name": name} | job, layout.record(args.stage, name)
-        if provenance.matches(record, single, args.code, layout.inputs(args.stage, name)):
-            print(f"{record}: already there", file=sys.stderr)
-        else:
-            run_stage(args.stage, single, args.code, *options)
-        written[name] = provenance.sha256(record)
+        run_stage(args.stage, {"name": name} | job, args.code, *options)
+        written[name] = provenance.sha256(layout.record(args.stage, name))
     provenance.write_json(layout.measured(args.batch), written)
+
+
+def _whole(layout: Layout) -> None:
+    """A table that Snakemake makes has every cell."""
+    found = provenance.read_record(layout.record("table"))["result"]
+    if found["missing"]:
+        raise UserError(
+            f"{layout.root}: {found['cells']} of {found['of']} cells are there; results were edited or replaced "
+            "while Snakemake ran: run it again"
+        )
 
 
 def cell_command(args: argparse.Namespace) -> None:
@@ -60,14 +69,8 @@ def cell_command(args: argparse.Namespace) -> None:
         case _:
             name = _pick(args.name, grid.runs, "cell")
     for stage, target in grid.needed(args.command, name):
-        job, code = grid.job(stage, target)
-        layout = Layout(Path(grid.results))
-        record = layout.record(stage, target)
-        again = stage == args.command and args.again
-        if not again and provenance.matches(record, job, code, layout.inputs(stage, target, job)):
-            print(f"{record}: already there", file=sys.stderr)
-            continue
-        run_stage(stage, job, code, grid.results, *grid.how)
+        again = args.again and stage == args.command
+        run_stage(stage, *grid.job(stage, target), grid.results, *grid.how, again=again)
     found = provenance.read_record(Layout(Path(grid.results)).record(args.command, name))
     print(json.dumps({"status": found["status"]} | found["result"], indent=1))
 
@@ -81,10 +84,31 @@ def check_command(args: argparse.Namespace) -> None:
     print(f"{len(grid.runs)} cells to run on {len(grid.networks)} networks, {refused} n/a")
 
 
-def aggregate_command(args: argparse.Namespace) -> None:
-    """Write the tables, or draw the pictures, of a finished grid."""
+def status_command(args: argparse.Namespace) -> None:
+    """What is finished, what is not and why, what would run now and what that costs; of one cell, where it is from."""
+    results = Results(_grid(args))
+    if args.name:
+        cells = {c.name: c for c in results.grid.cells}
+        print(*status.cell_lines(results, cells[_pick(args.name, cells, "cell")]), sep="\n")
+    elif args.json:
+        print(json.dumps(status.overview(results), indent=1, ensure_ascii=False))
+    else:
+        print(*status.lines(results), sep="\n")
+
+
+def table_command(args: argparse.Namespace) -> None:
+    """Write table.csv, table.md, published.md and costs.csv of the cells that are there, and say how many they are."""
     grid = _grid(args)
-    run_stage(args.command, *grid.job(args.command), grid.results, "cpu")
+    run_stage("table", *grid.job("table"), grid.results, "cpu")
+    layout = Layout(Path(grid.results))
+    found = provenance.read_record(layout.record("table"))["result"]
+    print(f"{layout.outputs('table')[0]}: {found['cells']} of {found['of']} cells")
+
+
+def figures_command(args: argparse.Namespace) -> None:
+    """Draw the pictures of a finished grid."""
+    grid = _grid(args)
+    run_stage("figures", *grid.job("figures"), grid.results, "cpu")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,8 +135,11 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("name", help="its name: the axis values and the seed; `ddpm check` lists the cells")
         sub.add_argument("--again", action="store_true", help="run even if a valid result is there")
     add("check", check_command, "check the configuration and list its cells")
-    add("table", aggregate_command, "write table.csv, table.md, published.md and costs.csv")
-    add("figures", aggregate_command, "draw the pictures")
+    sub = add("status", status_command, "what is there, what would run now, why, and what it costs")
+    sub.add_argument("name", nargs="?", default="", help="one cell: its records, logs, numbers and samples")
+    sub.add_argument("--json", action="store_true", help="everything, to be read by a program")
+    add("table", table_command, "write the tables of the cells that are there")
+    add("figures", figures_command, "draw the pictures")
     job = add("job", job_command, "what Snakemake calls: a stage with everything given as text")
     job.add_argument("stage", choices=STAGES)
     for option in ("--job", "--code", "--results", "--device"):

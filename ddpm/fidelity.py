@@ -164,6 +164,7 @@ def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") 
 
     images, labels = inputs(dataset.train), dataset.train.labels
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], fused=True)
+    recorder.phase("training")
     steps = settings["epochs"] * -(-len(images) // settings["batch"])
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings["learning_rate"], total_steps=steps)
     for epoch in tqdm(range(settings["epochs"]), desc="classifier", unit="epoch"):
@@ -248,6 +249,7 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         raise UserError(
             f"{layout.samples(name)}: {len(images)} images; the configuration says {count}: delete it and run again"
         )
+    recorder.phase("measuring")
     result: dict[str, object] = {}
     for suffix, binarized in (("", False), ("_binarized", True)):
         ours = yardstick.statistics(images, binarized)

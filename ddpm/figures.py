@@ -19,11 +19,14 @@ from ddpm.data import Data
 from ddpm.grid import Cell, Grid
 from ddpm.guidance import Guidance
 from ddpm.layout import Layout
+from ddpm.results import Results
 from ddpm.samplers import Sampler
 from ddpm.sampling import chain, draw_labels, load_denoiser
 from ddpm.schedules import Schedule
 
 Tensor = torch.Tensor
+
+PICTURES = ("samples", "training", "forward", "denoising")
 
 
 def mosaic(images: Tensor, columns: int, levels: int, scale: int = 1, gap: int = 1) -> np.ndarray:
@@ -208,8 +211,12 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     """The `figures` stage: results/figures/*.png, and samples.png in every cell's folder."""
     torch.set_num_threads(job["config"]["threads"])
     grid, folder, dataset = Grid(job["config"]), layout.root / "figures", data.read(layout.data)
+    recorder = provenance.Recorder("figures", job, code, {})
+    recorder.record["inputs"] = Results(grid, layout).inputs("figures")
     grids = {name: cell_grid(layout, cell, dataset) for name, cell in grid.runs.items()}
     samples_figure(layout, grid, dataset, grids, folder / "samples.png")
     training_figure(layout, grid, folder / "training.png")
     forward_figure(grid, dataset, folder / "forward.png")
     denoising_figure(layout, grid, dataset, folder / "denoising.png")
+    cells = [layout.cell(name) / "samples.png" for name in grid.runs]
+    recorder.finish(layout.record("figures"), [*(folder / f"{name}.png" for name in PICTURES), *cells])

@@ -14,6 +14,7 @@ from itertools import product
 from ddpm import source
 from ddpm.errors import UserError
 from ddpm.limits import outside
+from ddpm.provenance import IMPORTS, versions
 
 AXES = {
     "objective": ("objectives", "ddpm.objectives"),
@@ -36,8 +37,13 @@ STAGES = {
     "figures": ("ddpm.figures", "write"),
 }
 
-# What says how jobs are run and does not change a result.
+# What says how jobs are run and does not change a result; and what an aggregate does not depend on, or not but
+# through the records that it reads.
 HOW = ("device", "jobs_per_gpu", "checkpoint_seconds")
+UNUSED = {
+    "table": ("results", *HOW),
+    "figures": ("results", *HOW, "likelihood", "ode_likelihood", "fidelity", "classifier"),
+}
 
 # The rows that bound the table: real training images (ceiling) and uniform noise (floor).
 BASELINES = ("real", "noise")
@@ -143,9 +149,13 @@ class Grid:
 
     def __init__(self, config: dict):
         self.config = config
-        self.results = config["results"]
         if mistakes := list(self._mistakes()):
             raise ConfigError(mistakes)
+
+    @property
+    def results(self) -> str:
+        """The folder of this configuration's results."""
+        return self.config["results"]
 
     # ---- checks -----------------------------------------------------------------------------------
 
@@ -250,7 +260,7 @@ class Grid:
     @cached_property
     def ode_likelihoods(self) -> list[str]:
         """The networks whose probability flow is measured too; none where the configuration asks for no images."""
-        return self.likelihoods if self.config["ode_likelihood"]["images"] else []
+        return self.likelihoods if self.config.get("ode_likelihood", {}).get("images") else []
 
     @cached_property
     def guides(self) -> dict[str, Guide]:
@@ -273,6 +283,15 @@ class Grid:
         """One axis value with all its parameters."""
         value = self.config[AXES[axis][0]][name]
         return _complete(source_of(axis, value), value)
+
+    @cached_property
+    def _used(self) -> dict:
+        """The configuration without the axis values that no block of the grid names."""
+        found = dict(self.config)
+        for axis, (section, _) in AXES.items():
+            named = {name for block in self.config["grid"] for name in block[axis]}
+            found[section] = {name: value for name, value in self.config[section].items() if name in named}
+        return found
 
     def data_job(self) -> dict:
         data = self.config["data"]
@@ -305,12 +324,17 @@ class Grid:
             "threads": self.config["threads"],
         }
 
+    def model(self, name: str) -> dict:
+        """What a network is, apart from its training: whoever uses it runs the code of these methods."""
+        return {k: v for k, v in self.train_job(name).items() if k in ("objective", "schedule", "network")}
+
     def sample_job(self, name: str) -> dict:
         cell = self.runs[name]
-        guide = self.guide(cell)
+        network, guide = self.network(cell).name, self.guide(cell)
         return ({"guide": guide.name} if guide else {}) | {
             "name": name,
-            "network": self.network(cell).name,
+            "network": network,
+            "model": self.model(network),
             "guidance": self.axis("guidance", cell.guidance),
             "sampler": self.axis("sampler", cell.sampler),
             "sampling": self.config["sampling"],
@@ -335,6 +359,11 @@ class Grid:
             found.setdefault(self.network(cell).name, []).append(name)
         return found
 
+    @cached_property
+    def batch_of(self) -> dict[str, str]:
+        """Cell or baseline → the batch that it is measured in."""
+        return {name: batch for batch, names in self.batches.items() for name in names}
+
     def batch(self, name: str) -> tuple[dict, str]:
         """One batch of fidelity jobs, `names` instead of each one's `name`, and the fingerprint of their code."""
         names = self.batches[name]
@@ -343,64 +372,90 @@ class Grid:
 
     def likelihood_job(self, stage: str, name: str) -> dict:
         """`stage`: likelihood or ode_likelihood; both read the section of their name."""
-        return {"name": name, stage: self.config[stage], "threads": self.config["threads"]}
+        return {
+            "name": name,
+            "model": self.model(name),
+            stage: self.config[stage],
+            "threads": self.config["threads"],
+        }
 
     def job(self, stage: str, name: str = "") -> tuple[dict, str]:
-        """One job and the fingerprint of its code, with the methods that its network uses."""
+        """One job and the fingerprint of its code."""
         match stage:
             case "data":
-                jobs = [self.data_job()]
+                job = self.data_job()
             case "classifier":
-                jobs = [self.classifier_job()]
+                job = self.classifier_job()
             case "train":
-                jobs = [self.train_job(name)]
+                job = self.train_job(name)
             case "sample":
-                jobs = [self.sample_job(name), self.train_job(self.network(self.runs[name]).name)]
+                job = self.sample_job(name)
             case "fidelity":
-                jobs = [self.fidelity_job(name)]
+                job = self.fidelity_job(name)
             case "guide":
-                jobs = [self.guide_job(name)]
+                job = self.guide_job(name)
             case "likelihood" | "ode_likelihood":
-                jobs = [self.likelihood_job(stage, name), self.train_job(name)]
+                job = self.likelihood_job(stage, name)
             case "table" | "figures":
-                jobs = [{"config": {k: v for k, v in self.config.items() if k not in HOW}}]
-        return jobs[0], code(stage, *jobs)
+                job = {"config": {k: v for k, v in self._used.items() if k not in UNUSED[stage]}}
+        return job, source.fingerprint(roots(stage, job))
+
+    def parents(self, stage: str, name: str = "") -> dict[str, tuple[str, str]]:
+        """What a job reads, by the names that its record uses → the job (stage, name) that makes it."""
+        found = {} if stage == "data" else {"data": ("data", "")}
+        match stage:
+            case "sample":
+                found["weights"] = ("train", self.network(self.runs[name]).name)
+                if guide := self.guide(self.runs[name]):
+                    found["guide"] = ("guide", guide.name)
+            case "likelihood" | "ode_likelihood":
+                found["weights"] = ("train", name)
+            case "fidelity":
+                if name not in BASELINES:
+                    found["samples"] = ("sample", name)
+                found["extractor"] = ("classifier", "")
+        return found
 
     def needed(self, stage: str, name: str = "") -> list[tuple[str, str]]:
         """The jobs (stage, name) that lead to one job, itself last."""
-        match stage:
-            case "data":
-                before = []
-            case "classifier":
-                before = [("data", "")]
-            case "train" | "guide":
-                before = [("data", "")]
-            case "likelihood" | "ode_likelihood":
-                before = self.needed("train", name)
-            case "sample":
-                before = self.needed("train", self.network(self.runs[name]).name)
-                if guide := self.guide(self.runs[name]):
-                    before.append(("guide", guide.name))
-            case "fidelity":
-                before = [
-                    *(self.needed("sample", name) if name not in BASELINES else [("data", "")]),
-                    ("classifier", ""),
-                ]
-        return [*before, (stage, name)]
+        found: dict[tuple[str, str], None] = {}
+        for parent in self.parents(stage, name).values():
+            found |= dict.fromkeys(self.needed(*parent))
+        return [*found, (stage, name)]
+
+    @cached_property
+    def jobs(self) -> list[tuple[str, str]]:
+        """Every job (stage, name) of the grid but the aggregates, each after what it needs."""
+        return [
+            ("data", ""),
+            ("classifier", ""),
+            *(("train", n) for n in self.networks),
+            *(("guide", n) for n in self.guides),
+            *(("likelihood", n) for n in self.likelihoods),
+            *(("ode_likelihood", n) for n in self.ode_likelihoods),
+            *(("sample", n) for n in self.runs),
+            *(("fidelity", n) for n in [*self.runs, *BASELINES]),
+        ]
 
 
-def code(stage: str, *jobs: dict) -> str:
-    """The fingerprint of the code that a stage runs with the methods that these jobs name."""
-    roots = {STAGES[stage]}
-    for job in jobs:
+def roots(stage: str, job: dict) -> frozenset[tuple[str, str]]:
+    """Where the code of a job starts: its stage's entry point, and the methods that it names."""
+    found = {STAGES[stage]}
+    for part in (job, job.get("model", {})):
         for axis in ("schedule", "guidance", "sampler"):
-            if axis in job:
-                roots.add((AXES[axis][1], source_of(axis, job[axis]).name))
-        if "objective" in job:
-            network = job["network"]["method"]
-            roots.add(("ddpm.objectives", known_methods("objective")[job["objective"]["target"]].name))
-            roots.add(("ddpm.times", source.methods("ddpm.times", "Times")[job["objective"]["times"]].name))
-            roots.add((f"ddpm.networks.{network}", source.networks()[network].name))
-        if stage == "data":
-            roots.add(("ddpm.data", datasets()[job["data"]["name"]].name))
-    return source.fingerprint(frozenset(roots))
+            if axis in part:
+                found.add((AXES[axis][1], source_of(axis, part[axis]).name))
+        if "objective" in part:
+            network = part["network"]["method"]
+            found.add(("ddpm.objectives", known_methods("objective")[part["objective"]["target"]].name))
+            found.add(("ddpm.times", source.methods("ddpm.times", "Times")[part["objective"]["times"]].name))
+            found.add((f"ddpm.networks.{network}", source.networks()[network].name))
+    if stage == "data":
+        found.add(("ddpm.data", datasets()[job["data"]["name"]].name))
+    return frozenset(found)
+
+
+def environment(stage: str, job: dict) -> dict[str, str]:
+    """The installed versions of the packages that a job's numbers depend on: of those that its code names."""
+    named = source.packages(roots(stage, job))
+    return {package: v for package, v in versions().items() if IMPORTS.get(package, package) in named}

@@ -73,6 +73,39 @@ class Layout:
         """What says that every cell of a batch has its fidelity record: their names and hashes."""
         return self.root / "fidelity" / f"{batch}.json"
 
+    def outputs(self, stage: str, name: str = "") -> list[Path]:
+        """The files that one job's record describes."""
+        match stage:
+            case "data":
+                return [self.data]
+            case "classifier":
+                return [self.classifier]
+            case "train":
+                return [self.weights(name), self.loss(name)]
+            case "guide":
+                return [self.guide(name)]
+            case "sample":
+                return [self.samples(name)]
+            case "table":
+                return [self.root / file for file in ("table.csv", "table.md", "published.md", "costs.csv")]
+        return []
+
+    def code(self, fingerprint: str) -> Path:
+        """What a fingerprint of code stands for: its functions and classes, and the hash of each."""
+        return self.root / "code" / f"{fingerprint}.json"
+
+    def replaced(self, record: Path) -> Path:
+        """The folder of what lay at a record's place before."""
+        return self.root / "replaced" / record.parent.relative_to(self.root)
+
+    def log(self, stage: str, name: str = "") -> Path:
+        """What a job printed when Snakemake ran it; of fidelity, by batch."""
+        return self.root / "logs" / stage / f"{name}.log" if name else self.root / "logs" / f"{stage}.log"
+
+    def state(self, stage: str, name: str = "") -> Path:
+        """What a job that runs, or has failed, says of itself."""
+        return self.work(stage, name) / "state.json"
+
     def record(self, stage: str, name: str = "") -> Path:
         """The record of one job; `name` is the network's, the cell's or the baseline's."""
         match stage:
@@ -88,6 +121,10 @@ class Layout:
                 return self.guide(name).parent / "record.json"
             case "sample":
                 return self.cell(name) / "samples.json"
+            case "table":
+                return self.root / "table.json"
+            case "figures":
+                return self.root / "figures" / "record.json"
             case "fidelity":
                 return (self.root / "baselines" / name if name in BASELINES else self.cell(name)) / "fidelity.json"
         raise ValueError(f"{stage}: no such stage")

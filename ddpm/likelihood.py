@@ -98,6 +98,7 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
     done = 0 if found is None else found[1]["at"]
     # Some thirty full batches at once: the unit of a resumed job, and small enough for its noise to fit.
     together = max(1, 32 * settings["batch"] // per_image)
+    recorder.phase("bound")
     with tqdm(total=len(x0) * per_image, initial=done * per_image, desc=f"likelihood {name}", unit="eval") as progress:
         for start in range(done, len(x0), together):
             index = torch.arange(start, min(start + together, len(x0)))

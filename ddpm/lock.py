@@ -158,3 +158,17 @@ def held(folder: Path, beat: float = BEAT, stale: float = STALE) -> Iterator[boo
         lock.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: a checkpoint, or another job's folder beside it
             os.removedirs(folder)
+
+
+def holder(folder: Path) -> str:
+    """Who holds the folder's lock now; empty where nobody does, or whoever did is dead as far as this machine sees.
+
+    A holder on another machine counts as alive while its last sign of life is younger than `STALE` by its file's time.
+    """
+    try:
+        path = folder / f"lock-{_newest(folder)}"
+        watch, age = _Watch(STALE), time.time() - path.stat().st_mtime
+        dead = watch.dead(path) or (watch.holder.get("machine") != machine() and age > STALE)
+    except OSError:
+        return ""
+    return "" if dead else str(watch)

@@ -11,15 +11,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
 from ddpm.errors import UserError
 
 # The version of the record's format, see workflow/schemas/record.schema.yaml.
-FORMAT = 1
-PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy", "scikit-learn", "safetensors")
+FORMAT = 2
+# The packages that numbers depend on, and the names by which code imports those that have another one.
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "torchdiffeq", "numpy", "scipy", "scikit-learn")
+IMPORTS = {"torch-fidelity": "torch_fidelity", "scikit-learn": "sklearn"}
+# When this process began to load its modules, torch above all: every entry point imports this one before them.
+LOADED = time.monotonic()
 
 
 @contextmanager
@@ -87,34 +91,84 @@ def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
     return tensors, json.loads(metadata.get("about", "{}"))
 
 
+def digest(record: dict) -> str:
+    """SHA-256 of a record's content, its own `digest` left out."""
+    content = {k: v for k, v in record.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
 def read_record(path: str | Path) -> dict:
-    """A record; UserError where it is missing, torn, or of another format."""
+    """A record; UserError where it is missing, torn, edited, or of another format."""
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: missing; run its job first (`snakemake -n` shows it)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: is no JSON ({e}); delete it and run again") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    except ValueError as e:
+        raise UserError(f"{path}: torn, it is no JSON ({e}); run again, what lies there is kept") from None
+    found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if found != FORMAT:
+        which = "a newer" if isinstance(found, int) and found > FORMAT else "another"
         raise UserError(
-            f"{path}: record of format {found}; this version reads format {FORMAT}: delete it and run again"
+            f"{path}: of {which} version of ddpm: format {found}, this one reads {FORMAT}; run again, it is kept"
         )
+    if record.get("digest") != digest(record):
+        raise UserError(f"{path}: edited, its content is not that of its digest; run again, what lies there is kept")
     return record
 
 
-def matches(path: Path, job: dict, code: str, inputs: dict[str, Path] | None = None) -> bool:
+def changes(found: object, wanted: object, key: str = "") -> Iterator[tuple[str, object, object]]:
+    """Every value of a job that differs, by its dotted key: (key, found, wanted)."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted(found.keys() | wanted.keys()):
+            yield from changes(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+    elif found != wanted:
+        yield key, found, wanted
+
+
+def intact(path: Path, record: dict, whole: bool = True) -> str:
+    """The name of the first output that is not as its record left it; empty where all are.
+
+    Without `whole`, an output that has its size and is not newer than its record, as outputs are written before it,
+    is trusted; else its hash decides, and the record is touched so that it need not decide again.
+    """
+    written = 0 if whole else path.stat().st_mtime_ns
+    hashed = False
+    for name, expected in record["outputs"].items():
+        try:
+            stat = (path.parent / name).stat()
+            if stat.st_size != record["bytes"][name]:
+                return name
+            if whole or stat.st_mtime_ns > written:
+                hashed = True
+                if sha256(path.parent / name) != expected:
+                    return name
+        except OSError:
+            return name
+    if hashed and not whole:
+        with suppress(OSError):
+            os.utime(path)
+    return ""
+
+
+def matches(
+    path: Path,
+    job: dict,
+    code: str,
+    inputs: dict[str, Path] | None = None,
+    environment: dict[str, str] | None = None,
+) -> bool:
     """Whether a record is there, whole, and of exactly this job and code, its outputs as it left them.
 
-    With `inputs`: and of exactly these files as they are now.
+    With `inputs`: and of exactly these files as they are now; with `environment`: and with these versions.
     """
     try:
         record = read_record(path)
         return (
             record["job"] == job
             and record["code"] == code
-            and all(sha256(path.parent / name) == digest for name, digest in record["outputs"].items())
+            and all(record["versions"].get(k) == v for k, v in (environment or {}).items())
+            and not intact(path, record)
             and (inputs is None or record["inputs"] == {name: sha256(file) for name, file in inputs.items()})
         )
     except (UserError, KeyError, OSError):
@@ -135,12 +189,13 @@ def commit() -> dict:
     return {"commit": head, "dirty": dirty}
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Python and the packages that results depend on."""
+    """Python and the packages that results depend on, as their release is called: without a build's suffix."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            found[package] = metadata.version(package).split("+")[0]
         except metadata.PackageNotFoundError:
             continue
     return found
@@ -152,11 +207,29 @@ def peak_memory_mb() -> float:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
+def hardware(device: str) -> str:
+    """The name of the processor or GPU that a job runs on."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 class Recorder:
-    """Times a job and writes its record last, beside its result: a result without a record is none."""
+    """Times a job and writes its record last, beside its result: a result without a record is none.
+
+    Durations are those of the monotonic clock, because the time of day may be set back meanwhile.
+    """
 
     def __init__(self, stage: str, job: dict, code: str, inputs: dict[str, Path], device: str = "cpu"):
-        self.start, self.spent = time.time(), 0.0
+        self.started, self.start, self.spent = time.time(), time.monotonic(), 0.0
+        self.phases = {"loading": self.start - LOADED, "reading": 0.0}
+        self.current, self.since = "reading", self.start
         self.record = {
             "format": FORMAT,
             "stage": stage,
@@ -164,27 +237,34 @@ class Recorder:
             "code": code,
             "inputs": {name: sha256(path) for name, path in inputs.items()},
             "device": device,
+            "hardware": hardware(device),
             "host": platform.node(),
             "versions": versions(),
         } | commit()
 
+    def phase(self, name: str) -> None:
+        """What follows is another phase of the job: its seconds are recorded under this name."""
+        now = time.monotonic()
+        self.phases[self.current] = self.phases.get(self.current, 0.0) + now - self.since
+        self.current, self.since = name, now
+
     def seconds(self) -> float:
         """Seconds so far, with those of earlier attempts that a checkpoint carried over (`spent`)."""
-        return round(self.spent + time.time() - self.start, 2)
+        return round(self.spent + time.monotonic() - self.start, 2)
 
     def finish(self, path: Path, outputs: list[Path], status: str = "ok", **result: object) -> None:
         """Write the record with the hashes of the outputs, the costs and the stage's own numbers."""
-        write_json(
-            path,
-            self.record
-            | {
-                "status": status,
-                "outputs": {file.name: sha256(file) for file in outputs},
-                "result": result,
-                "costs": {
-                    "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.start)),
-                    "seconds": self.seconds(),
-                    "peak_memory_mb": peak_memory_mb(),
-                },
+        self.phase("")
+        record = self.record | {
+            "status": status,
+            "outputs": {os.path.relpath(file, path.parent): sha256(file) for file in outputs},
+            "bytes": {os.path.relpath(file, path.parent): file.stat().st_size for file in outputs},
+            "result": result,
+            "costs": {
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+                "seconds": self.seconds(),
+                "phases": {name: round(seconds, 2) for name, seconds in self.phases.items()},
+                "peak_memory_mb": peak_memory_mb(),
             },
-        )
+        }
+        write_json(path, record | {"digest": digest(record)})

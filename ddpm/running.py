@@ -1,19 +1,28 @@
-"""What surrounds every stage, whoever starts it: the job's lock, its threads and its device. No torch."""
+"""What surrounds every stage, whoever starts it: the lock, threads, device, and what the result replaces. No torch.
+
+A job looks for its own result first: a valid one, in its place or among those that were replaced, is left or put
+back, and nothing is computed.
+"""
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
-from ddpm import provenance
+from ddpm import kept, provenance, source
 from ddpm.checkpoint import SECONDS
 from ddpm.devices import leased
-from ddpm.grid import STAGES
+from ddpm.errors import UserError
+from ddpm.grid import STAGES, environment, roots
 from ddpm.layout import Layout
 from ddpm.lock import held
 
 # The stages that go on from a checkpoint.
 RESUMABLE = ("train", "sample", "likelihood", "ode_likelihood")
+AGGREGATES = ("table", "figures")
 
 
 def run_stage(
@@ -24,25 +33,83 @@ def run_stage(
     device: str,
     jobs_per_gpu: int = 1,
     checkpoint_seconds: float = SECONDS,
+    again: bool = False,
 ) -> None:
-    """Run one job, alone: a second live copy of it waits, and leaves a valid result that then is there."""
+    """Run one job, alone: a second live copy of it waits. A valid result is left as it is, unless `again`."""
     # Threads are fixed before anything numerical is imported.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(job.get("threads", 1))
     layout, name = Layout(Path(results)), job.get("name", "")
-    with held(layout.work(stage, name)) as waited:
-        if waited and _done(stage, name, job, code, layout):
-            print("the other copy has finished it", file=sys.stderr)
+    files = source.snapshot()
+    if (now := source.fingerprint(roots(stage, job))) != code:
+        raise UserError(f"{stage} {name}: its code was edited after it was planned ({code} → {now}): run again")
+    look = not again and stage not in AGGREGATES
+    if look and _there(layout, stage, name, job, code):
+        return
+    with held(layout.work(stage, name)) as waited, _said(layout, stage, name, job, code):
+        if look and ((waited and _there(layout, stage, name, job, code)) or _put_back(layout, stage, name, job, code)):
             return
-        with leased(device, 1, jobs_per_gpu) as kind:
+        with leased(device, 1, jobs_per_gpu) as kind, _replacing(layout, stage, name):
             module, function = STAGES[stage]
+            run = getattr(import_module(module), function)
+            if source.snapshot() != files:
+                raise UserError(f"{stage} {name}: the code was edited while it was loaded: run again")
             options = {"checkpoint_seconds": checkpoint_seconds} if stage in RESUMABLE else {}
-            getattr(import_module(module), function)(job, code, layout, kind, **options)
+            run(job, code, layout, kind, **options)
+        if not layout.code(code).exists():
+            provenance.write_json(layout.code(code), source.parts(roots(stage, job)))
 
 
-def _done(stage: str, name: str, job: dict, code: str, layout: Layout) -> bool:
-    """Whether this very job's result is there, with the inputs as they are now."""
-    if stage in ("table", "figures"):
-        return False
-    inputs = layout.inputs(stage, name, job)
-    return provenance.matches(layout.record(stage, name), job, code, inputs)
+def _matches(record: Path, layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
+    """Whether a record is of this very job, with the inputs and the packages as they are now, its outputs whole."""
+    return provenance.matches(record, job, code, layout.inputs(stage, name, job), environment(stage, job))
+
+
+def _there(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
+    """Whether the job's valid result is in its place."""
+    place = layout.record(stage, name)
+    found = _matches(place, layout, stage, name, job, code)
+    if found:
+        print(f"{place}: already there", file=sys.stderr)
+    return found
+
+
+def _put_back(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
+    """Whether the job's valid result was among the replaced ones, and now is in its place."""
+    for record in kept.candidates(layout, stage, name):
+        if _matches(record, layout, stage, name, job, code):
+            kept.keep(layout, stage, name)
+            kept.retire(layout)
+            kept.restore(record, layout.record(stage, name))
+            print(f"{layout.record(stage, name)}: put back from {record.parent}", file=sys.stderr)
+            return True
+    return False
+
+
+@contextmanager
+def _replacing(layout: Layout, stage: str, name: str) -> Iterator[None]:
+    """Keep what the job replaces, and set aside the tables that it makes old."""
+    if stage in AGGREGATES:
+        yield
+        return
+    folder = kept.keep(layout, stage, name)
+    kept.retire(layout)
+    try:
+        yield
+    except BaseException:
+        kept.unused(folder, layout.record(stage, name))
+        raise
+
+
+@contextmanager
+def _said(layout: Layout, stage: str, name: str, job: dict, code: str) -> Iterator[None]:
+    """A failure leaves its message where `ddpm status` finds it; the next success removes it."""
+    path = layout.state(stage, name)
+    try:
+        yield
+    except Exception as e:
+        text = str(e) or type(e).__name__
+        with suppress(OSError):  # a full disk has said so already
+            provenance.write_json(path, {"failed": text, "job": job, "code": code, "time": time.time()})
+        raise
+    path.unlink(missing_ok=True)

@@ -75,6 +75,7 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
     denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
     first, each = len(images[0]), sampler.steps + 1
     drawn = first
+    recorder.phase("sampling")
     with tqdm(total=wanted * each, initial=first * each, desc=job["name"], unit="step") as progress:
         for start in range(first, wanted, settings["batch"]):
             index = torch.arange(start, min(start + settings["batch"], wanted))
@@ -88,6 +89,7 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
             images.append(dataset.quantise(x).cpu())
             if checkpoint.due():
                 checkpoint.save({"images": torch.cat(images)}, {"at": drawn, "evaluated": denoiser.evaluated})
+    recorder.phase("writing")
     out = layout.samples(job["name"])
     write_tensors(out, {"images": torch.cat(images)} | tensors)
     nfe = round(denoiser.evaluated / max(1, drawn))

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent
 
@@ -140,9 +141,16 @@ def _plain(node: object) -> object:
     return parts
 
 
+class Reach(NamedTuple):
+    """One definition: the text that stands for it, this package's definitions that it names, and the other packages."""
+
+    text: str
+    names: frozenset[tuple[str, str]]
+    packages: frozenset[str]
+
+
 @cache
-def _reach(module: str, name: str) -> tuple[str, frozenset[tuple[str, str]]]:
-    """The text that stands for one definition, and the package's definitions that it names."""
+def _reach(module: str, name: str) -> Reach:
     source = read(module)
     nodes = source.definitions.get(name, ()) + source.effects
     imports = dict(source.imports)
@@ -164,7 +172,8 @@ def _reach(module: str, name: str) -> tuple[str, frozenset[tuple[str, str]]]:
                     reached.add(found)
             elif node.id in source.definitions and node.id != name:
                 reached.add((module, node.id))
-    return repr((module, name, _plain(list(nodes)), sorted(outside))), frozenset(reached)
+    text = repr((module, name, _plain(list(nodes)), sorted(outside)))
+    return Reach(text, frozenset(reached), frozenset(target.split(".")[0] for _, target, _ in outside))
 
 
 def closure(roots: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
@@ -172,15 +181,33 @@ def closure(roots: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
     found, todo = set(), set(roots)
     while todo:
         found |= todo
-        todo = {r for module, name in todo for r in _reach(module, name)[1]} - found
+        todo = {r for module, name in todo for r in _reach(module, name).names} - found
     return frozenset(found)
 
 
 @cache
 def fingerprint(roots: frozenset[tuple[str, str]]) -> str:
     """16 hexadecimal digits that change when, and only when, the code that `roots` reach does."""
-    text = "\n".join(sorted(_reach(module, name)[0] for module, name in closure(roots)))
+    text = "\n".join(sorted(_reach(module, name).text for module, name in closure(roots)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parts(roots: frozenset[tuple[str, str]]) -> dict[str, str]:
+    """The same by definition, so that a change can be named: `ddpm.samplers.DDIM` → 8 hexadecimal digits."""
+    found = {f"{m}.{n}": hashlib.sha256(_reach(m, n).text.encode()).hexdigest()[:8] for m, n in closure(roots)}
+    return dict(sorted(found.items()))
+
+
+@cache
+def packages(roots: frozenset[tuple[str, str]]) -> frozenset[str]:
+    """The other packages that this code names, as it imports them: `torch`, `sklearn`, ..."""
+    return frozenset().union(*(_reach(module, name).packages for module, name in closure(roots)))
+
+
+def snapshot() -> dict[str, tuple[int, int]]:
+    """Time and size of every source file: whether one was edited while a process was loading them."""
+    stats = ((path, path.stat()) for path in sorted(ROOT.rglob("*.py")))
+    return {str(path): (stat.st_mtime_ns, stat.st_size) for path, stat in stats}
 
 
 def _literal(node: ast.expr | None) -> object:

@@ -1,7 +1,5 @@
 """Records → tables: results/table.csv, its Markdown twin, the published numbers beside ours, and the costs."""
 
-from pathlib import Path
-
 import pandas as pd
 import yaml
 
@@ -9,6 +7,7 @@ from ddpm import provenance
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, Cell, Grid
 from ddpm.layout import Layout
+from ddpm.results import PUBLISHED, Results
 
 COLUMNS = [
     "dataset",
@@ -59,67 +58,23 @@ SPREADS = {
     "nll_bits_per_dim": "nll_std",
     "nll_ode_bits_per_dim": "nll_ode_std",
 }
-PUBLISHED = Path(__file__).parent.parent / "workflow" / "published"
 
 
-class Records:
-    """The records of a grid, each checked against the configuration and the files that it names."""
-
-    def __init__(self, grid: Grid, layout: Layout):
-        self.grid, self.layout, self.refused = grid, layout, []
-        self._read: dict[tuple[str, str], dict | None] = {}
-
-    def get(self, stage: str, name: str = "") -> dict | None:
-        """One record, or None where it is missing, stale, or made from other inputs than lie there now."""
-        if (stage, name) not in self._read:
-            self._read[stage, name] = self._check(stage, name)
-        return self._read[stage, name]
-
-    def _check(self, stage: str, name: str) -> dict | None:
-        path = self.layout.record(stage, name)
-        try:
-            record = provenance.read_record(path)
-        except UserError as e:
-            return self._refuse(str(e))
-        job, code = self.grid.job(stage, name)
-        if record.get("job") != job:
-            changed = sorted(
-                k for k in job.keys() | record.get("job", {}).keys() if job.get(k) != record.get("job", {}).get(k)
-            )
-            return self._refuse(f"{path}: made for another configuration ({', '.join(changed)} differ)")
-        if record.get("code") != code:
-            return self._refuse(f"{path}: made by other code")
-        for of, found in self._origins(stage, name).items():
-            if record["inputs"].get(of) != found:
-                return self._refuse(f"{path}: made from other {of} than lies there now")
-        return record
-
-    def _refuse(self, why: str) -> None:
-        self.refused.append(why)
-
-    def _origins(self, stage: str, name: str) -> dict[str, str | None]:
-        """What a record's inputs must be: the hashes that their own records state."""
-
-        def output(of: str, whose: str, file: Path) -> str | None:
-            record = self.get(of, whose)
-            return record["outputs"].get(file.name) if record else None
-
-        origins = {} if stage == "data" else {"data": output("data", "", self.layout.data)}
-        if stage in ("sample", "likelihood", "ode_likelihood"):
-            network = self.grid.network(self.grid.runs[name]).name if stage == "sample" else name
-            origins["weights"] = output("train", network, self.layout.weights(network))
-        if stage == "sample" and (guide := self.grid.guide(self.grid.runs[name])):
-            origins["guide"] = output("guide", guide.name, self.layout.guide(guide.name))
-        if stage == "fidelity":
-            origins["extractor"] = output("classifier", "", self.layout.classifier)
-            if name not in BASELINES:
-                origins["samples"] = output("sample", name, self.layout.samples(name))
-        return origins
+def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tuple[str, str] | None:
+    """What keeps a cell out of the table: missing, stale or failed, and why; None where nothing does."""
+    for stage, record in found.items():
+        if record is None:
+            name = cell.name if stage in ("sample", "fidelity") else results.grid.network(cell).name
+            if failure := results.failure(stage, name):
+                return "failed", f"{stage}: {failure.splitlines()[0]}"
+            why = results.todo[stage, name][0]
+            return "missing" if why.kind == "missing" else "stale", f"{stage}: {why}"
+    return None
 
 
-def _row(records: Records, cells: list[Cell]) -> dict:
+def _row(results: Results, cells: list[Cell]) -> dict:
     """One row of the table from the cells of all its seeds."""
-    first, grid = cells[0], records.grid
+    first, grid = cells[0], results.grid
     row = dict(zip(("objective", "schedule", "guidance", "sampler"), first.row, strict=True))
     row["seeds"] = len(cells)
     if first.reason:
@@ -128,18 +83,19 @@ def _row(records: Records, cells: list[Cell]) -> dict:
     for cell in cells:
         network = grid.network(cell).name
         of = {
-            "train": records.get("train", network),
-            "sample": records.get("sample", cell.name),
-            "fidelity": records.get("fidelity", cell.name),
+            "train": results.valid("train", network),
+            "sample": results.valid("sample", cell.name),
+            "fidelity": results.valid("fidelity", cell.name),
         }
         if network in grid.likelihoods:
-            of["likelihood"] = records.get("likelihood", network)
+            of["likelihood"] = results.valid("likelihood", network)
         if network in grid.ode_likelihoods:
-            of["ode_likelihood"] = records.get("ode_likelihood", network)
+            of["ode_likelihood"] = results.valid("ode_likelihood", network)
         found.append(of)
-    missing = [c for c, of in zip(cells, found, strict=True) if None in of.values()]
+    missing = [why for cell, of in zip(cells, found, strict=True) if (why := _missing(results, cell, of))]
     if missing:
-        return row | {"status": "missing", "reason": f"{len(missing)} of {len(cells)} seeds"}
+        state = max((state for state, _ in missing), key=("missing", "stale", "failed").index)
+        return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} seeds; {missing[0][1]}"}
     train, sample = found[0]["train"]["result"], found[0]["sample"]["result"]
     row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": train["parameters"]}
     diverged = []
@@ -166,12 +122,12 @@ def _row(records: Records, cells: list[Cell]) -> dict:
     return row | {"status": "ok"}
 
 
-def _baseline(records: Records, name: str) -> dict:
+def _baseline(results: Results, name: str) -> dict:
     """The real-data row (ceiling) or the noise row (floor)."""
     row = {"objective": {"real": "real data", "noise": "noise"}[name]}
-    record = records.get("fidelity", name)
+    record = results.valid("fidelity", name)
     if record is None:
-        return row | {"status": "missing"}
+        return row | {"status": "missing", "reason": f"fidelity: {results.todo['fidelity', name][0]}"}
     result = record["result"]
     return (
         row
@@ -180,13 +136,13 @@ def _baseline(records: Records, name: str) -> dict:
     )
 
 
-def collect(records: Records) -> pd.DataFrame:
+def collect(results: Results) -> pd.DataFrame:
     """The whole table: one row per cell, after the two baselines."""
-    grid = records.grid
+    grid = results.grid
     rows: dict[tuple, list[Cell]] = {}
     for cell in grid.cells:
         rows.setdefault(cell.row, []).append(cell)
-    found = [_baseline(records, b) for b in BASELINES] + [_row(records, cells) for cells in rows.values()]
+    found = [_baseline(results, b) for b in BASELINES] + [_row(results, cells) for cells in rows.values()]
     table = pd.DataFrame(found, columns=COLUMNS)
     table["dataset"] = grid.config["data"]["name"]
     for column in ("fid", "fid_binarized"):
@@ -197,21 +153,11 @@ def collect(records: Records) -> pd.DataFrame:
     return table
 
 
-def costs(records: Records) -> pd.DataFrame:
+def costs(results: Results) -> pd.DataFrame:
     """Seconds, memory and device of every job: what differs from run to run, and so is kept out of the table."""
     rows = []
-    grid = records.grid
-    jobs = [
-        ("data", ""),
-        ("classifier", ""),
-        *(("train", n) for n in grid.networks),
-        *(("likelihood", n) for n in grid.likelihoods),
-        *(("ode_likelihood", n) for n in grid.ode_likelihoods),
-        *(("guide", n) for n in grid.guides),
-    ]
-    jobs += [("sample", n) for n in grid.runs] + [("fidelity", n) for n in [*grid.runs, *BASELINES]]
-    for stage, name in jobs:
-        if record := records.get(stage, name):
+    for stage, name in results.grid.jobs:
+        if record := results.valid(stage, name):
             kept = {k: record["costs"][k] for k in ("seconds", "peak_memory_mb")}
             rows.append({"stage": stage, "name": name} | kept | {k: record[k] for k in ("device", "host", "commit")})
     return pd.DataFrame(rows)
@@ -265,6 +211,9 @@ def published(table: pd.DataFrame, source: dict) -> pd.DataFrame:
     return frame.dropna(axis="columns", how="all")
 
 
+# What a finished cell can be.
+FINISHED = ("ok", "diverged")
+
 READING = [
     c
     for c in COLUMNS
@@ -276,7 +225,7 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
     """The table for reading: the columns that compare, with what all rows share in the heading."""
     real = table.iloc[0]
     runs = table[~table["status"].isin(["n/a"])].iloc[len(BASELINES) :]
-    done = int((runs["status"] != "missing").sum())
+    done = int(runs["status"].isin(FINISHED).sum())
     columns = [c for c in READING if table[c].notna().any()]
     return (
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
@@ -303,23 +252,30 @@ def weights(grid: Grid) -> str:
 
 
 def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
-    """The `table` stage: table.csv, table.md, published.md and costs.csv; refuses what does not match."""
-    grid = Grid(job["config"])
-    records = Records(grid, layout)
-    table = collect(records)
-    if records.refused:
-        raise UserError(
-            "\n".join(records.refused[:10]) + f"\n{len(records.refused)} records do not match; run snakemake again"
-        )
+    """The `table` stage: table.csv, table.md, published.md and costs.csv of what is there.
+
+    A result that is not valid is left out, its row says why, and the heading says how many cells there are.
+    """
+    recorder = provenance.Recorder("table", job, code, {})
+    results = Results(Grid(job["config"]), layout)
+    recorder.record["inputs"] = results.inputs("table")
+    table = collect(results)
+    lacking = table[~table["status"].isin([*FINISHED, "n/a"])]
+    if len(lacking) == len(table[table["status"] != "n/a"]):
+        why = results.todo[results.grid.jobs[0]][0]
+        raise UserError(f"{layout.root}/cells: none is finished (data: {why}); run snakemake first")
     texts = {
         "table.csv": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-        "table.md": reading(table, grid),
+        "table.md": reading(table, results.grid),
         "published.md": published_text(table),
-        "costs.csv": costs(records).to_csv(index=False, lineterminator="\n"),
+        "costs.csv": costs(results).to_csv(index=False, lineterminator="\n"),
     }
     for name, text in texts.items():
         with provenance.atomic(layout.root / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    runs = len(table) - len(BASELINES) - int((table["status"] == "n/a").sum())
+    done = int(table["status"][len(BASELINES) :].isin(FINISHED).sum())
+    recorder.finish(layout.record("table"), layout.outputs("table"), cells=done, of=runs, missing=len(lacking))
 
 
 def published_text(table: pd.DataFrame) -> str:

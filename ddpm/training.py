@@ -154,6 +154,7 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
         first, rows = found[1]["at"], found[1]["rows"]
     steps, every = settings["steps"], max(1, settings["steps"] // 200)
     status, step = "ok", first - 1
+    recorder.phase("training")
     for step in tqdm(range(first, steps), initial=first, total=steps, desc=job["name"], unit="step"):
         x0, eps, u, y = batches(step)
         t, weight = times.draw(u)
@@ -180,6 +181,7 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
             total.zero_()
         if checkpoint.due():
             checkpoint.save(pack(network, average, optimiser, times, total), {"at": step + 1, "rows": rows})
+    recorder.phase("writing")
     weights, log = layout.weights(job["name"]), layout.loss(job["name"])
     write_tensors(weights, average.module.state_dict())
     with atomic(log) as temporary, temporary.open("w", newline="") as f:

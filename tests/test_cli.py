@@ -357,6 +357,7 @@ def test_a_file_that_cannot_grow_gives_one_message(done: Layout, stage: str) -> 
     """A real limit on what may be written (as a full quota): a stage that stores tensors ends with exit code 3."""
     name = NETWORK if stage == "train" else ""
     job, code = config.check(whole()).job(stage, name)
+    done.record(stage, name).unlink()
     before = {path: path.read_bytes() for path in done.root.rglob("*") if path.is_file()}
     script = (
         "import resource, sys; from ddpm import cli; resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512));"
@@ -382,7 +383,7 @@ def test_a_folder_that_cannot_be_written_gives_one_message(capsys: pytest.Captur
 def test_an_interruption_gives_one_message(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C: exit code 130 and what will happen next time."""
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run_stage", stop)

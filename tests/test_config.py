@@ -366,14 +366,16 @@ def of_axis(number: int, value: str) -> Callable[[str, str], bool]:
     return lambda stage, name: name.split("/")[number] == value if "/" in name else False
 
 
+# The stages that run a network's own code, which their jobs name.
+MODEL = {"train", "sample", "likelihood"}
 EFFECTS = {
     "a sampler": (("samplers", "ddim", "steps"), 10, {"sample"}, of_axis(3, "ddim")),
     "a guidance": (("guidances", "cfg-w5", "weight"), 4.0, {"sample"}, of_axis(2, "cfg-w5")),
-    "a schedule": (("schedules", "cosine", "offset"), 0.01, {"train"}, of_axis(1, "cosine")),
-    "an objective": (("objectives", "learned", "vlb_weight"), 0.1, {"train"}, of_axis(0, "learned")),
+    "a schedule": (("schedules", "cosine", "offset"), 0.01, MODEL, of_axis(1, "cosine")),
+    "an objective": (("objectives", "learned", "vlb_weight"), 0.1, MODEL, of_axis(0, "learned")),
     "label dropout": (("training", "label_dropout"), 0.2, {"train"}, of_axis(2, "conditional")),
     "training": (("training", "steps"), 10, {"train"}, lambda stage, name: True),
-    "the network": (("network", "width"), 8, {"train"}, lambda stage, name: True),
+    "the network": (("network", "width"), 8, MODEL, lambda stage, name: True),
     "the number of samples": (("sampling", "images"), 800, {"sample", "fidelity"}, lambda stage, name: True),
     "the bound": (("likelihood", "times"), 10, {"likelihood"}, lambda stage, name: True),
     "the classifier": (("classifier", "epochs"), 1, {"classifier"}, lambda stage, name: True),

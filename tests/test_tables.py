@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from ddpm import config, provenance, tables
-from ddpm.errors import UserError
-from ddpm.grid import BASELINES, STAGES, Grid
+from ddpm.grid import STAGES
 from ddpm.layout import Layout
+from ddpm.results import Results
 
 torch.set_num_threads(1)
 
@@ -48,18 +48,10 @@ def configured() -> dict:
 GRID = config.check(configured())
 
 
-def jobs(grid: Grid) -> list[tuple[str, str]]:
-    """Every job of a grid but the last, in an order that can be run."""
-    found = [("data", ""), ("classifier", "")]
-    found += [("train", n) for n in grid.networks] + [("likelihood", n) for n in grid.likelihoods]
-    found += [("sample", n) for n in grid.runs] + [("fidelity", n) for n in [*grid.runs, *BASELINES]]
-    return found
-
-
 def build(root: Path) -> Layout:
     """Run every stage."""
     layout = Layout(root)
-    for stage, name in jobs(GRID):
+    for stage, name in GRID.jobs:
         module, function = STAGES[stage]
         getattr(import_module(module), function)(*GRID.job(stage, name), layout)
     return layout
@@ -80,10 +72,9 @@ def layout(finished: Layout, tmp_path: Path) -> Layout:
 
 @pytest.fixture(scope="session")
 def table(finished: Layout) -> pd.DataFrame:
-    records = tables.Records(GRID, finished)
-    found = tables.collect(records)
-    assert records.refused == []
-    return found
+    results = Results(GRID, finished)
+    assert set(results.todo) == {("table", ""), ("figures", "")}
+    return tables.collect(results)
 
 
 def number(layout: Layout, stage: str, name: str, key: str) -> float:
@@ -151,7 +142,7 @@ def test_mean_and_spread_over_seeds(
 def test_one_seed_has_no_spread(finished: Layout) -> None:
     """The standard deviation of one number is empty, not 0."""
     grid = config.check(config.merge(configured(), {"seeds": [1]}))
-    found = row(tables.collect(tables.Records(grid, finished)), *CELL.split("/"))
+    found = row(tables.collect(Results(grid, finished)), *CELL.split("/"))
     assert found["fid"] == number(finished, "fidelity", f"{CELL}/seed1", "fid")
     assert pd.isna(found["fid_std"]) and found["seeds"] == 1 and found["status"] == "ok"
 
@@ -198,7 +189,7 @@ def test_the_bound_belongs_to_the_network(table: pd.DataFrame) -> None:
 def test_every_record_has_the_form_of_the_schema(finished: Layout) -> None:
     """All stages write records of the same form, for the job and the code of the configuration."""
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "record.schema.yaml").read_text(encoding="utf-8"))
-    for stage, name in jobs(GRID):
+    for stage, name in GRID.jobs:
         path = finished.record(stage, name)
         jsonschema.validate(provenance.read_record(path), schema)
         assert provenance.read_record(path)["stage"] == stage
@@ -246,94 +237,106 @@ def test_costs_stand_apart(layout: Layout) -> None:
     """costs.csv has one row per job with seconds and memory; the table has neither."""
     write(layout)
     costs = pd.read_csv(layout.root / "costs.csv", keep_default_na=False)
-    assert sorted(zip(costs["stage"], costs["name"], strict=True)) == sorted(jobs(GRID))
+    assert sorted(zip(costs["stage"], costs["name"], strict=True)) == sorted(GRID.jobs)
     assert (costs["seconds"] >= 0).all() and (costs["peak_memory_mb"] > 10).all()
     assert not {"seconds", "peak_memory_mb", "host", "device"} & set(pd.read_csv(layout.root / "table.csv").columns)
 
 
-# ---- what is refused --------------------------------------------------------------------------------------
+# ---- what is left out -------------------------------------------------------------------------------------
 
 
 def edit(path: Path, change: Callable[[dict], object]) -> None:
-    """Change a record in place."""
+    """Change a record in place, as if it had been written so."""
     record = json.loads(path.read_text(encoding="utf-8"))
     change(record)
+    record["digest"] = provenance.digest(record)
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
-def refused(layout: Layout) -> str:
-    """The message that a spoilt folder is refused with; nothing may be written."""
-    with pytest.raises(UserError) as caught:
-        write(layout)
-    assert not any((layout.root / name).exists() for name in FILES)
-    return str(caught.value)
+def told(layout: Layout) -> dict[str, tuple[str, str]]:
+    """Row → status and reason, where a result is left out."""
+    found = tables.collect(Results(GRID, layout)).astype(object)
+    found = found.where(found.notna(), "")
+    rows = found[~found["status"].isin(["ok", "n/a"])]
+    assert (rows[["fid", "nll_bits_per_dim"]] == "").all(axis=None)
+    return {"/".join([r.objective, r.schedule, r.guidance, r.sampler]): (r.status, r.reason) for r in rows.itertuples()}
 
 
-@pytest.mark.parametrize(("stage", "name"), sorted({stage: (stage, name) for stage, name in jobs(GRID)}.values()))
-def test_a_record_of_another_configuration_is_refused(layout: Layout, stage: str, name: str) -> None:
-    """Its file and the keys that differ are named."""
-    path = layout.record(stage, name)
+ONE_OF_EACH = sorted({stage: (stage, name) for stage, name in GRID.jobs}.values())
+
+
+@pytest.mark.parametrize(("stage", "name"), ONE_OF_EACH)
+def test_a_record_of_another_configuration_is_left_out(layout: Layout, stage: str, name: str) -> None:
+    """The rows that it belongs to say which key differs, those that follow from it what they follow from."""
     key = "data" if stage == "data" else "threads"
-    edit(path, lambda record: record["job"].update({key: 7}))
-    message = refused(layout)
-    assert str(path) in message and key in message and "configuration" in message
+    edit(layout.record(stage, name), lambda record: record["job"].update({key: 7}))
+    rows = told(layout)
+    if stage in ("data", "classifier"):
+        assert len(rows) == 6 and all(stage in reason for _, reason in rows.values())
+    elif name == "noise":
+        assert rows == {"noise///": ("missing", "fidelity: threads: 7 → 1")}
+    else:
+        cell = {"score": "score/cosine/cfg-w1/ddim", "learned": "learned/linear/none/ancestral"}[name.split("/")[0]]
+        assert rows == {cell: ("stale", f"1 of 2 seeds; {stage}: threads: 7 → 1")}
 
 
-@pytest.mark.parametrize(("stage", "name"), sorted({stage: (stage, name) for stage, name in jobs(GRID)}.values()))
-def test_a_record_of_other_code_is_refused(layout: Layout, stage: str, name: str) -> None:
-    """Its file is named."""
-    path = layout.record(stage, name)
-    edit(path, lambda record: record.update(code="0" * 16))
-    message = refused(layout)
-    assert str(path) in message and "code" in message
+@pytest.mark.parametrize(("stage", "name"), [job for job in ONE_OF_EACH if "/" in job[1]])
+def test_a_record_of_other_code_is_left_out(layout: Layout, stage: str, name: str) -> None:
+    """Which code is not known here, only that it is another."""
+    edit(layout.record(stage, name), lambda record: record.update(code="0" * 16))
+    (found,) = told(layout).values()
+    assert found == ("stale", f"1 of 2 seeds; {stage}: code: {'0' * 16} → {GRID.job(stage, name)[1]}")
 
 
-def test_results_of_other_weights_are_refused(layout: Layout) -> None:
-    """A network trained anew: what was sampled and measured with the old weights is named."""
-    network, cell = f"{NETWORK}/seed0", f"{CELL}/seed0"
+def test_results_of_other_weights_are_left_out(layout: Layout) -> None:
+    """A network trained anew: what was sampled and measured with the old weights is no result of the new ones."""
+    network = f"{NETWORK}/seed0"
     edit(layout.record("train", network), lambda record: record["outputs"].update({"weights.safetensors": "0" * 64}))
-    message = refused(layout)
-    for path in (layout.record("sample", cell), layout.record("likelihood", network)):
-        assert str(path) in message
-    assert "weights" in message
-    assert f"{CELL}/seed1" not in message
+    why = ("stale", "1 of 2 seeds; sample: made from other weights than lies there now")
+    assert told(layout) == {CELL: why, "eps/linear/none/ancestral": why}
+    results = Results(GRID, layout)
+    assert [str(r) for r in results.todo["likelihood", network]] == ["made from other weights than lies there now"]
+    assert [str(r) for r in results.todo["fidelity", f"{CELL}/seed0"]] == [f"follows from sample {CELL}/seed0"]
 
 
-@pytest.mark.parametrize(
-    ("stage", "name", "output", "follows"),
-    [
-        ("data", "", "images.safetensors", ("train", f"{NETWORK}/seed0")),
-        ("classifier", "", "weights.safetensors", ("fidelity", "real")),
-        ("sample", f"{CELL}/seed0", "samples.safetensors", ("fidelity", f"{CELL}/seed0")),
-    ],
-)
-def test_results_of_other_inputs_are_refused(
-    layout: Layout, stage: str, name: str, output: str, follows: tuple[str, str]
-) -> None:
-    """Data, classifier or samples that were made anew: what follows from the old ones is named."""
-    edit(layout.record(stage, name), lambda record: record["outputs"].update({output: "0" * 64}))
-    assert str(layout.record(*follows)) in refused(layout)
-
-
-@pytest.mark.parametrize("damage", ["torn", "format", "missing"])
-def test_a_record_that_cannot_be_read_is_refused(layout: Layout, damage: str) -> None:
-    """Its file is named, and what to do."""
+@pytest.mark.parametrize("damage", ["torn", "format", "edited", "missing"])
+def test_a_record_that_cannot_be_read_is_left_out(layout: Layout, damage: str) -> None:
+    """The row says what is wrong with it."""
     path = layout.record("fidelity", f"{CELL}/seed1")
+    content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     elif damage == "torn":
-        path.write_bytes(path.read_bytes()[:100])
-    else:
+        path.write_bytes(content[:100])
+    elif damage == "format":
         edit(path, lambda record: record.update(format=99))
-    message = refused(layout)
-    assert str(path) in message and "run" in message
-    assert "Traceback" not in message
+    else:
+        path.write_bytes(content.replace(b'"fid": ', b'"fid": 1'))
+    status, reason = told(layout)[CELL]
+    assert status == ("missing" if damage == "missing" else "stale")
+    said = {"torn": "torn", "format": "format 99", "edited": "edited", "missing": "missing"}[damage]
+    assert reason.startswith("1 of 2 seeds; fidelity: ") and said in reason
+
+
+def test_a_table_says_how_many_cells_it_holds(layout: Layout) -> None:
+    """Its heading, and its record, which then asks for another run."""
+    write(layout)
+    results = Results(GRID, layout)
+    assert set(results.todo) == {("figures", "")}
+    assert "# digits: 4 of 4 cells" in (layout.root / "table.md").read_text()
+    layout.record("fidelity", f"{CELL}/seed1").unlink()
+    write(layout)
+    assert "# digits: 3 of 4 cells" in (layout.root / "table.md").read_text()
+    found = provenance.read_record(layout.record("table"))["result"]
+    assert found == {"cells": 3, "of": 4, "missing": 1}
+    results = Results(GRID, layout)
+    assert set(results.todo) == {("fidelity", f"{CELL}/seed1"), ("table", ""), ("figures", "")}
 
 
 def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:
     """One of two seeds is no mean: the row says how many are missing, the others keep their numbers."""
     layout.record("fidelity", f"{CELL}/seed1").unlink()
-    found = tables.collect(tables.Records(GRID, layout))
+    found = tables.collect(Results(GRID, layout))
     spoilt = row(found, *CELL.split("/"))
     assert spoilt["status"] == "missing" and "1 of 2" in spoilt["reason"]
     assert pd.isna(spoilt["fid"])
@@ -342,7 +345,7 @@ def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:
 
 def test_an_empty_folder_gives_a_table_of_missing_rows(tmp_path: Path) -> None:
     """Nothing was run: every row stands there as missing, but for those that never will be."""
-    found = tables.collect(tables.Records(GRID, Layout(tmp_path)))
+    found = tables.collect(Results(GRID, Layout(tmp_path)))
     assert found["status"].tolist() == ["missing"] * 4 + ["n/a"] + ["missing"] * 2
     assert found["fid"].isna().all()
 
@@ -353,7 +356,7 @@ def test_a_diverged_seed_makes_the_row_diverged(layout: Layout) -> None:
     edit(layout.record("train", network), lambda r: (r.update(status="diverged"), r["result"].update(steps=3)))
     for path in (layout.record("sample", cell), layout.record("fidelity", cell)):
         edit(path, lambda r: r.update(status="diverged"))
-    found = row(tables.collect(tables.Records(GRID, layout)), *CELL.split("/"))
+    found = row(tables.collect(Results(GRID, layout)), *CELL.split("/"))
     assert found["status"] == "diverged"
     assert "1 of 2" in found["reason"] and "seed 1" in found["reason"] and "step 3" in found["reason"]
     assert pd.isna(found["fid"]) and pd.isna(found["nll_bits_per_dim"])

@@ -1,21 +1,14 @@
 rule table:
     input:
-        PATHS.record("data"),
-        PATHS.record("classifier"),
-        [PATHS.record("train", name) for name in GRID.networks],
-        [PATHS.record("likelihood", name) for name in GRID.likelihoods],
-        [PATHS.record("ode_likelihood", name) for name in GRID.ode_likelihoods],
-        [PATHS.record("guide", name) for name in GRID.guides],
-        [PATHS.record("sample", name) for name in GRID.runs],
-        [PATHS.measured(batch) for batch in GRID.batches],
-        published=PUBLISHED,
+        inputs_of("table"),
     output:
         report(PATHS.root / "table.csv", caption="../report/table.rst", category="Tables"),
         PATHS.root / "table.md",
         report(PATHS.root / "published.md", caption="../report/published.rst", category="Tables"),
         PATHS.root / "costs.csv",
+        PATHS.record("table"),
     log:
-        PATHS.root / "logs" / "table.log",
+        PATHS.log("table"),
     conda:
         "../../envs/ddpm.yaml"
     threads: 1
@@ -28,18 +21,16 @@ rule table:
 
 rule figures:
     input:
-        PATHS.data,
-        [PATHS.loss(name) for name in GRID.networks],
-        [PATHS.samples(name) for name in GRID.runs],
-        [PATHS.measured(batch) for batch in GRID.batches],
+        inputs_of("figures"),
     output:
         *[
             report(PATHS.root / "figures" / f"{name}.png", caption=f"../report/{name}.rst", category="Figures")
-            for name in PICTURES
+            for name in ("samples", "training", "forward", "denoising")
         ],
         [PATHS.cell(name) / "samples.png" for name in GRID.runs],
+        PATHS.record("figures"),
     log:
-        PATHS.root / "logs" / "figures.log",
+        PATHS.log("figures"),
     conda:
         "../../envs/ddpm.yaml"
     threads: 1

@@ -9,11 +9,14 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(workflow.basedir))
 
 from ddpm import config as configuration
+from ddpm import kept
 from ddpm.devices import gpus
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, canonical
 from ddpm.layout import Layout
 from ddpm.preflight import check, requests
+from ddpm.results import READS, Results
+from ddpm.status import plan_lines
 
 try:
     GRID = configuration.check(config)
@@ -21,8 +24,6 @@ except UserError as e:
     raise WorkflowError(f"the configuration is wrong:\n{e}\n(`ddpm check` lists what it expands to)") from None
 
 PATHS = Layout(Path(config["results"]))
-PUBLISHED = sorted(str(p) for p in Path("workflow/published").glob("*.yaml"))
-PICTURES = ("samples", "training", "forward", "denoising")
 
 # Progress bars go to the log files: one line every ten seconds is enough there.
 os.environ.setdefault("TQDM_MININTERVAL", "10")
@@ -34,12 +35,63 @@ GPU = int(config["device"] != "cpu")
 if workflow.is_main_process and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(gpus()) * config["jobs_per_gpu"] if GPU else 0)
 
+# The files of the jobs that would run, once `plan` knows them.
+TODO = None
+
 
 wildcard_constraints:
     guide=r"[^/]+/seed\d+",
     network=r"[^/]+/[^/]+/[^/]+/seed\d+",
     cell=r"[^/]+/[^/]+/[^/]+/[^/]+/seed\d+",
     batch=r"baselines|[^/]+/[^/]+/[^/]+/seed\d+",
+
+
+def plan():
+    """Tell Snakemake, once, what to run, when it asks for the inputs of the first job.
+
+    Records decide which results are valid (ddpm/results.py). Snakemake's own triggers compare times and a memory that
+    may be lost, so they are off, and what would run is forced.
+    """
+    global TODO
+    if workflow.is_main_process and TODO is None:
+        results = Results(GRID, PATHS, environment=not workflow.deployment_settings.deployment_method)
+        TODO = {str(done(*job)) for job in results.todo}
+        workflow.dag.forcefiles.update(TODO)
+        workflow.dag_settings.rerun_triggers = frozenset()
+        workflow.dag.ignore_incomplete = True
+        for line in plan_lines(results):
+            logger.info(line)
+
+
+def done(stage, name):
+    """The file that tells Snakemake that a job is done."""
+    return PATHS.measured(GRID.batch_of[name]) if stage == "fidelity" else PATHS.record(stage, name)
+
+
+def inputs_of(stage, wildcard=None):
+    """What a job waits for. Times decide nothing: what will not be made anew counts as ancient."""
+
+    def inputs(wildcards):
+        plan()
+        name = wildcards.get(wildcard, "")
+        if stage in READS:
+            jobs = [job for job in GRID.jobs if job[0] in READS[stage]]
+        else:
+            names = GRID.batches[name] if stage == "fidelity" else [name]
+            jobs = [parent for name in names for parent in GRID.parents(stage, name).values()]
+        files = dict.fromkeys(str(done(*job)) for job in jobs)
+        return [f if f in (TODO or ()) else ancient(f) for f in files]
+
+    return inputs
+
+
+def keep():
+    """Keep what is to be replaced before the first job starts: Snakemake deletes a job's outputs before it runs it."""
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name not in ("all", "figures"):
+            kept.retire(PATHS)
+            if job.rule.name not in ("table", "fidelity"):
+                kept.keep(PATHS, job.rule.name, "/".join(job.wildcards))
 
 
 def job_of(stage, wildcard=None):
@@ -50,13 +102,6 @@ def job_of(stage, wildcard=None):
 def code_of(stage, wildcard=None):
     """The fingerprint of the code that this job runs."""
     return lambda wildcards: GRID.job(stage, wildcards.get(wildcard, ""))[1]
-
-
-def weights_of(wildcards):
-    """The weights that a cell samples from, and its guide's."""
-    cell = GRID.runs[wildcards.cell]
-    guide = GRID.guide(cell)
-    return [PATHS.weights(GRID.network(cell).name), *([PATHS.guide(guide.name)] if guide else [])]
 
 
 def command(stage, device="cpu", options=""):

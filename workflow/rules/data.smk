@@ -1,9 +1,11 @@
 rule data:
+    input:
+        inputs_of("data"),
     output:
         images=PATHS.data,
         record=PATHS.record("data"),
     log:
-        PATHS.root / "logs" / "data.log",
+        PATHS.log("data"),
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
@@ -18,12 +20,12 @@ rule data:
 
 rule classifier:
     input:
-        PATHS.data,
+        inputs_of("classifier"),
     output:
         weights=PATHS.classifier,
         record=PATHS.record("classifier"),
     log:
-        PATHS.root / "logs" / "classifier.log",
+        PATHS.log("classifier"),
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]

@@ -1,13 +1,11 @@
 rule fidelity:
     # All cells of one network, or the baselines: measuring one takes less time than starting a job.
     input:
-        PATHS.data,
-        PATHS.classifier,
-        lambda wildcards: [PATHS.samples(name) for name in GRID.batches[wildcards.batch] if name not in BASELINES],
+        inputs_of("fidelity", "batch"),
     output:
         PATHS.measured("{batch}"),
     log:
-        PATHS.root / "logs" / "fidelity" / "{batch}.log",
+        PATHS.log("fidelity", "{batch}"),
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
@@ -23,12 +21,11 @@ rule fidelity:
 
 rule likelihood:
     input:
-        PATHS.data,
-        PATHS.weights("{network}"),
+        inputs_of("likelihood", "network"),
     output:
         PATHS.record("likelihood", "{network}"),
     log:
-        PATHS.root / "logs" / "likelihood" / "{network}.log",
+        PATHS.log("likelihood", "{network}"),
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
@@ -44,12 +41,11 @@ rule likelihood:
 
 rule ode_likelihood:
     input:
-        PATHS.data,
-        PATHS.weights("{network}"),
+        inputs_of("ode_likelihood", "network"),
     output:
         PATHS.record("ode_likelihood", "{network}"),
     log:
-        PATHS.root / "logs" / "ode-likelihood" / "{network}.log",
+        PATHS.log("ode_likelihood", "{network}"),
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]

@@ -1,12 +1,11 @@
 rule sample:
     input:
-        PATHS.data,
-        weights_of,
+        inputs_of("sample", "cell"),
     output:
         images=PATHS.samples("{cell}"),
         record=PATHS.record("sample", "{cell}"),
     log:
-        PATHS.root / "logs" / "sample" / "{cell}.log",
+        PATHS.log("sample", "{cell}"),
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]

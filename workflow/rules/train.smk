@@ -1,12 +1,12 @@
 rule train:
     input:
-        PATHS.data,
+        inputs_of("train", "network"),
     output:
         weights=PATHS.weights("{network}"),
         loss=PATHS.loss("{network}"),
         record=PATHS.record("train", "{network}"),
     log:
-        PATHS.root / "logs" / "train" / "{network}.log",
+        PATHS.log("train", "{network}"),
     # Training first: everything else waits for it.
     priority: 10
     conda:
@@ -24,12 +24,12 @@ rule train:
 
 rule guide:
     input:
-        PATHS.data,
+        inputs_of("guide", "guide"),
     output:
         weights=PATHS.guide("{guide}"),
         record=PATHS.record("guide", "{guide}"),
     log:
-        PATHS.root / "logs" / "guide" / "{guide}.log",
+        PATHS.log("guide", "{guide}"),
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]

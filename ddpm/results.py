@@ -1,0 +1,172 @@
+"""Which results are valid, and why the others are not: records decide, whatever Snakemake remembers. No torch.
+
+A result is valid if its record is whole, of this job, this code and these package versions, if it was made from the
+inputs that lie there now, and if its outputs are as it left them. Whatever follows from a result that is not valid
+is not valid either. Times of files decide nothing.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ddpm import grid as grids
+from ddpm import provenance, source
+from ddpm.errors import UserError
+from ddpm.grid import Grid, canonical
+from ddpm.layout import Layout
+
+Job = tuple[str, str]  # stage and name
+
+# The stages whose records an aggregate reads.
+READS = {
+    "table": ("data", "classifier", "train", "guide", "likelihood", "ode_likelihood", "sample", "fidelity"),
+    "figures": ("data", "train", "guide", "sample", "fidelity"),
+}
+PUBLISHED = Path(__file__).parent.parent / "workflow" / "published"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a job would run: its kind, and what exactly."""
+
+    kind: str  # missing, record, parameter, code, environment, input, output or follows
+    text: str
+
+    def __str__(self) -> str:
+        return f"follows from {self.text}" if self.kind == "follows" else self.text
+
+
+class Results:
+    """The results of a grid as they lie there now, each looked at once.
+
+    environment: whether the versions of packages count; not where jobs run in an environment of their own.
+    """
+
+    def __init__(self, grid: Grid, layout: Layout | None = None, environment: bool = True):
+        self.grid, self.layout, self.environment = grid, layout or Layout(Path(grid.results)), environment
+        self._records: dict[Job, dict | None] = {}
+        self._problems: dict[Job, Reason] = {}
+        self._environments: dict[frozenset, dict[str, str]] = {}
+
+    def record(self, stage: str, name: str = "") -> dict | None:
+        """A job's record, valid or not; None where there is none that can be read."""
+        job = stage, name
+        if job not in self._records:
+            path = self.layout.record(stage, name)
+            try:
+                self._records[job] = provenance.read_record(path)
+            except UserError as e:
+                self._records[job] = None
+                kind = "record" if path.exists() else "missing"
+                text = str(e).removeprefix(f"{path}: ").split(";")[0]
+                self._problems[job] = Reason(kind, f"{path.name}: {text}" if kind == "record" else "missing")
+        return self._records[job]
+
+    def reasons(self, stage: str, name: str = "") -> list[Reason]:
+        """Why this result, looked at alone, is not the one that the configuration asks for; empty where it is."""
+        record = self.record(stage, name)
+        if record is None:
+            return [self._problems[stage, name]]
+        job, code = self.grid.job(stage, name)
+        found = [Reason("parameter", _change(*c)) for c in provenance.changes(record["job"], job)]
+        if record["code"] != code:
+            found += [Reason("code", text) for text in self._edited(record["code"], stage, job)]
+        wanted = self._wanted(stage, job)
+        for package in sorted(k for k, v in wanted.items() if record["versions"].get(k) != v):
+            was = record["versions"].get(package, "none")
+            found.append(Reason("environment", f"{package}: {was} → {wanted[package]}"))
+        for of, hashed in self.inputs(stage, name).items():
+            if hashed is not None and record["inputs"].get(of) != hashed:
+                found.append(Reason("input", f"made from other {of} than lies there now"))
+        if edited := provenance.intact(self.layout.record(stage, name), record, whole=False):
+            found.append(Reason("output", f"{edited}: missing, or not as its record left it"))
+        if stage == "table" and record["result"]["missing"]:
+            found.append(Reason("missing", f"it is a table of {record['result']['cells']} cells"))
+        return found
+
+    def _wanted(self, stage: str, job: dict) -> dict[str, str]:
+        """The versions that count for a job."""
+        if not self.environment:
+            return {}
+        roots = grids.roots(stage, job)
+        if roots not in self._environments:
+            self._environments[roots] = grids.environment(stage, job)
+        return self._environments[roots]
+
+    def _edited(self, was: str, stage: str, job: dict) -> list[str]:
+        """The functions and classes in which a former fingerprint differs from today's."""
+        now = source.parts(grids.roots(stage, job))
+        try:
+            before = json.loads(self.layout.code(was).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return [f"code: {was} → {source.fingerprint(grids.roots(stage, job))}"]
+        changed = [f"{name} changed" for name in now if name in before and now[name] != before[name]]
+        if changed:  # what came or went did so because of these
+            return changed
+        return [f"{name} is {'new' if name in now else 'gone'}" for name in sorted(now.keys() ^ before.keys())]
+
+    def inputs(self, stage: str, name: str = "") -> dict[str, str | None]:
+        """What a record's inputs must be: the hashes that the records of its parents state; None where they cannot."""
+        if stage in READS:
+            digests = [(self.record(*job) or {}).get("digest") for job in self.reads(stage)]
+            found = {"records": hashlib.sha256(canonical(digests).encode()).hexdigest()}
+            return found | ({"published": published()} if stage == "table" else {})
+        found = {}
+        for of, parent in self.grid.parents(stage, name).items():
+            record = self.record(*parent)
+            found[of] = record and record["outputs"].get(self.layout.outputs(*parent)[0].name)
+        return found
+
+    def reads(self, aggregate: str) -> list[Job]:
+        """The jobs whose records an aggregate reads."""
+        return [job for job in self.grid.jobs if job[0] in READS[aggregate]]
+
+    @cached_property
+    def todo(self) -> dict[Job, list[Reason]]:
+        """Every job that would run now, each after what it needs, and why."""
+        found: dict[Job, list[Reason]] = {}
+        for job in self.grid.jobs:
+            before = [parent for parent in self.grid.parents(*job).values() if parent in found]
+            reasons = self.reasons(*job)
+            # What is made again is not worth a reason of its own beside that.
+            own = [r for r in reasons if r.kind != "input"] if before else reasons
+            follows = [Reason("follows", " ".join(parent).strip()) for parent in before]
+            if own or follows:
+                found[job] = own + follows
+        for aggregate in READS:
+            count = Counter(stage for stage, name in self.reads(aggregate) if (stage, name) in found)
+            text = ", ".join(f"{n} {stage}" for stage, n in count.items())
+            if reasons := [Reason("follows", text)] if count else self.reasons(aggregate):
+                found[aggregate, ""] = reasons
+        return found
+
+    def failure(self, stage: str, name: str = "") -> str:
+        """What this very job said when it failed last; empty where it did not."""
+        try:
+            said = json.loads(self.layout.state(stage, name).read_text(encoding="utf-8"))
+            return said["failed"] if (said["job"], said["code"]) == self.grid.job(stage, name) else ""
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def valid(self, stage: str, name: str = "") -> dict | None:
+        """A job's record if its result is valid."""
+        return None if (stage, name) in self.todo else self.record(stage, name)
+
+
+def published() -> str:
+    """The hash of the published tables."""
+    content = b"".join(path.read_bytes() for path in sorted(PUBLISHED.glob("*.yaml")))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _change(key: str, was: object, now: object) -> str:
+    """`training.steps: 24 → 48`."""
+    return f"{key}: {_short(was)} → {_short(now)}"
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else canonical(value) if isinstance(value, dict | list) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

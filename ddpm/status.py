@@ -1,0 +1,228 @@
+"""What lies in a results folder, what would run now and why, and what that costs: `ddpm status`. No torch."""
+
+from collections import Counter
+from collections.abc import Iterator
+from statistics import median
+
+from ddpm import kept, lock
+from ddpm.grid import Cell
+from ddpm.results import READS, Job, Results
+
+# A cell's state, in the order in which they are told.
+STATES = ("finished", "diverged", "running", "failed", "stale", "missing", "n/a")
+
+
+def chain(results: Results, cell: Cell) -> list[Job]:
+    """The jobs that a cell's row of the table comes from."""
+    grid, network, guide = results.grid, results.grid.network(cell).name, results.grid.guide(cell)
+    return [
+        ("train", network),
+        *([("guide", guide.name)] if guide else []),
+        ("sample", cell.name),
+        ("fidelity", cell.name),
+        *([("likelihood", network)] if network in grid.likelihoods else []),
+        *([("ode_likelihood", network)] if network in grid.ode_likelihoods else []),
+    ]
+
+
+def running(results: Results) -> dict[Job, str]:
+    """The jobs that live processes hold the lock of, and who they are."""
+    found = {}
+    for stage in (*dict.fromkeys(job[0] for job in results.grid.jobs), *READS):
+        root = results.layout.work(stage)
+        for folder in {path.parent for path in root.rglob("lock-*")}:
+            if holder := lock.holder(folder):
+                name = folder.relative_to(root).as_posix()
+                found[stage, "" if name == "." else name] = holder
+    return found
+
+
+def states(results: Results) -> dict[str, tuple[str, str]]:
+    """Every cell's state and why it is so."""
+    live, found = running(results), {}
+    for cell in results.grid.cells:
+        if cell.reason:
+            found[cell.name] = "n/a", cell.reason
+            continue
+        jobs = chain(results, cell)
+        todo = [job for job in jobs if job in results.todo]
+        if held := [job for job in jobs if job in live]:
+            found[cell.name] = "running", f"{held[0][0]}: {live[held[0]]}"
+        elif failed := [(job, text) for job in todo if (text := results.failure(*job))]:
+            (stage, _), text = failed[0]
+            found[cell.name] = "failed", f"{stage}: {text.splitlines()[0]}"
+        elif todo:
+            reasons = [(stage, r) for stage, name in todo for r in results.todo[stage, name] if r.kind != "follows"]
+            stale = [(stage, r) for stage, r in reasons if r.kind != "missing"]
+            stage, reason = (stale or reasons or [(todo[0][0], results.todo[todo[0]][0])])[0]
+            found[cell.name] = "missing" if reason.kind == "missing" else "stale", f"{stage}: {reason}"
+        elif bad := [stage for stage, name in jobs if results.record(stage, name)["status"] == "diverged"]:
+            found[cell.name] = "diverged", bad[0]
+        else:
+            found[cell.name] = "finished", ""
+    return found
+
+
+def work(stage: str, job: dict) -> float:
+    """What a job's seconds grow with, in no unit: network evaluations where there are any."""
+    match stage:
+        case "train":
+            return job["training"]["steps"] * job["training"]["batch"]
+        case "sample":
+            return job["sampling"]["images"] * job["sampler"].get("steps", 1)
+        case "likelihood" | "ode_likelihood":
+            return job[stage]["images"] * job[stage].get("times", 1)
+    return 1.0
+
+
+class Costs:
+    """Seconds of jobs, estimated from the records of the same stage: a job's own former one, else their median."""
+
+    def __init__(self, results: Results):
+        self.results, self.rates = results, {}
+        for stage, name in results.grid.jobs:
+            if record := results.record(stage, name):
+                rate = record["costs"]["seconds"] / max(1.0, work(stage, record["job"]))
+                self.rates.setdefault(stage, {})[name] = rate
+
+    def __call__(self, stage: str, name: str) -> float | None:
+        """Seconds, None where no record tells."""
+        rates = self.rates.get(stage)
+        if not rates:
+            return None
+        rate = rates.get(name) or median(rates.values())
+        return rate * work(stage, self.results.grid.job(stage, name)[0])
+
+    def total(self, jobs: list[Job]) -> tuple[float, int]:
+        """The seconds of these jobs, and how many of them nothing is known of; aggregates do not count."""
+        known = [self(*job) for job in jobs if job[0] not in READS]
+        return sum(s for s in known if s is not None), known.count(None)
+
+
+def replaced(results: Results) -> list[Job]:
+    """The jobs whose present result would be replaced."""
+    return [job for job in results.todo if job[0] not in READS and results.layout.record(*job).exists()]
+
+
+def overview(results: Results) -> dict:
+    """Everything that `ddpm status --json` tells."""
+    cells, costs, layout = states(results), Costs(results), results.layout
+    seconds, unknown = costs.total(list(results.todo))
+    old = replaced(results)
+    count, size = kept.size(layout)
+    return {
+        "results": str(layout.root),
+        "cells": {name: {"state": state, "reason": reason} for name, (state, reason) in cells.items()},
+        "counts": {state: n for state in STATES if (n := sum(s == state for s, _ in cells.values()))},
+        "todo": [
+            {
+                "stage": stage,
+                "name": name,
+                "reasons": [{"kind": r.kind, "text": r.text} for r in reasons],
+                "seconds": None if stage in READS else costs(stage, name),
+            }
+            for (stage, name), reasons in results.todo.items()
+        ],
+        "seconds": round(seconds, 1),
+        "unknown": unknown,
+        "valid": len(results.grid.jobs) - sum(stage not in READS for stage, _ in results.todo),
+        "replaced": [
+            {"stage": s, "name": n, "seconds": (results.record(s, n) or {}).get("costs", {}).get("seconds")}
+            for s, n in old
+        ],
+        "kept": {"folder": str(layout.root / "replaced"), "results": count, "bytes": size},
+    }
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `12 min`, `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
+
+
+def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
+    """What would run now and why: one line per stage and reason; what it costs, and what it replaces."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for (stage, name), reasons in results.todo.items():
+        own = [r for r in reasons if r.kind != "follows"]
+        follows = dict.fromkeys(r.text.split(" ")[0] for r in reasons if r.kind == "follows")
+        text = "; ".join(map(str, own)) or f"follows from {', '.join(follows)}"
+        groups.setdefault((stage, text), []).append(name)
+    device = results.grid.config["device"]
+    seconds, unknown = Costs(results).total(list(results.todo))
+    cost = f"about {duration(seconds)} of work" + (f" and {unknown} jobs of unknown cost" if unknown else "")
+    yield f"would run now: {len(results.todo)} jobs, {cost} (device: {device})"
+    for (stage, text), names in list(groups.items())[:most]:
+        yield f"  {stage:<10} {len(names):>4}  {text}{': ' + _some(names) if any(names) else ''}"
+    if len(groups) > most:
+        yield f"  … and {len(groups) - most} more; --json lists all"
+    if old := replaced(results):
+        lost = sum(((results.record(*job) or {}).get("costs", {}).get("seconds", 0)) for job in old)
+        folder = results.layout.root / "replaced"
+        yield f"  replaced, and kept in {folder}: {len(old)} results, {duration(lost)} of work"
+
+
+def plan_lines(results: Results) -> list[str]:
+    """What a run of Snakemake is told beforehand: what is stale, or nothing where all is missing or valid."""
+    stale = any(r.kind not in ("missing", "follows") for reasons in results.todo.values() for r in reasons)
+    return [*todo_lines(results, most=8), "`ddpm status` tells more"] if stale else []
+
+
+def lines(results: Results) -> Iterator[str]:
+    """`ddpm status`."""
+    grid, cells = results.grid, states(results)
+    counts = Counter(state for state, _ in cells.values())
+    done = counts["finished"] + counts["diverged"]
+    rest = ", ".join(f"{counts[s]} {s}" for s in STATES[1:] if counts[s])
+    yield f"{results.layout.root}: {done} of {len(grid.runs)} cells{' (' + rest + ')' if rest else ''}"
+    for state in STATES[1:-1]:
+        groups: dict[str, list[str]] = {}
+        for name, (found, reason) in cells.items():
+            if found == state:
+                groups.setdefault(reason, []).append(name)
+        for reason, names in list(groups.items())[:8]:
+            yield f"  {state:<10} {len(names):>4}  {_some(names)}: {reason}"
+        if len(groups) > 8:
+            yield f"  {state:<10}       … and {sum(map(len, list(groups.values())[8:]))} more; --json lists all"
+    if results.todo:
+        yield from todo_lines(results)
+    else:
+        yield "nothing to run: every result is valid"
+    count, size = kept.size(results.layout)
+    if count:
+        folder = results.layout.root / "replaced"
+        yield f"{count} replaced results in {folder} ({size / 2**20:.0f} MiB that nothing else uses): delete at will"
+
+
+def cell_lines(results: Results, cell: Cell) -> Iterator[str]:
+    """`ddpm status CELL`: its jobs with record, log, cost and origin, its numbers, and its samples."""
+    layout = results.layout
+    state, reason = states(results)[cell.name]
+    yield f"{cell.name}: {state}{': ' + reason if reason else ''}"
+    if cell.reason:
+        return
+    for stage, name in [("data", ""), ("classifier", ""), *chain(results, cell)]:
+        record, reasons = results.record(stage, name), results.todo.get((stage, name))
+        yield f"{stage} {name}".strip() + ": " + ("; ".join(map(str, reasons)) if reasons else record["status"])
+        batch = results.grid.batch_of[name] if stage == "fidelity" else name
+        yield f"  record   {layout.record(stage, name)}    log  {layout.log(stage, batch)}"
+        if stage not in ("data", "classifier"):
+            yield f"  command  ddpm {stage} {name}"
+        if record:
+            costs = record["costs"]
+            tree = {True: "edited", False: "clean", None: "no git"}[record["dirty"]]
+            yield (
+                f"  made     {costs['started']} in {costs['seconds']} s, {costs['peak_memory_mb']:.0f} MiB, on "
+                f"{record['device']} ({record['hardware']}, {record['host']}), "
+                f"commit {(record['commit'] or 'unknown')[:12]} ({tree}), code {record['code']}"
+            )
+            numbers = {k: v for k, v in record["result"].items() if isinstance(v, int | float | str)}
+            yield "  result   " + ", ".join(
+                f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items()
+            )
+    yield f"samples: {layout.samples(cell.name)}, {layout.samples(cell.name).with_suffix('.png')}"
