@@ -193,10 +193,10 @@ def test_mistakes_of_content_are_reported_all_at_once() -> None:
             {"target": "velocity"},
         ),
         (("data", "name"), "q"),
-        (("grid", 1, "sampler"), ["euler", "heun"]),
+        (("grid", 1, "sampler"), ["euler", "milstein"]),
     )
     found = mistakes(wrong)
-    for part in ("samplers.ddim.eta", "objectives.v.target", "data.name", "'euler'", "'heun'"):
+    for part in ("samplers.ddim.eta", "objectives.v.target", "data.name", "'euler'", "'milstein'"):
         assert sum(part in message for message in found) == 1, part
     assert len(found) == 5
 
@@ -428,10 +428,10 @@ def test_a_network_that_only_refused_cells_would_use_is_not_trained() -> None:
 
 
 def test_all_guidance_weights_share_one_conditional_network() -> None:
-    """The cells of three weights and two samplers sample from one network, trained with label dropout."""
+    """The cells of three weights and their samplers sample from one network, trained with label dropout."""
     grid = config.check(DEFAULT)
     guided = [c for c in grid.runs.values() if c.guidance.startswith("cfg")]
-    assert len(guided) == 6
+    assert len(guided) == 8
     assert {grid.network(c).name for c in guided} == {"score/linear/conditional/seed0"}
     job, _ = grid.job("train", "score/linear/conditional/seed0")
     assert job["conditional"] and job["training"]["label_dropout"] == DEFAULT["training"]["label_dropout"]
@@ -441,10 +441,10 @@ def test_all_guidance_weights_share_one_conditional_network() -> None:
 
 
 def test_size_of_the_default_grid() -> None:
-    """5 × 2 + 2 + 3 × 2 cells, one of them n/a, on 7 networks, 6 of which are likelihood models."""
+    """5 × 2 + 2 + 3 × 2 + 2 × 2 cells, one of them n/a, on 7 networks, 6 of which are likelihood models."""
     grid = config.check(DEFAULT)
-    assert len(grid.cells) == 18
-    assert len(grid.runs) == 17
+    assert len(grid.cells) == 22
+    assert len(grid.runs) == 21
     assert len(grid.networks) == 7
     assert len(grid.likelihoods) == 6
     assert "score/linear/conditional/seed0" not in grid.likelihoods
