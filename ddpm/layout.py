@@ -34,6 +34,10 @@ class Layout:
         """A network's training curve."""
         return self.network(name) / "loss.csv"
 
+    def terms(self, name: str) -> Path:
+        """A network's variational bound, term by term."""
+        return self.network(name) / "terms.csv"
+
     def cell(self, name: str) -> Path:
         """The folder of a cell."""
         return self.root / "cells" / name
@@ -84,6 +88,8 @@ class Layout:
                 return [self.weights(name), self.loss(name)]
             case "guide":
                 return [self.guide(name)]
+            case "likelihood":
+                return [self.terms(name)]
             case "sample":
                 return [self.samples(name)]
             case "table":

@@ -14,7 +14,7 @@ from ddpm.checkpoint import SECONDS, Checkpoint
 from ddpm.data import reference
 from ddpm.denoiser import Denoiser
 from ddpm.layout import Layout
-from ddpm.provenance import Recorder, read_record
+from ddpm.provenance import Recorder, atomic, read_record
 from ddpm.sampling import load_denoiser
 
 Tensor = torch.Tensor
@@ -41,7 +41,7 @@ def vlb(
     batch: int,
     progress: tqdm | None = None,
 ) -> dict[str, Tensor]:
-    """The bound of every image in bits/dim and its three parts, each (N,), float64.
+    """The bound of every image in bits/dim and its three parts, each (N,), float64; `terms` (N, K) are those of `kl`.
 
     Σ_{t≥2} is exact where times ≥ T − 1, else a stratified draw of `times` terms per image; the decoder
     (t = 1) and the prior are always exact. ε of the image number `index[i]` at its k-th time is its own.
@@ -67,9 +67,21 @@ def vlb(
         if progress is not None:
             progress.update(len(chunk))
     term = torch.cat(terms).reshape(len(x0), 1 + count) / math.log(2)
-    decoder, kl = term[:, 0], term[:, 1:].sum(1) * ((schedule.steps - 1) / count)
+    decoder, kl = term[:, 0], term[:, 1:] * ((schedule.steps - 1) / count)
     prior = prior_term(schedule, x0.double()).cpu() / math.log(2)
-    return {"bound": prior + kl + decoder, "prior": prior, "kl": kl, "decoder": decoder}
+    return {"bound": prior + kl.sum(1) + decoder, "prior": prior, "kl": kl.sum(1), "decoder": decoder, "terms": kl}
+
+
+def terms_table(prior: float, decoder: float, terms: Tensor, steps: int) -> str:
+    """The bound term by term as CSV: `bits_per_dim` is what the times `first` … `last` contribute on average.
+
+    t = 1 is the decoder, T + 1 stands for the prior; terms (K,) are the KLs of K equal strata of 2 … T.
+    """
+    lines, width = ["term,first,last,bits_per_dim", f"decoder,1,1,{decoder:.9g}"], (steps - 1) / len(terms)
+    for k, value in enumerate(terms.tolist()):
+        first, last = 2 + math.floor(k * width), min(steps, 1 + math.ceil((k + 1) * width))
+        lines.append(f"kl,{first},{last},{value:.9g}")
+    return "\n".join([*lines, f"prior,{steps + 1},{steps + 1},{prior:.9g}"]) + "\n"
 
 
 def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
@@ -87,7 +99,9 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
     )
     status = read_record(layout.record("train", name))["status"]
     if status != "ok":
-        recorder.finish(out, [], status)
+        with atomic(layout.terms(name)) as temporary:
+            temporary.write_text("term,first,last,bits_per_dim\n", encoding="utf-8")
+        recorder.finish(out, [layout.terms(name)], status)
         return
     dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
     x0 = dataset.scale(reference(dataset, "test", settings["images"]))
@@ -115,12 +129,17 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
             total = {k: torch.cat([total[k], v]) if total else v for k, v in part.items()}
             if checkpoint.due():
                 checkpoint.save(total, {"at": start + len(index)})
+    terms, table = total.pop("terms").mean(0), layout.terms(name)
+    result = {f"{k}_bits_per_dim": float(v.mean()) for k, v in total.items()}
+    with atomic(table) as temporary:
+        steps = denoiser.schedule.steps
+        prior, decoder = result["prior_bits_per_dim"], result["decoder_bits_per_dim"]
+        temporary.write_text(terms_table(prior, decoder, terms, steps), encoding="utf-8")
     if not total["bound"].isfinite().all():
-        recorder.finish(out, [], "diverged")
+        recorder.finish(out, [table], "diverged")
     else:
-        result = {f"{k}_bits_per_dim": float(v.mean()) for k, v in total.items()}
         result["standard_error"] = float(total["bound"].std() / math.sqrt(len(x0)))
-        recorder.finish(out, [], images=len(x0), times=per_image, **result)
+        recorder.finish(out, [table], images=len(x0), times=per_image, **result)
     checkpoint.remove()
 
 

@@ -184,7 +184,7 @@ def test_bound_of_gaussian_data(name: str, large: bool, monkeypatch: pytest.Monk
     parts = likelihood.vlb(
         GaussianDenoiser(schedule, MEAN, STD), MEAN + STD * z, torch.arange(len(z)), levels, steps, large, batch=64
     )
-    ours = {part: float(weights @ value.numpy()) for part, value in parts.items()}
+    ours = {part: float(weights @ value.numpy()) for part, value in parts.items() if part != "terms"}
 
     error = STD**2 * (1 - bar) / (bar * STD**2 + 1 - bar)
     a = np.sqrt(bar[:-1]) * beta / (1 - bar[1:])
@@ -235,6 +235,33 @@ def test_exact_vlb_is_the_plain_sum(name: str, large: bool, times: int, v: float
         expected["bound"] = sum(expected.values())
         for part, value in expected.items():
             assert float(parts[part][i]) == pytest.approx(value, rel=1e-7), (part, i)
+        assert parts["terms"][i].tolist() == pytest.approx([float(t) / math.log(2) for t in terms[1:]], rel=1e-7)
+
+
+def test_strata_of_the_terms_table() -> None:
+    """Three strata of t = 2 … 9 overlap where a boundary cuts an index; with T − 1 of them each is one time."""
+    lines = likelihood.terms_table(0.5, 1.25, torch.tensor([1.0, 2.0, 3.0]).double(), 9).splitlines()
+    assert lines == [
+        "term,first,last,bits_per_dim",
+        "decoder,1,1,1.25",
+        "kl,2,4,1",
+        "kl,4,7,2",
+        "kl,7,9,3",
+        "prior,10,10,0.5",
+    ]
+    lines = likelihood.terms_table(0.0, 0.0, torch.arange(8).double(), 9).splitlines()[2:-1]
+    assert lines == [f"kl,{t},{t},{t - 2}" for t in range(2, 10)]
+
+
+@pytest.mark.parametrize("steps", [9, 100, 1000])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_every_time_lies_in_the_stratum_that_it_was_drawn_for(steps: int, count: int) -> None:
+    """The table's ranges are those of `stratified_times`, from end to end."""
+    lines = likelihood.terms_table(0.0, 0.0, torch.zeros(count).double(), steps).splitlines()[2:-1]
+    ranges = [tuple(map(int, line.split(",")[1:3])) for line in lines]
+    for u, end in ((1e-12, 0), (1 - 1e-12, 1)):
+        drawn = likelihood.stratified_times(torch.full((1, count), u, dtype=torch.float64), steps)[0]
+        assert drawn.tolist() == [r[end] for r in ranges]
 
 
 def test_vlb_does_not_depend_on_the_batch() -> None:
@@ -296,7 +323,7 @@ def test_stratified_estimate_is_unbiased(name: str, count: int, monkeypatch: pyt
     estimate = likelihood.vlb(denoiser, x0, torch.arange(cells), 17, count, False, batch=1000)
     exact = likelihood.vlb(denoiser, x0[:1], torch.arange(1), 17, steps - 1, False, batch=1000)
     assert float(estimate["kl"].std()) > 0.01 * float(exact["kl"])
-    for part in exact:
+    for part in ("bound", "prior", "kl", "decoder"):
         assert float(estimate[part].mean()) == pytest.approx(float(exact[part]), rel=1e-10), part
     snr = alpha_bar(name, steps)[1:] / (1 - alpha_bar(name, steps)[1:])
     assert float(exact["kl"]) == pytest.approx(0.5 * (snr[0] - snr[-1]) * 0.8**2 / math.log(2), rel=1e-9)

@@ -23,7 +23,8 @@ rule likelihood:
     input:
         inputs_of("likelihood", "network"),
     output:
-        PATHS.record("likelihood", "{network}"),
+        terms=PATHS.terms("{network}"),
+        record=PATHS.record("likelihood", "{network}"),
     log:
         PATHS.log("likelihood", "{network}"),
     conda:
