@@ -8,6 +8,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _MODULES = (
+    "catalogue",
     "checkpoint",
     "config",
     "data",
@@ -18,6 +19,7 @@ _MODULES = (
     "figures",
     "grid",
     "guidance",
+    "kept",
     "likelihood",
     "lock",
     "methods",
@@ -26,11 +28,13 @@ _MODULES = (
     "objectives",
     "preflight",
     "provenance",
+    "results",
     "running",
     "samplers",
     "sampling",
     "schedules",
     "source",
+    "status",
     "tables",
     "training",
 )

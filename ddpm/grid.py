@@ -6,22 +6,13 @@ configuration, never hyperparameters.
 """
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
 
 from ddpm import source
-from ddpm.errors import UserError
-from ddpm.limits import outside
+from ddpm.catalogue import AXES, ConfigError, complete, datasets, incompatibility, known_methods, mistakes, source_of
 from ddpm.provenance import IMPORTS, versions
-
-AXES = {
-    "objective": ("objectives", "ddpm.objectives"),
-    "schedule": ("schedules", "ddpm.schedules"),
-    "guidance": ("guidances", "ddpm.guidance"),
-    "sampler": ("samplers", "ddpm.samplers"),
-}
 
 # Every stage's entry point: where its code's fingerprint starts.
 STAGES = {
@@ -47,14 +38,6 @@ UNUSED = {
 
 # The rows that bound the table: real training images (ceiling) and uniform noise (floor).
 BASELINES = ("real", "noise")
-
-
-class ConfigError(UserError):
-    """Mistakes in the configuration: one message of one to three lines each."""
-
-    def __init__(self, messages: list[str]):
-        self.messages = messages
-        super().__init__("\n".join(messages))
 
 
 @dataclass(frozen=True)
@@ -109,116 +92,19 @@ def canonical(job: dict) -> str:
     return json.dumps(job, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-@cache
-def known_methods(axis: str) -> dict[str, source.MethodSource]:
-    """The methods of an axis by name; an objective's are its targets."""
-    module = AXES[axis][1]
-    return source.methods(module, "Target" if axis == "objective" else axis.capitalize())
-
-
-def datasets() -> dict[str, source.MethodSource]:
-    """The datasets by name."""
-    return source.methods("ddpm.data", "Dataset")
-
-
-def source_of(axis: str, value: dict) -> source.MethodSource:
-    """The source that declares an axis value's parameters: its method's class, or `Objective`."""
-    return source.describe(AXES[axis][1], "Objective") if axis == "objective" else known_methods(axis)[value["method"]]
-
-
-def _cast(kind: str, value: object) -> object:
-    """The value in its declared type, so that 1 and 1.0 are one job; TypeError where it does not fit."""
-    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind.startswith("tuple[") and isinstance(value, list | tuple):
-        return [_cast(kind.removeprefix("tuple[").split(",")[0], v) for v in value]
-    plain = {"int": int, "str": str, "bool": bool}.get(kind)
-    if plain is not None and isinstance(value, plain) and not (kind == "int" and isinstance(value, bool)):
-        return value
-    raise TypeError(kind)
-
-
-def _complete(declared: source.MethodSource, value: dict) -> dict:
-    """All parameters of a method: the configured ones, the others at their defaults."""
-    named = {k: v for k, v in value.items() if k in ("method", "name")}
-    return named | {n: _cast(p.type, value.get(n, p.default)) for n, p in declared.parameters.items()}
-
-
 class Grid:
     """A checked configuration and what it expands to."""
 
     def __init__(self, config: dict):
         self.config = config
-        if mistakes := list(self._mistakes()):
-            raise ConfigError(mistakes)
+        self._jobs: dict[tuple[str, str], tuple[dict, str]] = {}
+        if found := list(mistakes(config)):
+            raise ConfigError(found)
 
     @property
     def results(self) -> str:
         """The folder of this configuration's results."""
         return self.config["results"]
-
-    # ---- checks -----------------------------------------------------------------------------------
-
-    def _mistakes(self) -> Iterator[str]:
-        """Cross-checks that the JSON schema cannot express."""
-        for axis, (section, _) in AXES.items():
-            key = "target" if axis == "objective" else "method"
-            for name, value in self.config[section].items():
-                yield from self._method_mistakes(
-                    f"{section}.{name}", key, value, known_methods(axis), lambda v, a=axis: source_of(a, v)
-                )
-        for section, key, known in (("network", "method", source.networks()), ("data", "name", datasets())):
-            yield from self._method_mistakes(
-                section, key, self.config[section], known, lambda v, k=key, d=known: d[v[k]]
-            )
-        for i, block in enumerate(self.config["grid"]):
-            undefined = [(a, s, n) for a, (s, _) in AXES.items() for n in block[a] if n not in self.config[s]]
-            for axis, section, name in undefined:
-                known = ", ".join(self.config[section])
-                yield f"grid[{i}].{axis}: {name!r} is not defined under {section}; defined are {known}"
-            if not undefined:
-                yield from self._length_mistakes(f"grid[{i}]", block)
-
-    def _length_mistakes(self, where: str, block: dict) -> Iterator[str]:
-        """Samplers with more steps than the schedule that they are to run on."""
-        for schedule, sampler in product(block["schedule"], block["sampler"]):
-            try:
-                total, wanted = self.axis("schedule", schedule)["steps"], self.axis("sampler", sampler)["steps"]
-            except (TypeError, KeyError):
-                continue  # reported with the method itself
-            if wanted > total:
-                yield f"{where}: sampler {sampler!r} takes {wanted} steps, but schedule {schedule!r} has T = {total}"
-
-    @staticmethod
-    def _method_mistakes(where: str, key: str, value: dict, known: dict, declared: Callable) -> Iterator[str]:
-        """What is wrong with one method and its parameters."""
-        if value[key] not in known:
-            yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(known)}"
-            return
-        method = declared(value)
-        parameters, limits, choices = method.parameters, *(method.attributes.get(k, {}) for k in ("limits", "choices"))
-        for name, given in value.items():
-            if name not in parameters:
-                if name != key:
-                    yield f"{where}.{name}: unknown key; known are {', '.join(parameters) or 'none'}"
-                continue
-            kind = parameters[name].type
-            try:
-                if mistake := outside(name, _cast(kind, given), limits.get(name), choices.get(name)):
-                    yield f"{where}.{mistake}"
-            except TypeError:
-                hint = " (YAML reads 2e-4 as text: write 2.0e-4)" if kind == "float" and isinstance(given, str) else ""
-                yield f"{where}.{name}: {given!r} is of type {type(given).__name__}; it must be {kind}{hint}"
-
-    def _reason(self, values: dict[str, dict]) -> str:
-        """Why these axis values cannot work together, as the methods declare it; empty where they can."""
-        declared = {axis: source_of(axis, value) for axis, value in values.items()}
-        full = {axis: _complete(declared[axis], value) | declared[axis].attributes for axis, value in values.items()}
-        for axis in values:
-            for other, parameter, refused, reason in declared[axis].attributes.get("incompatible") or ():
-                if full[other].get(parameter) == refused:
-                    return reason
-        return ""
 
     @property
     def how(self) -> list:
@@ -237,7 +123,7 @@ class Grid:
                     axis: self.config[section][name]
                     for (axis, (section, _)), name in zip(AXES.items(), row, strict=True)
                 }
-                reason = self._reason(values)
+                reason = incompatibility(values)
                 for seed in self.config["seeds"]:
                     found[Cell(*row, seed, reason)] = None
         return list(found)
@@ -282,7 +168,7 @@ class Grid:
     def axis(self, axis: str, name: str) -> dict:
         """One axis value with all its parameters."""
         value = self.config[AXES[axis][0]][name]
-        return _complete(source_of(axis, value), value)
+        return complete(source_of(axis, value), value)
 
     @cached_property
     def _used(self) -> dict:
@@ -295,7 +181,7 @@ class Grid:
 
     def data_job(self) -> dict:
         data = self.config["data"]
-        return {"data": _complete(datasets()[data["name"]], data)}
+        return {"data": complete(datasets()[data["name"]], data)}
 
     def classifier_job(self) -> dict:
         return self.data_job() | {"classifier": self.config["classifier"], "threads": self.config["threads"]}
@@ -309,7 +195,7 @@ class Grid:
             "name": name,
             "objective": self.axis("objective", network.objective),
             "schedule": self.axis("schedule", network.schedule),
-            "network": _complete(source.networks()[spec["method"]], spec),
+            "network": complete(source.networks()[spec["method"]], spec),
             "training": training | ({"label_dropout": dropout} if conditional else {}),
             "conditional": conditional,
             "seed": network.seed,
@@ -326,7 +212,7 @@ class Grid:
 
     def model(self, name: str) -> dict:
         """What a network is, apart from its training: whoever uses it runs the code of these methods."""
-        return {k: v for k, v in self.train_job(name).items() if k in ("objective", "schedule", "network")}
+        return {k: v for k, v in self.job("train", name)[0].items() if k in ("objective", "schedule", "network")}
 
     def sample_job(self, name: str) -> dict:
         cell = self.runs[name]
@@ -380,25 +266,31 @@ class Grid:
         }
 
     def job(self, stage: str, name: str = "") -> tuple[dict, str]:
-        """One job and the fingerprint of its code."""
+        """One job and the fingerprint of its code; the same dictionary at every call."""
+        if (stage, name) not in self._jobs:
+            job = self._job(stage, name)
+            self._jobs[stage, name] = job, source.fingerprint(roots(stage, job))
+        return self._jobs[stage, name]
+
+    def _job(self, stage: str, name: str) -> dict:
         match stage:
             case "data":
-                job = self.data_job()
+                return self.data_job()
             case "classifier":
-                job = self.classifier_job()
+                return self.classifier_job()
             case "train":
-                job = self.train_job(name)
+                return self.train_job(name)
             case "sample":
-                job = self.sample_job(name)
+                return self.sample_job(name)
             case "fidelity":
-                job = self.fidelity_job(name)
+                return self.fidelity_job(name)
             case "guide":
-                job = self.guide_job(name)
+                return self.guide_job(name)
             case "likelihood" | "ode_likelihood":
-                job = self.likelihood_job(stage, name)
+                return self.likelihood_job(stage, name)
             case "table" | "figures":
-                job = {"config": {k: v for k, v in self._used.items() if k not in UNUSED[stage]}}
-        return job, source.fingerprint(roots(stage, job))
+                return {"config": {k: v for k, v in self._used.items() if k not in UNUSED[stage]}}
+        raise ValueError(f"{stage}: no such stage")
 
     def parents(self, stage: str, name: str = "") -> dict[str, tuple[str, str]]:
         """What a job reads, by the names that its record uses → the job (stage, name) that makes it."""

@@ -1,10 +1,14 @@
 """The bounds that methods declare for their parameters, checked alike in a configuration and in a method. No torch."""
 
+from collections.abc import Iterator
+
 
 def outside(
     name: str, value: object, limits: tuple[float | None, float | None] | None, choices: tuple[str, ...] | None
 ) -> str:
-    """What is wrong with a parameter's value; empty where nothing is."""
+    """What is wrong with a parameter's value, or with the first wrong one of its values; empty where nothing is."""
+    if isinstance(value, list | tuple):
+        return next(filter(None, (outside(name, v, limits, choices) for v in value)), "")
     if choices is not None and value not in choices:
         return f"{name}: {value!r}; it must be one of {', '.join(choices)}"
     if limits is None:
@@ -15,3 +19,11 @@ def outside(
     if high is None:
         return f"{name}: {value}; it must be at least {low}"
     return f"{name}: {value}; it must lie in {low} … {high}"
+
+
+def disordered(values: dict[str, object], attributes: dict[str, object]) -> Iterator[str]:
+    """Pairs of parameters that are not in the order which a method declares: `ordered`, see ddpm/methods.py."""
+    for low, how, high in attributes.get("ordered") or ():
+        if values[low] > values[high] or (how == "<" and values[low] == values[high]):
+            wanted = {"<=": "at most", "<": "below"}[how]
+            yield f"{low}: {values[low]}; it must be {wanted} {high}, {values[high]}"

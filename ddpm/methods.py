@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
-from ddpm.limits import outside
+from ddpm.limits import disordered, outside
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,15 @@ class Method:
     """Base of every named method of an axis."""
 
     method: ClassVar[str] = ""
-    # Pairs that cannot work: (axis, parameter, value, reason). Like the two below this is a literal, which
+    # Pairs that cannot work: (axis, parameter, value, reason). Like those below this is a literal, which
     # `grid` reads without importing the module.
     incompatible: ClassVar[tuple[tuple[str, str, object, str], ...]] = ()
 
     # Parameter → its smallest and largest value (None: no bound), and parameter → its possible values.
     limits: ClassVar[dict[str, tuple[float | None, float | None]]] = {}
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    # Two parameters that must be in order: (smaller, "<" or "<=", larger).
+    ordered: ClassVar[tuple[tuple[str, str, str], ...]] = ()
 
     def __post_init__(self) -> None:
         for line in reversed(type(self).__mro__):
@@ -30,6 +32,8 @@ class Method:
             for name in limits.keys() | choices.keys():
                 if mistake := outside(name, getattr(self, name), limits.get(name), choices.get(name)):
                     raise ValueError(f"{self.method}: {mistake}" if self.method else mistake)
+        for mistake in disordered(vars(self), {"ordered": self.ordered}):
+            raise ValueError(f"{self.method}: {mistake}" if self.method else mistake)
         self.check()
 
     def check(self) -> None:

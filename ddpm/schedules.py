@@ -200,12 +200,9 @@ class Linear(Discrete):
 
     method = "linear"
     limits = {"beta_first": (1e-8, 0.9999), "beta_last": (1e-8, 0.9999)}
+    ordered = (("beta_first", "<=", "beta_last"),)
     beta_first: float = 1e-4
     beta_last: float = 0.02
-
-    def check(self) -> None:
-        if self.beta_first > self.beta_last:
-            raise ValueError(f"beta_first: {self.beta_first}; it must be at most beta_last, {self.beta_last}")
 
     def alphas_bar(self) -> Tensor:
         beta = torch.linspace(self.beta_first, self.beta_last, self.steps, dtype=torch.float64)
@@ -241,12 +238,9 @@ class VPSDE(VariancePreserving):
 
     method = "vp-sde"
     limits = {"beta_min": (1e-8, None), "beta_max": (1e-8, None)}
+    ordered = (("beta_min", "<=", "beta_max"),)
     beta_min: float = 0.1
     beta_max: float = 20.0
-
-    def check(self) -> None:
-        if self.beta_min > self.beta_max:
-            raise ValueError(f"beta_min: {self.beta_min}; it must be at most beta_max, {self.beta_max}")
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         u = self._inside(t) / self.steps
@@ -276,12 +270,9 @@ class VarianceExploding(Schedule):
 
     family = "VE"
     limits = {"sigma_min": (1e-8, None), "sigma_max": (1e-8, None)}
+    ordered = (("sigma_min", "<", "sigma_max"),)
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-
-    def check(self) -> None:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min: {self.sigma_min}; it must be below sigma_max, {self.sigma_max}")
 
     def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """σ and dσ/du at u = (t − 1)/(T − 1) in [0, 1]."""

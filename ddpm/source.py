@@ -85,18 +85,6 @@ def _resolve(module: str, names: list[str]) -> tuple[str, str] | None:
     return _resolve(target, [*([symbol] if symbol else []), *names[1:]]) if target.split(".")[0] == "ddpm" else None
 
 
-def _attributes(top: ast.stmt) -> dict[int, list[str]]:
-    """The id of a name's node → the attributes that follow it: `a.b.c` gives [b, c] for a."""
-    found: dict[int, list[str]] = {}
-    for node in ast.walk(top):
-        names, base = [], node
-        while isinstance(base, ast.Attribute):
-            names, base = [base.attr, *names], base.value
-        if isinstance(base, ast.Name) and len(names) > len(found.get(id(base), [])):
-            found[id(base)] = names
-    return found
-
-
 @cache
 def read(module: str) -> Source:
     """The parsed module, e.g. `ddpm.samplers`."""
@@ -122,23 +110,53 @@ def read(module: str) -> Source:
     return Source(definitions, imports, tuple(effects))
 
 
-def _plain(node: object) -> object:
-    """The syntax tree without positions, docstrings and empty fields, the same in every Python version."""
-    if isinstance(node, list):
-        return [_plain(n) for n in node]
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    parts = [type(node).__name__]
-    for name, value in ast.iter_fields(node):
-        if (
-            name == "body"
-            and isinstance(node, ast.FunctionDef | ast.ClassDef)
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            value = value[1:]
-        if value is not None and value != [] and name != "kind":
-            parts.append((name, _plain(value)))
-    return parts
+class _Scan:
+    """One walk over a syntax tree: its text, the names in it, and the imports inside it.
+
+    text: without positions, docstrings and empty fields, the same in every Python version;
+    names: every name with the attributes that follow it: `a.b.c` gives (a, (b, c)).
+    """
+
+    def __init__(self, nodes: tuple[ast.stmt, ...]):
+        self.text: list[str] = []
+        self.names: list[tuple[str, tuple[str, ...]]] = []
+        self.imports: list[ast.stmt] = []
+        self._visit(list(nodes))
+
+    def _visit(self, node: object, attributes: tuple[str, ...] = ()) -> None:
+        say = self.text.append
+        if isinstance(node, list):
+            say("[")
+            for inner in node:
+                self._visit(inner)
+            say("]")
+            return
+        if not isinstance(node, ast.AST):
+            say(repr(node))
+            return
+        kind = type(node)
+        say(f"({kind.__name__}")
+        if kind is ast.Name:
+            self.names.append((node.id, attributes))
+        elif kind is ast.Import or kind is ast.ImportFrom:
+            self.imports.append(node)
+        attributes = (node.attr, *attributes) if kind is ast.Attribute else ()
+        for field in node._fields:
+            value = getattr(node, field, None)
+            # How a name is used (ctx) follows from where it stands.
+            if value is None or value == [] or field in ("ctx", "kind"):
+                continue
+            if field == "body" and (kind is ast.FunctionDef or kind is ast.ClassDef):
+                first = value[0]
+                if (
+                    isinstance(first, ast.Expr)
+                    and isinstance(first.value, ast.Constant)
+                    and type(first.value.value) is str
+                ):
+                    value = value[1:]
+            say(field)
+            self._visit(value, attributes)
+        say(")")
 
 
 class Reach(NamedTuple):
@@ -153,26 +171,20 @@ class Reach(NamedTuple):
 def _reach(module: str, name: str) -> Reach:
     source = read(module)
     nodes = source.definitions.get(name, ()) + source.effects
-    imports = dict(source.imports)
-    for node in nodes:
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Import | ast.ImportFrom):
-                imports |= _imported(inner, module)
+    scan, imports = _Scan(nodes), dict(source.imports)
+    for node in scan.imports:
+        imports |= _imported(node, module)
     outside, reached = set(), set()
-    for top in nodes:
-        attributes = _attributes(top)
-        for node in ast.walk(top):
-            if not isinstance(node, ast.Name):
-                continue
-            if node.id in imports:
-                target, symbol = imports[node.id]
-                if target.split(".")[0] != "ddpm":
-                    outside.add((node.id, target, symbol))
-                elif found := _resolve(target, [*([symbol] if symbol else []), *attributes.get(id(node), [])]):
-                    reached.add(found)
-            elif node.id in source.definitions and node.id != name:
-                reached.add((module, node.id))
-    text = repr((module, name, _plain(list(nodes)), sorted(outside)))
+    for found, attributes in scan.names:
+        if found in imports:
+            target, symbol = imports[found]
+            if target.split(".")[0] != "ddpm":
+                outside.add((found, target, symbol))
+            elif definition := _resolve(target, [*([symbol] if symbol else []), *attributes]):
+                reached.add(definition)
+        elif found in source.definitions and found != name:
+            reached.add((module, found))
+    text = repr((module, name, " ".join(scan.text), sorted(outside)))
     return Reach(text, frozenset(reached), frozenset(target.split(".")[0] for _, target, _ in outside))
 
 
@@ -281,5 +293,5 @@ def networks() -> dict[str, MethodSource]:
                     a.arg: Parameter(ast.unparse(a.annotation), _literal(d), False)
                     for a, d in zip(arguments, defaults, strict=True)
                 }
-                found[path.stem] = MethodSource(name, parameters, {})
+                found[path.stem] = MethodSource(name, parameters, describe(module, name).attributes)
     return found

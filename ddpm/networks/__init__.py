@@ -2,7 +2,7 @@
 
 `ddpm.networks.<name>` holds the class whose `method` is that name. Its constructor takes the images' shape
 (C, H, W), the number of heads (2 where a variance is learned), the number of classes (0: unconditional),
-and then the parameters that the configuration may set.
+and then the parameters that the configuration may set, within the `limits` that the class may declare.
 """
 
 from importlib import import_module

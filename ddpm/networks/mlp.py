@@ -35,6 +35,7 @@ class MLP(nn.Module):
     """
 
     method = "mlp"
+    limits = {"width": (1, None), "depth": (0, None)}
 
     def __init__(self, shape: tuple[int, ...], heads: int = 1, classes: int = 0, width: int = 128, depth: int = 3):
         super().__init__()

@@ -111,6 +111,7 @@ class UNet(nn.Module):
     """
 
     method = "unet"
+    limits = {"width": (1, None), "multipliers": (1, None), "blocks": (1, None), "attention": (0, None)}
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 # What all rules share: the checked grid, the paths, and the command that runs a job.
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -63,6 +64,7 @@ def plan():
             logger.info(line)
 
 
+@cache
 def done(stage, name):
     """The file that tells Snakemake that a job is done."""
     return PATHS.measured(GRID.batch_of[name]) if stage == "fidelity" else PATHS.record(stage, name)
