@@ -45,6 +45,7 @@ class Sampler(Method):
             first, last = (schedule.level(t) ** (1 / 7) for t in torch.tensor([1, schedule.steps]).double())
             u = torch.linspace(1, 0, self.steps, dtype=torch.float64)
             inner = schedule.time_at((first + u * (last - first)) ** 7)
+            inner[-1], inner[0] = 1, schedule.steps  # exactly, however the powers are rounded
             return torch.cat([inner, torch.zeros_like(inner[:1])])
         return schedule.grid(self.steps)
 
