@@ -1,6 +1,7 @@
-"""Datasets: images as integer grey levels 0 … levels − 1, labels, a training and a test half."""
+"""Datasets: images as integer grey levels 0 … levels − 1, or points of continuous coordinates; labels; two halves."""
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from ddpm import noise
 from ddpm.errors import UserError
+from ddpm.exact import Mixture
 from ddpm.layout import Layout
 from ddpm.methods import Method
 from ddpm.provenance import Recorder, read_tensors, write_tensors
@@ -20,7 +22,7 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """One half of a dataset: images uint8 (N, C, H, W) of grey levels, labels int64 (N,)."""
+    """One half of a dataset: images uint8 (N, C, H, W) of grey levels, or points float32 (N, D); labels int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -29,7 +31,7 @@ class Split:
 class Dataset(Method):
     """A dataset's `load` gives its training and its test half.
 
-    levels: number of grey levels; level k stands for 2k/(levels − 1) − 1 in [−1, 1].
+    levels: number of grey levels; level k stands for 2k/(levels − 1) − 1 in [−1, 1]. 0 means continuous data.
     """
 
     levels: ClassVar[int] = 256
@@ -37,6 +39,10 @@ class Dataset(Method):
 
     def load(self) -> tuple[Split, Split]:
         raise NotImplementedError
+
+    def log_density(self, images: Tensor) -> Tensor | None:
+        """log p of every image, in nats, float64 (N,), where it is known in closed form."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,184 @@ class MNIST(Dataset):
         return Split(train.data[:, None], train.targets), Split(test.data[:, None], test.targets)
 
 
+# ---- points in the plane, all of about the same size: coordinates of a standard deviation near 4 --------------------
+
+
+@dataclass(frozen=True)
+class Points(Dataset):
+    """Independent points of a law in the plane: `train` of them for training, `test` others; `seed` draws them.
+
+    A point's label says which part of the law it was drawn from.
+    """
+
+    levels = 0
+    limits = {"train": (1, None), "test": (2, None)}
+    seed: int = 0
+    train: int = 10000
+    test: int = 2000
+
+    def load(self) -> tuple[Split, Split]:
+        halves = []
+        for half, count in (("train", self.train), ("test", self.test)):
+            key, index = noise.key("points", half, self.seed), torch.arange(count)
+            u, z = noise.uniform(key, index, 0, (2,)), noise.normal(key, index, 1, (2,), torch.float64)
+            points, labels = self.place(u, z)
+            halves.append(Split(points.float(), labels))
+        return halves[0], halves[1]
+
+    def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Points float64 (N, 2) and labels int64 (N,) from uniform (N, 2) and standard normal (N, 2) numbers."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Gaussians(Points):
+    """Points of a mixture of Gaussians, whose diffusion is known in closed form (`ddpm.exact`)."""
+
+    def law(self) -> Mixture:
+        """The mixture itself."""
+        raise NotImplementedError
+
+    def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.law().draw(u[:, 0], z)
+
+    def log_density(self, images: Tensor) -> Tensor:
+        return self.law().log_density(images)
+
+
+@dataclass(frozen=True)
+class GaussianMixture(Gaussians):
+    """Σ_k w_k N(m_k, s_k² I), with `weights` w (K), `means` m (K × 2) and `spreads` s (K).
+
+    The default is that of Song & Ermon 2019, figures 2 and 3 (001, figures 3.1 and 3.2): modes so far apart that
+    Langevin dynamics does not cross between them.
+    """
+
+    method = "mixture"
+    weights: tuple[float, ...] = (0.8, 0.2)
+    means: tuple[tuple[float, ...], ...] = ((5.0, 5.0), (-5.0, -5.0))
+    spreads: tuple[float, ...] = (1.0, 1.0)
+
+    def check(self) -> None:
+        counts = len(self.weights), len(self.means), len(self.spreads)
+        if len(set(counts)) > 1:
+            raise ValueError("mixture: {} weights, {} means and {} spreads; one of each per mode".format(*counts))
+        if min(self.weights, default=0) <= 0 or abs(sum(self.weights) - 1) > 1e-9:
+            raise ValueError(f"weights: {list(self.weights)}; they must be positive and sum to 1")
+        if min(self.spreads) <= 0:
+            raise ValueError(f"spreads: {list(self.spreads)}; they must be positive")
+        if any(len(mean) != 2 for mean in self.means):
+            raise ValueError(f"means: {list(map(list, self.means))}; each must be a point of the plane, [x, y]")
+
+    @property
+    def classes(self) -> int:
+        return len(self.weights)
+
+    def law(self) -> Mixture:
+        spreads = torch.tensor(self.spreads, dtype=torch.float64)[:, None]
+        weights, means = (torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means))
+        return Mixture(weights, means, (spreads**2).expand_as(means))
+
+
+@dataclass(frozen=True)
+class Ring(Gaussians):
+    """`count` Gaussians of equal weight and standard deviation `spread` on a circle of `radius`."""
+
+    method = "ring"
+    limits = {"count": (1, None), "radius": (0, None), "spread": (1e-6, None)}
+    count: int = 8
+    radius: float = 6.0
+    spread: float = 0.5
+
+    @property
+    def classes(self) -> int:
+        return self.count
+
+    def law(self) -> Mixture:
+        k = torch.arange(self.count, dtype=torch.float64)
+        means = polar(self.radius, 2 * math.pi * k / self.count)
+        return Mixture(torch.full_like(k, 1 / self.count), means, torch.full_like(means, self.spread**2))
+
+
+def polar(radius: Tensor | float, angle: Tensor) -> Tensor:
+    """Points of the plane, (N, 2)."""
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+
+
+@dataclass(frozen=True)
+class Moons(Points):
+    """Two half circles of `radius`, each reaching into the other, with Gaussian noise of `spread`."""
+
+    method = "moons"
+    classes = 2
+    limits = {"radius": (0, None), "spread": (0, None)}
+    radius: float = 5.0
+    spread: float = 0.4
+
+    def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        labels = (u[:, 0] < 0.5).long()
+        sign = 1 - 2.0 * labels[:, None]
+        centre = torch.tensor([-0.5, -0.25], dtype=torch.float64)
+        return sign * self.radius * (polar(1.0, math.pi * u[:, 1]) + centre) + self.spread * z, labels
+
+
+@dataclass(frozen=True)
+class Circles(Points):
+    """Two circles about the origin, of `radius` and half of it, with Gaussian noise of `spread`."""
+
+    method = "circles"
+    classes = 2
+    limits = {"radius": (0, None), "spread": (0, None)}
+    radius: float = 6.0
+    spread: float = 0.3
+
+    def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        labels = (u[:, 0] < 0.5).long()
+        return polar(self.radius / (1.0 + labels), 2 * math.pi * u[:, 1]) + self.spread * z, labels
+
+
+@dataclass(frozen=True)
+class Spiral(Points):
+    """`arms` Archimedean spirals of `turns` turns out to `radius`, with Gaussian noise of `spread`.
+
+    One arm is a Swiss roll. The points lie evenly in angle, so that an arm thins out as it grows.
+    """
+
+    method = "spiral"
+    limits = {"arms": (1, None), "turns": (0, None), "radius": (0, None), "spread": (0, None)}
+    arms: int = 2
+    turns: float = 1.25
+    radius: float = 8.0
+    spread: float = 0.25
+
+    @property
+    def classes(self) -> int:
+        return self.arms
+
+    def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        labels = (u[:, 0] * self.arms).long()
+        angle = 2 * math.pi * (self.turns * u[:, 1] + labels / self.arms)
+        return polar(self.radius * u[:, 1], angle) + self.spread * z, labels
+
+
+@dataclass(frozen=True)
+class Checkerboard(Points):
+    """Uniform on the 8 dark squares, of side `side`, of a board of 4 × 4."""
+
+    method = "checkerboard"
+    classes = 8
+    limits = {"side": (1e-6, None)}
+    side: float = 3.0
+
+    def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        square = u[:, 0] * 8
+        labels = square.long()
+        row = labels // 2
+        corner = torch.stack([2 * (labels % 2) + row % 2, row], dim=1) - 2
+        # What is left of u after the square was chosen is uniform again.
+        return self.side * (corner + torch.stack([square - labels, u[:, 1]], dim=1)), labels
+
+
 @dataclass(frozen=True)
 class Data:
     """What every later stage reads: both halves, and what the dataset says of itself."""
@@ -125,16 +309,18 @@ class Data:
     classes: int
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image, (D,) of one point."""
         return tuple(self.train.images.shape[1:])
 
     def scale(self, images: Tensor) -> Tensor:
-        """Grey levels → [−1, 1], float32."""
-        return images.float() * (2 / (self.levels - 1)) - 1
+        """Grey levels → [−1, 1], float32; points stay as they are."""
+        return images.float() * (2 / (self.levels - 1)) - 1 if self.levels else images
 
     def quantise(self, x: Tensor) -> Tensor:
-        """[−1, 1] → the nearest grey level, uint8."""
+        """[−1, 1] → the nearest grey level, uint8; points stay as they are, float32."""
+        if not self.levels:
+            return x.float()
         return ((x + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).to(torch.uint8)
 
 
@@ -151,7 +337,11 @@ def prepare(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         "test_labels": test.labels,
     }
     write_tensors(layout.data, tensors, {"levels": str(dataset.levels), "classes": str(dataset.classes)})
-    recorder.finish(layout.record("data"), [layout.data], train=len(train.images), test=len(test.images))
+    counts: dict[str, float] = {"train": len(train.images), "test": len(test.images)}
+    if (exact := dataset.log_density(test.images)) is not None:
+        # What no likelihood model can beat by more than chance: −log p of the test half under its own law.
+        counts["test_bits_per_dim"] = float(-exact.mean() / (math.log(2) * test.images[0].numel()))
+    recorder.finish(layout.record("data"), [layout.data], **counts)
 
 
 def read(path: Path) -> Data:
