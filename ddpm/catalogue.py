@@ -69,12 +69,33 @@ def mistakes(config: dict) -> Iterator[str]:
             )
     for section, key, known in (("network", "method", source.networks()), ("data", "name", datasets())):
         yield from _of_method(section, key, config[section], known, lambda v, k=key, d=known: d[v[k]])
+    if continuous(config):
+        yield from _of_points(config)
     for i, block in enumerate(config["grid"]):
         undefined = [(a, s, n) for a, (s, _) in AXES.items() for n in block[a] if n not in config[s]]
         for axis, section, name in undefined:
             yield f"grid[{i}].{axis}: {name!r} is not defined under {section}; defined are {', '.join(config[section])}"
         if not undefined:
             yield from _of_lengths(f"grid[{i}]", config, block)
+
+
+def continuous(config: dict) -> bool:
+    """Whether the data are points of continuous coordinates instead of images."""
+    known = datasets().get(config["data"]["name"])
+    return known is not None and known.attributes["levels"] == 0
+
+
+def _of_points(config: dict) -> Iterator[str]:
+    """What only images can be used with."""
+    points = f"takes images, and data.name {config['data']['name']!r} gives points"
+    if config["network"]["method"] == "unet":
+        yield f"network.method: 'unet' {points}: it must be mlp"
+    if config["fidelity"]["extractor"] == "inception":
+        yield f"fidelity.extractor: 'inception' {points}: it must be identity or classifier"
+    used = {name for block in config["grid"] for name in block["guidance"]}
+    for name, value in config["guidances"].items():
+        if name in used and value["method"] == "classifier":
+            yield f"guidances.{name}.method: the guide of 'classifier' {points}: it must be none or cfg"
 
 
 def _of_lengths(where: str, config: dict, block: dict) -> Iterator[str]:

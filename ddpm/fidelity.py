@@ -1,5 +1,6 @@
 """FID and binarized FID through torch-fidelity, with a classifier of the same data as feature extractor.
 
+For points in the plane the features may be the coordinates themselves, and a second distance sees shapes.
 Two FIDs are comparable only if extractor and number of images agree: the extractor's hash stands in every
 record, N is exact, and the real-data row gives the scale (`fid_over_topline`).
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import wasserstein_distance
 from torch import nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -30,6 +32,8 @@ Tensor = torch.Tensor
 class ClassifierExtractor(FeatureExtractorBase):
     """torch-fidelity's interface to the trained classifier: uint8 images (B, C, H, W) → float64 features (B, D).
 
+    Points, float32 (B, D), go through the same way.
+
     Features are divided by s = √(trace Σ_train / D), so that they have mean variance 1 on the training half:
     FID keeps its order and gets a scale that does not depend on the classifier's last layer.
     """
@@ -38,11 +42,11 @@ class ClassifierExtractor(FeatureExtractorBase):
         super().__init__(name, features_list)
         tensors, _ = read_tensors(Path(feature_extractor_weights_path))
         self.scale = float(tensors.pop("scale"))
-        first, last = tensors["body.0.weight"], tensors["head.weight"]
         side = int(tensors.pop("side"))
-        shape = (first.shape[1], side, side)
-        self.shape = shape
-        self.network = Classifier(shape, last.shape[0], width=first.shape[0], features=last.shape[1])
+        first, last = tensors["body.0.weight" if side else "body.1.weight"], tensors["head.weight"]
+        self.shape = (first.shape[1], side, side) if side else (first.shape[1],)
+        self.dtype = torch.uint8 if side else torch.float32
+        self.network = Classifier(self.shape, last.shape[0], width=first.shape[0], features=last.shape[1])
         self.network.load_state_dict(tensors)
         self.eval()
 
@@ -60,18 +64,24 @@ class ClassifierExtractor(FeatureExtractorBase):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.shape:
+        if images.dtype != self.dtype or tuple(images.shape[1:]) != self.shape:
+            kind = str(self.dtype).removeprefix("torch.")
             raise ValueError(
-                f"images of {images.dtype} {tuple(images.shape[1:])}; the extractor takes uint8 {self.shape}"
+                f"images of {images.dtype} {tuple(images.shape[1:])}; the extractor takes {kind} {self.shape}"
             )
-        features = self.network.features(images.float() / 127.5 - 1)
+        features = self.network.features(centred(images))
         found = {"features": features.double() / self.scale, "logits": self.network.head(features).double()}
         return tuple(found[name] for name in self.features_list)
 
 
 def grey(images: Tensor, levels: int) -> Tensor:
-    """Grey levels 0 … levels − 1 → 0 … 255, uint8, rounded."""
-    return (images.double() * (255 / (levels - 1))).round().to(torch.uint8)
+    """Grey levels 0 … levels − 1 → 0 … 255, uint8, rounded; points (levels = 0) stay as they are."""
+    return (images.double() * (255 / (levels - 1))).round().to(torch.uint8) if levels else images
+
+
+def centred(images: Tensor) -> Tensor:
+    """What the classifier is given: 0 … 255 → [−1, 1]; points stay as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 def binarize(images: Tensor) -> Tensor:
@@ -107,6 +117,9 @@ class Extractor:
     def __init__(self, spec: dict, weights: Path, levels: int, device: str = "cpu"):
         self.levels, self.device, self.is_inception = levels, device, spec["extractor"] == "inception"
         self.classifier = ClassifierExtractor("ddpm-classifier", ["features", "logits"], str(weights)).to(device)
+        if spec["extractor"] == "identity":
+            self.network, self.hash = lambda images: (images.flatten(1),), "identity"
+            return
         self.network = inception(spec["weights"]).to(device).eval() if self.is_inception else self.classifier
         file = spec["weights"] if self.is_inception else weights
         self.hash = sha256(file)[:12] if file else self.network.get_name()
@@ -151,6 +164,18 @@ def within_classes(features: Tensor, labels: Tensor) -> float:
     return float(error.square().sum()) / max(1, len(features) - len(count))
 
 
+def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 64) -> float:
+    """The mean distance by which the points a (N, D) must be moved to become b (M, D), as seen from random directions.
+
+    1/L Σ_l W₁(a u_l, b u_l) with unit vectors u_l, in units of the data (Rabin et al. 2011). Zero for equal sets alone,
+    where the Fréchet distance compares no more than mean and covariance.
+    """
+    u = noise.normal(noise.key("directions"), torch.arange(directions), 0, tuple(a.shape[1:]), torch.float64)
+    u = u / u.norm(dim=1, keepdim=True)
+    pairs = zip((a.double() @ u.T).T.numpy(), (b.double() @ u.T).T.numpy(), strict=True)
+    return float(np.mean([wasserstein_distance(x, y) for x, y in pairs]))
+
+
 def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     """The `classifier` stage: the feature extractor, trained on the training half."""
     torch.set_num_threads(job["threads"])
@@ -160,7 +185,7 @@ def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") 
     network = Classifier(dataset.shape, dataset.classes, settings["width"], settings["features"])
 
     def inputs(half: Split) -> Tensor:
-        return grey(half.images, dataset.levels).float() / 127.5 - 1
+        return centred(grey(half.images, dataset.levels))
 
     images, labels = inputs(dataset.train), dataset.train.labels
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], fused=True)
@@ -180,7 +205,7 @@ def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") 
         guessed = torch.cat([network(b).argmax(1) for b in inputs(dataset.test).split(512)])
     tensors = network.state_dict() | {
         "scale": (features.var(0).mean()).sqrt(),
-        "side": torch.tensor(dataset.shape[1]),
+        "side": torch.tensor(dataset.shape[1] if dataset.levels else 0),
     }
     write_tensors(layout.classifier, tensors)
     accuracy = (guessed == dataset.test.labels).double().mean()
@@ -219,9 +244,10 @@ def _yardstick(layout: Layout, hashes: tuple[str, ...], spec: str, device: str) 
 def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     """The `fidelity` stage of one cell, or of a baseline: real training images, or uniform noise.
 
-    FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized; the variance
-    of the features within classes, as a multiple of the test half's (`diversity`); the share of conditional images that
-    the classifier gives the label that was asked for (`label_accuracy`).
+    FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized (of points,
+    which have no binary form, the sliced Wasserstein distance to the test half instead); the variance of the features
+    within classes, as a multiple of the test half's (`diversity`); the share of conditional images that the classifier
+    gives the label that was asked for (`label_accuracy`).
     """
     torch.set_num_threads(job["threads"])
     name = job["name"]
@@ -243,20 +269,27 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     elif name == "real":
         images = reference(dataset, "train", count)
     else:
-        u = noise.uniform(noise.key("noise row"), torch.arange(count), 0, dataset.shape)
-        images = (u * dataset.levels).floor().to(torch.uint8)
+        u, real = noise.uniform(noise.key("noise row"), torch.arange(count), 0, dataset.shape), dataset.train.images
+        # Over all grey levels, or over the rectangle that holds the points.
+        images = (
+            (u * dataset.levels).floor().to(torch.uint8)
+            if dataset.levels
+            else torch.lerp(real.amin(0), real.amax(0), u.float())
+        )
     if len(images) != count:
         raise UserError(
             f"{layout.samples(name)}: {len(images)} images; the configuration says {count}: delete it and run again"
         )
     recorder.phase("measuring")
     result: dict[str, object] = {}
-    for suffix, binarized in (("", False), ("_binarized", True)):
+    for suffix, binarized in (("", False), ("_binarized", True)) if dataset.levels else (("", False),):
         ours = yardstick.statistics(images, binarized)
         for half, key in (("test", "fid"), ("train", "fid_train")):
             if not (name == "real" and half == "train"):
                 result[key + suffix] = frechet(ours, yardstick.of(half, binarized))
     result["diversity"] = yardstick.diversity(images) / yardstick.real_diversity()
+    if not dataset.levels:
+        result["sliced_wasserstein"] = sliced_wasserstein(images, dataset.test.images)
     if labels is not None:
         result["label_accuracy"] = float((yardstick.extractor.predict(images) == labels).double().mean())
     recorder.finish(out, [], "ok", images=count, extractor=yardstick.extractor.hash, **result)

@@ -11,7 +11,17 @@ from functools import cached_property
 from itertools import product
 
 from ddpm import source
-from ddpm.catalogue import AXES, ConfigError, complete, datasets, incompatibility, known_methods, mistakes, source_of
+from ddpm.catalogue import (
+    AXES,
+    ConfigError,
+    complete,
+    continuous,
+    datasets,
+    incompatibility,
+    known_methods,
+    mistakes,
+    source_of,
+)
 from ddpm.provenance import IMPORTS, versions
 
 # Every stage's entry point: where its code's fingerprint starts.
@@ -162,6 +172,12 @@ class Grid:
         """The network that a cell samples from: labels where its guidance asks for them."""
         guidance = source_of("guidance", self.config["guidances"][cell.guidance])
         return Network(cell.objective, cell.schedule, guidance.attributes["labels"], cell.seed)
+
+    @property
+    def pictures(self) -> list[str]:
+        """The figures by name: those of every grid, and the source documents' own of points in the plane."""
+        usual = ["samples", "training", "forward", "denoising"]
+        return usual + ["scores", "langevin", "trajectories"] * continuous(self.config)
 
     # ---- jobs -------------------------------------------------------------------------------------
 

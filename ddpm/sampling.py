@@ -21,14 +21,14 @@ Tensor = torch.Tensor
 
 
 def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
-    """The trained network `name` as a denoiser."""
+    """The trained network `name` as a denoiser; x̂0 is clipped to the range of grey levels, where the data have one."""
     record = read_record(layout.record("train", name))
     job, result = record["job"], record["result"]
     objective, schedule = Objective(**job["objective"]), Schedule.make(job["schedule"])
     heads, classes = 2 if objective.learns_variance else 1, result["classes"] if job["conditional"] else 0
     network = networks.build(job["network"], tuple(result["shape"]), heads, classes)
     network.load_state_dict(read_tensors(layout.weights(name))[0])
-    return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule)
+    return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=result["levels"] > 0)
 
 
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
@@ -53,7 +53,7 @@ def chain(
 
 
 def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
-    """The `sample` stage: exactly N images as grey levels, uint8, and their labels; record beside them.
+    """The `sample` stage: exactly N images as grey levels, uint8 (points: float32), and their labels, with a record.
 
     An interrupted job goes on with the batch after the last one that its checkpoint holds.
     """
@@ -71,7 +71,7 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
     tensors = {} if labels is None else {"labels": labels}
     checkpoint = Checkpoint(layout.checkpoint("sample", job["name"]), recorder, checkpoint_seconds)
     found = checkpoint.load()
-    images = [torch.zeros((0, *dataset.shape), dtype=torch.uint8) if found is None else found[0]["images"]]
+    images = [dataset.train.images[:0] if found is None else found[0]["images"]]
     denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
     first, each = len(images[0]), sampler.steps + 1
     drawn = first

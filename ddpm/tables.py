@@ -26,6 +26,7 @@ COLUMNS = [
     "fid_binarized_std",
     "fid_binarized_over_topline",
     "fid_train",
+    "sliced_wasserstein",
     "nll_bits_per_dim",
     "nll_std",
     "nll_standard_error",
@@ -45,6 +46,7 @@ MEASURES = {
     "fid": ("fidelity", "fid"),
     "fid_binarized": ("fidelity", "fid_binarized"),
     "fid_train": ("fidelity", "fid_train"),
+    "sliced_wasserstein": ("fidelity", "sliced_wasserstein"),
     "label_accuracy": ("fidelity", "label_accuracy"),
     "diversity": ("fidelity", "diversity"),
     "nll_bits_per_dim": ("likelihood", "bound_bits_per_dim"),
@@ -129,11 +131,13 @@ def _baseline(results: Results, name: str) -> dict:
     if record is None:
         return row | {"status": "missing", "reason": f"fidelity: {results.todo['fidelity', name][0]}"}
     result = record["result"]
-    return (
-        row
-        | {k: result.get(k) for k in ("fid", "fid_binarized", "fid_train", "diversity", "extractor")}
-        | {"samples": result["images"], "status": "ok"}
-    )
+    row |= {
+        k: result.get(k) for k in ("fid", "fid_binarized", "fid_train", "sliced_wasserstein", "diversity", "extractor")
+    }
+    if name == "real" and (of := results.valid("data", "")):
+        # Known for points of a law in closed form: the bits/dim that a perfect model would have.
+        row["nll_bits_per_dim"] = of["result"].get("test_bits_per_dim")
+    return row | {"samples": result["images"], "status": "ok"}
 
 
 def collect(results: Results) -> pd.DataFrame:

@@ -25,7 +25,7 @@ rule figures:
     output:
         *[
             report(PATHS.root / "figures" / f"{name}.png", caption=f"../report/{name}.rst", category="Figures")
-            for name in ("samples", "training", "forward", "denoising")
+            for name in GRID.pictures
         ],
         [PATHS.cell(name) / "samples.png" for name in GRID.runs],
         PATHS.record("figures"),
