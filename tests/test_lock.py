@@ -165,7 +165,7 @@ def test_contention(tmp_path: Path) -> None:
     count.write_text("0")
     body = f"""
 inside, count = Path({str(inside)!r}), Path({str(count)!r})
-if inside.exists() and os.path.exists('/proc/' + inside.read_text()):
+if inside.exists() and born(int(inside.read_text())) is not None:
     say('two at once'); os._exit(9)
 inside.write_text(str(os.getpid()))
 n = int(count.read_text())
@@ -175,7 +175,7 @@ if len(sys.argv) > 1: os.kill(os.getpid(), 9)
 inside.unlink()
 """.strip()
     rng, running, turns = random.Random(0), [], 0
-    code = "import sys, time, os\nfrom pathlib import Path\nfrom ddpm.lock import held\nsay = print\n"
+    code = "import sys, time, os\nfrom pathlib import Path\nfrom ddpm.lock import born, held\nsay = print\n"
     code += f"while True:\n    with held(Path({str(tmp_path / 'x')!r}), 0.05, 1000):\n"
     code += "".join(f"        {line}\n" for line in body.splitlines()) + "    break\n"
     while turns < 40 or running:
