@@ -22,6 +22,7 @@ from ddpm.lock import held
 
 # The stages that go on from a checkpoint.
 RESUMABLE = ("train", "sample", "likelihood", "ode_likelihood")
+# The stages without a record.
 AGGREGATES = ("table", "figures")
 
 
@@ -49,6 +50,7 @@ def run_stage(
     with held(layout.work(stage, name)) as waited, _said(layout, stage, name, job, code):
         if look and ((waited and _there(layout, stage, name, job, code)) or _put_back(layout, stage, name, job, code)):
             return
+        _sweep(layout, stage, name)
         with leased(device, 1, jobs_per_gpu) as kind, _replacing(layout, stage, name):
             module, function = STAGES[stage]
             run = getattr(import_module(module), function)
@@ -58,6 +60,14 @@ def run_stage(
             run(job, code, layout, kind, **options)
         if not layout.code(code).exists():
             provenance.write_json(layout.code(code), source.parts(roots(stage, job)))
+
+
+def _sweep(layout: Layout, stage: str, name: str) -> None:
+    """Remove the temporary files of copies that were killed while they wrote; the lock's holder is the only writer."""
+    if stage not in AGGREGATES:
+        for path in (layout.checkpoint(stage, name), layout.record(stage, name), *layout.outputs(stage, name)):
+            for left in path.parent.glob(f".{path.name}.*"):
+                left.unlink(missing_ok=True)
 
 
 def _matches(record: Path, layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:

@@ -125,9 +125,14 @@ def unpack(
     network.load_state_dict(part("network."))
     average.load_state_dict(part("average."))
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = list(network.parameters())
     for name, value in part("optimiser.").items():
         index, field = name.split(".")
-        state.setdefault(int(index), {})[field] = value
+        like = parameters[int(index)]
+        # A file keeps no strides, and the fused optimiser goes through memory in the parameter's own order.
+        state.setdefault(int(index), {})[field] = (
+            torch.empty_like(like, requires_grad=False).copy_(value) if value.shape == like.shape else value
+        )
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     times.load(part("times."))
     total.copy_(tensors["total"])

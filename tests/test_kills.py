@@ -1,0 +1,103 @@
+"""kill -9 at random moments, again and again: the weights are those of a run that was left alone."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm import config, data, training
+from ddpm.grid import Grid
+from ddpm.layout import Layout
+from ddpm.running import run_stage
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+NAME = "learned/linear/unconditional/seed0"
+KILLS = 50
+
+
+def grid() -> Grid:
+    """A U-Net, whose tensors do not lie in memory as in a file, and enough steps to be killed in."""
+    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
+    return config.check(config.merge(read, {"training": {"steps": 150, "batch": 8, "warmup": 5}}))
+
+
+def child(root: Path, job: dict, code: str) -> int:
+    """Train in a process of its own, with the lock and the checkpoints of a job, some twenty of them."""
+    if pid := os.fork():
+        return pid
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        run_stage("train", job, code, str(root), "cpu", checkpoint_seconds=0.02)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("prepared")
+    data.prepare(*grid().job("data"), Layout(root))
+    return root
+
+
+def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
+    """Fifty kills, most of them before there is anything to go on from or while a file is written; then to the end."""
+    alone, struck = tmp_path / "alone", tmp_path / "struck"
+    job = grid().job("train", NAME)
+    for root in (alone, struck):
+        shutil.copytree(prepared, root)
+    # In this process: its children then need not warm up.
+    run_stage("train", *job, str(alone), "cpu")
+    wanted = Layout(alone).weights(NAME).read_bytes(), Layout(alone).loss(NAME).read_bytes()
+    begun = time.monotonic()
+    assert os.waitpid(child(alone, *job), 0)[1] == 0
+    whole = time.monotonic() - begun
+    rng, kills, positions = random.Random(0), 0, set()
+    while kills < KILLS:
+        pid = child(struck, *job)
+        time.sleep(rng.uniform(0, 0.3 * whole))
+        os.kill(pid, signal.SIGKILL)
+        if os.waitpid(pid, 0)[1]:
+            kills += 1
+            kept = Layout(struck).checkpoint("train", NAME)
+            positions.add(kept.stat().st_mtime_ns if kept.exists() else 0)
+        else:  # it was faster
+            assert Layout(struck).weights(NAME).read_bytes() == wanted[0]
+            shutil.rmtree(struck)
+            shutil.copytree(prepared, struck)
+    assert len(positions) > 10
+    assert os.waitpid(child(struck, *job), 0)[1] == 0
+    assert (Layout(struck).weights(NAME).read_bytes(), Layout(struck).loss(NAME).read_bytes()) == wanted
+    assert not (struck / "work").exists()
+
+
+@pytest.mark.parametrize("steps", [1, 40])
+def test_a_resumed_u_net(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The moments of its weights go on in the order that they had in memory."""
+    weights = []
+    for stop in (None, steps):
+        root = tmp_path / f"stop-{stop}"
+        shutil.copytree(prepared, root)
+        job, code = grid().job("train", NAME)
+        with monkeypatch.context() as patch:
+            rate = training.learning_rate
+
+            def stopping(step: int, *rest: object, stop: int | None = stop, rate: object = rate) -> float:
+                if step == stop:
+                    raise KeyboardInterrupt
+                return rate(step, *rest)
+
+            patch.setattr(training, "learning_rate", stopping)
+            if stop:
+                with pytest.raises(KeyboardInterrupt):
+                    training.train(job, code, Layout(root), checkpoint_seconds=0)
+        training.train(job, code, Layout(root))
+        weights.append(Layout(root).weights(NAME).read_bytes())
+    assert weights[0] == weights[1]
