@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torchdiffeq import odeint
 
+from ddpm.bound import log_normal
 from ddpm.denoiser import Denoiser
 from ddpm.schedules import Schedule, like
 
@@ -94,5 +95,5 @@ def log_density(
     state = (x / first, x.new_zeros(len(x)))
     z, trace = _integrate(Velocity(denoiser, y, probe), schedule, state, times, rtol, atol)
     (std,) = like(x, schedule.prior_std)
-    prior = torch.distributions.Normal(torch.zeros_like(std), std / last).log_prob(z[-1]).flatten(1).sum(1)
+    prior = log_normal(z[-1], torch.zeros_like(std), (std / last).log()).flatten(1).sum(1)
     return prior + trace[-1] - dimensions * first.log()
