@@ -23,10 +23,12 @@ from ddpm.times import Uniform
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
-PLAIN, LEARNED, GUIDED = (
+PLAIN, LEARNED, GUIDED, WEIGHED, SLICED = (
     "eps/linear/unconditional/seed0",
     "learned/linear/unconditional/seed0",
     "score/linear/conditional/seed0",
+    "weighed/short/unconditional/seed0",
+    "sliced/short/unconditional/seed0",
 )
 CODE = "0" * 16
 
@@ -36,6 +38,12 @@ def small(width: int = 8, **training: object) -> Grid:
     read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
     steps = {"steps": 8, "batch": 16, "warmup": 2} | training
     read["network"] = {"method": "mlp", "width": width, "depth": 1}
+    # T = 4, so that importance sampling has its ten losses of every t after three steps.
+    read["schedules"]["short"] = {"method": "linear", "steps": 4, "beta_last": 0.5}
+    read["objectives"] |= {
+        "weighed": {"target": "eps", "weighting": "vlb", "variance": "learned", "times": "importance"},
+        "sliced": {"target": "score", "matching": "sliced"},
+    }
     read["grid"] = [
         {
             "objective": ["eps", "learned"],
@@ -44,6 +52,7 @@ def small(width: int = 8, **training: object) -> Grid:
             "sampler": ["ancestral", "ddim"],
         },
         {"objective": ["score"], "schedule": ["linear"], "guidance": ["cfg-w1"], "sampler": ["ancestral", "ddim"]},
+        {"objective": ["weighed", "sliced"], "schedule": ["short"], "guidance": ["none"], "sampler": ["ancestral"]},
     ]
     return config.check(config.merge(read, {"training": steps}))
 
@@ -99,7 +108,7 @@ def interrupt(
 # ---- the same bytes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [PLAIN, LEARNED, GUIDED])
+@pytest.mark.parametrize("name", [PLAIN, LEARNED, GUIDED, WEIGHED, SLICED])
 def test_two_runs_leave_the_same_bytes(layout: Layout, other: Layout, name: str) -> None:
     """Weights and curve depend on the job alone, whatever was drawn before; another seed gives others."""
     job = small().train_job(name)
@@ -115,7 +124,7 @@ def test_two_runs_leave_the_same_bytes(layout: Layout, other: Layout, name: str)
     assert result(other, name.replace("seed0", "seed1"))[0] != result(other, name)[0]
 
 
-@pytest.mark.parametrize("name", [PLAIN, LEARNED, GUIDED])
+@pytest.mark.parametrize("name", [PLAIN, LEARNED, GUIDED, WEIGHED, SLICED])
 @pytest.mark.parametrize("step", [1, 5, 7])
 def test_a_resumed_run_leaves_the_same_bytes(
     layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch, name: str, step: int
