@@ -26,6 +26,7 @@ _MODULES = (
     "networks",
     "noise",
     "objectives",
+    "parallel",
     "preflight",
     "provenance",
     "results",

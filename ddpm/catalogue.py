@@ -71,6 +71,9 @@ def mistakes(config: dict) -> Iterator[str]:
         yield from _of_method(section, key, config[section], known, lambda v, k=key, d=known: d[v[k]])
     if continuous(config):
         yield from _of_points(config)
+    batch, processes = config["training"]["batch"], config["training"]["processes"]
+    if batch % processes:
+        yield f"training.batch: {batch} images cannot be shared evenly by training.processes: {processes}"
     for i, block in enumerate(config["grid"]):
         undefined = [(a, s, n) for a, (s, _) in AXES.items() for n in block[a] if n not in config[s]]
         for axis, section, name in undefined:

@@ -16,7 +16,7 @@ from ddpm import kept, provenance, source
 from ddpm.checkpoint import SECONDS
 from ddpm.devices import leased
 from ddpm.errors import UserError
-from ddpm.grid import STAGES, environment, roots
+from ddpm.grid import STAGES, canonical, environment, roots
 from ddpm.layout import Layout
 from ddpm.lock import held
 
@@ -44,6 +44,9 @@ def run_stage(
     files = source.snapshot()
     if (now := source.fingerprint(roots(stage, job))) != code:
         raise UserError(f"{stage} {name}: its code was edited after it was planned ({code} → {now}): run again")
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several that train together: the first process holds the lock
+        _compute(stage, job, code, layout, device, checkpoint_seconds, files)
+        return
     look = not again and stage not in AGGREGATES
     if look and _there(layout, stage, name, job, code):
         return
@@ -51,15 +54,29 @@ def run_stage(
         if look and ((waited and _there(layout, stage, name, job, code)) or _put_back(layout, stage, name, job, code)):
             return
         _sweep(layout, stage, name)
-        with leased(device, 1, jobs_per_gpu) as kind, _replacing(layout, stage, name):
-            module, function = STAGES[stage]
-            run = getattr(import_module(module), function)
-            if source.snapshot() != files:
-                raise UserError(f"{stage} {name}: the code was edited while it was loaded: run again")
-            options = {"checkpoint_seconds": checkpoint_seconds} if stage in RESUMABLE else {}
-            run(job, code, layout, kind, **options)
+        processes = job["training"]["processes"] if stage == "train" else 1
+        with leased(device, processes, jobs_per_gpu) as kind, _replacing(layout, stage, name):
+            if processes == 1:
+                _compute(stage, job, code, layout, kind, checkpoint_seconds, files)
+            else:
+                options = {"--job": canonical(job), "--code": code, "--results": results, "--device": kind}
+                options |= {"--checkpoint-seconds": str(checkpoint_seconds)}
+                launch = import_module("ddpm.parallel").launch
+                launch(processes, ["job", stage, *(text for option in options.items() for text in option)])
         if not layout.code(code).exists():
             provenance.write_json(layout.code(code), source.parts(roots(stage, job)))
+
+
+def _compute(
+    stage: str, job: dict, code: str, layout: Layout, device: str, checkpoint_seconds: float, files: dict
+) -> None:
+    """The stage itself, with the code that `files` were."""
+    module, function = STAGES[stage]
+    run = getattr(import_module(module), function)
+    if source.snapshot() != files:
+        raise UserError(f"{stage} {job.get('name', '')}: the code was edited while it was loaded: run again")
+    options = {"checkpoint_seconds": checkpoint_seconds} if stage in RESUMABLE else {}
+    run(job, code, layout, device, **options)
 
 
 def _sweep(layout: Layout, stage: str, name: str) -> None:

@@ -10,11 +10,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ddpm import data, networks, noise
+from ddpm import data, networks, noise, parallel
 from ddpm.checkpoint import SECONDS, Checkpoint
 from ddpm.data import Data
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
+from ddpm.parallel import Group
 from ddpm.provenance import Recorder, atomic, write_tensors
 from ddpm.schedules import Schedule
 from ddpm.times import Times
@@ -84,10 +85,11 @@ class Batches:
         dropped = (u[:, 1] < self.dropout).to(x0.device)
         return x0, eps, spread, torch.where(dropped, self.null, self.labels[index])
 
-    def signs(self, step: int) -> Tensor:
-        """Random signs of x0's shape."""
+    def signs(self, step: int, group: Group) -> Tensor:
+        """Random signs of x0's shape, for this process's part of the batch."""
         position, shape = torch.arange(self.size, device=self.images.device), tuple(self.images.shape[1:])
-        return 2.0 * (noise.uniform(noise.key("signs", self.name), position, step, shape) < 0.5).float() - 1
+        signs = 2.0 * (noise.uniform(noise.key("signs", self.name), position, step, shape) < 0.5).float() - 1
+        return group.part(signs)
 
 
 def build(job: dict, dataset: Data) -> nn.Module:
@@ -141,12 +143,15 @@ def unpack(
 def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
     """The `train` stage: the EMA weights, the training curve and their record.
 
-    A loss that is not finite ends training as `diverged`, with the step: a result, not a crash.
+    A loss that is not finite ends training as `diverged`, with the step: a result, not a crash. With
+    `training.processes` above 1 this runs in every one of them; the first writes.
     """
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
+    settings = job["training"]
+    group = parallel.join(settings["processes"], device)
     recorder = Recorder("train", job, code, layout.inputs("train"), device)
-    dataset, settings = data.read(layout.data), job["training"]
+    dataset = data.read(layout.data)
     schedule, objective = Schedule.make(job["schedule"]), Objective(**job["objective"])
     network = build(job, dataset).to(device)
     average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
@@ -157,25 +162,31 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
     if found := checkpoint.load():
         unpack(found[0], network, average, optimiser, times, total)
         first, rows = found[1]["at"], found[1]["rows"]
+    group.agree(first, f"{checkpoint.path}: first step")
+    together = group.wrap(network)
     steps, every = settings["steps"], max(1, settings["steps"] // 200)
     status, step = "ok", first - 1
     recorder.phase("training")
-    for step in tqdm(range(first, steps), initial=first, total=steps, desc=job["name"], unit="step"):
+    progress = {"initial": first, "total": steps, "desc": job["name"], "unit": "step"}
+    for step in tqdm(range(first, steps), disable=not group.first, **progress):
         x0, eps, u, y = batches(step)
         t, weight = times.draw(u)
-        at = t.reshape(-1, *[1] * (x0.ndim - 1))
+        x0, eps, at, y = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1)), y))
         rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        losses = objective.loss(network, schedule, x0, eps, at, y, dataset.levels, partial(batches.signs, step))
+        for parameters in optimiser.param_groups:
+            parameters["lr"] = rate
+        signs = partial(batches.signs, step, group)
+        losses = objective.loss(together, schedule, x0, eps, at, y, dataset.levels, signs)
+        weight = weight.to(losses.device, losses.dtype)
+        loss = (losses * group.part(weight)).mean()
+        losses = group.whole(losses)
         times.learn(t, losses)
-        loss = (losses * weight.to(losses.device, losses.dtype)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), settings["gradient_clip"])
         optimiser.step()
         average.update_parameters(network)
-        total += loss.detach()
+        total += (losses * weight).mean()
         if (step + 1) % every == 0 or step + 1 == steps:
             # One look at the device per row: reading every loss would stall a GPU.
             mean = float(total) / ((step % every) + 1)
@@ -184,8 +195,10 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
                 break
             rows.append([step + 1, (step + 1) * settings["batch"], rate, mean])
             total.zero_()
-        if checkpoint.due():
+        if group.first and checkpoint.due():
             checkpoint.save(pack(network, average, optimiser, times, total), {"at": step + 1, "rows": rows})
+    if not group.first:
+        return
     recorder.phase("writing")
     weights, log = layout.weights(job["name"]), layout.loss(job["name"])
     write_tensors(weights, average.module.state_dict())

@@ -18,8 +18,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cluster
+import cluster  # beside this file
 from cluster import output, running, wait
+
+from ddpm.layout import Layout
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "config.yaml", "ddpm", "workflow", "envs", "profiles", "slurm")
@@ -28,19 +30,15 @@ OVERLAY = """
 results: results/run
 checkpoint_seconds: 0.5
 network: {width: 16, multipliers: [1, 2]}
-training: {steps: 700, batch: 32, warmup: 4}
+training: {steps: 400, batch: 32, warmup: 4}
 samplers: {ddim: {steps: 25}}
 grid: [{objective: [eps], schedule: [linear], guidance: [none], sampler: [ddim]}]
-sampling: {images: 600, batch: 8}
+sampling: {images: 320, batch: 8}
 classifier: {width: 4, features: 16, epochs: 1}
-likelihood: {images: 600, times: 40, batch: 8}
+likelihood: {images: 400, times: 40, batch: 8}
 """
-# Each stage's outputs below its results folder, the record last, and the name of its work folder.
-STAGES = {
-    "train": ([f"networks/{NETWORK}/{f}" for f in ("weights.safetensors", "loss.csv", "record.json")], NETWORK),
-    "sample": ([f"cells/{CELL}/{f}" for f in ("samples.safetensors", "samples.json")], CELL),
-    "likelihood": ([f"networks/{NETWORK}/likelihood.json"], NETWORK),
-}
+# The job of each stage that is struck.
+STAGES = {"train": NETWORK, "sample": CELL, "likelihood": NETWORK}
 # The job of each stage takes some ten seconds; a trial that takes this long has failed.
 SECONDS = 400
 
@@ -84,9 +82,11 @@ class Run:
         for path in sorted(self.results.iterdir()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.copytree(self.kept, self.results, dirs_exist_ok=True)
-        self.stage, (self.outputs, name) = stage, STAGES[stage]
-        self.work = self.results / "work" / stage / name
-        self.log = self.results / "logs" / stage / f"{name}.log"
+        self.stage, name = stage, STAGES[stage]
+        layout = Layout(self.results)
+        paths = [*layout.outputs(stage, name), layout.record(stage, name)]
+        self.outputs = [str(p.relative_to(self.results)) for p in paths]
+        self.work, self.log = layout.work(stage, name), layout.log(stage, name)
         self.log.unlink(missing_ok=True)
         for path in self.outputs:
             (self.results / path).unlink()
@@ -94,7 +94,7 @@ class Run:
     def start(self) -> None:
         """Snakemake with the profile, as a user starts it, asked for this stage's result."""
         fast = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "20"]
-        arguments = ["--profile", "slurm", *fast, *self.options, f"results/run/{self.outputs[-1]}"]
+        arguments = [*self.options, "--profile", "slurm", *fast, f"results/run/{self.outputs[-1]}"]
         self.said = (self.folder / "said.log").open("a")
         self.snakemake = subprocess.Popen(
             self.command(*arguments), cwd=self.folder, stdout=self.said, stderr=self.said, start_new_session=True
@@ -120,7 +120,8 @@ class Run:
 
     def underway(self) -> None:
         """Until the job has written two checkpoints."""
-        self.until(self.at, "first checkpoint")
+        self.until(lambda: self.at() or self.snakemake.poll() is not None, "first checkpoint")
+        assert self.snakemake.poll() is None, (self.folder / "said.log").read_text()[-3000:]
         first = self.at()
         self.until(lambda: self.at() > first, "second checkpoint")
 
@@ -370,8 +371,8 @@ def main() -> int:
     with cluster.cluster():
         run = Run(args.folder)
         run.finish()
-        for fault in args.fault or FAULTS:
-            for stage in args.stage or STAGES:
+        for stage in args.stage or STAGES:
+            for fault in args.fault or FAULTS:
                 try:
                     print(f"{fault:16} {stage:10} same bytes after {trial(run, fault, stage):5.0f} s", flush=True)
                 except (AssertionError, TimeoutError) as e:

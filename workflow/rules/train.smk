@@ -11,10 +11,10 @@ rule train:
     priority: 10
     conda:
         "../../envs/ddpm.yaml"
-    threads: config["threads"]
+    threads: config["threads"] * config["training"]["processes"]
     resources:
         mem_mb=2000,
-        gpu=GPU,
+        gpu=GPU * config["training"]["processes"],
     params:
         job=job_of("train", "network"),
         code=code_of("train", "network"),
