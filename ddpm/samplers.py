@@ -114,12 +114,13 @@ class DDIM(Sampler):
 class PlainLangevin(Sampler):
     """x ← x + ε/2 s_θ(x) + √ε z at the smallest noise level, S times (001, eq. 3.15).
 
-    `step_size` is ε, in units of the data squared. It keeps to the modes that it starts near (001, figure 3.2).
+    `step_size` is ε, in units of the data squared; with 4 (c² + σ²) or more, where c² is the data's variance in its
+    narrowest direction, x grows without bound. It keeps to the modes that it starts near (001, figure 3.2).
     """
 
     method = "plain-langevin"
     limits = {"step_size": (1e-12, None)}
-    step_size: float = 1e-3
+    step_size: float = 2e-5
 
     def times(self, schedule: Schedule) -> Tensor:
         """t = 1, S + 1 times."""
@@ -138,7 +139,7 @@ class Langevin(Sampler):
         x ← x + α_i/2 s_θ(x, σ_i) + √α_i z,    α_i = ε σ_i²/σ_L².
 
     `steps` is the number of levels L, `step_size` is ε, in units of the data squared, σ_L the smallest level. The
-    defaults are those of Song & Ermon for σ_L = 0.01.
+    defaults are those of Song & Ermon for σ_L = 0.01; with ε ≥ 4 σ_L² x may grow without bound.
     """
 
     method = "langevin"
