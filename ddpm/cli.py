@@ -97,8 +97,15 @@ def status_command(args: argparse.Namespace) -> None:
 
 
 def table_command(args: argparse.Namespace) -> None:
-    """Write table.csv, table.md, published.md and costs.csv of the cells that are there, and say how many they are."""
+    """Write table.csv, table.md, published.md and costs.csv of the cells that are there, and say how many they are.
+
+    Cells that were sampled but not measured, because another cell of their network has failed, are measured first.
+    """
     grid = _grid(args)
+    todo = Results(grid).todo
+    for stage, name in todo:
+        if stage == "fidelity" and not todo.keys() & set(grid.parents(stage, name).values()):
+            run_stage(stage, *grid.job(stage, name), grid.results, *grid.how)
     run_stage("table", *grid.job("table"), grid.results, "cpu")
     layout = Layout(Path(grid.results))
     found = provenance.read_record(layout.record("table"))["result"]

@@ -422,3 +422,31 @@ def test_a_batch_measures_only_what_changed(capsys: pytest.CaptureFixture, done:
     assert done.record("fidelity", CELL).read_bytes() != first
     measured = provenance.read_record(done.record("fidelity", CELL))["result"]
     assert measured == json.loads(second)["result"]
+
+
+def test_a_table_measures_what_was_sampled(capsys: pytest.CaptureFixture, done: Layout) -> None:
+    """A cell whose siblings were never sampled is measured and stands in the table, "1 of 5 cells"."""
+    done.record("fidelity", CELL).unlink()
+    code, out, _ = run(capsys, "table", *overlay(objectives={"learned": {"variance": "fixed", "vlb_weight": 0.0}}))
+    assert code == 0 and out == "out/table.csv: 1 of 5 cells\n"
+    assert provenance.matches(done.record("fidelity", CELL), *config.check(whole()).job("fidelity", CELL))
+
+
+def test_status_of_a_cell(capsys: pytest.CaptureFixture, done: Layout) -> None:
+    """Its state, and for each of its jobs the record, the log, the command and the numbers; an unknown one is told."""
+    code, out, _ = run(capsys, "status", CELL, *overlay())
+    assert code == 0 and out.startswith(f"{CELL}: finished\n")
+    for stage, name in (("train", NETWORK), ("sample", CELL), ("fidelity", CELL), ("likelihood", NETWORK)):
+        assert f"{stage} {name}: ok\n" in out and f"ddpm {stage} {name}\n" in out
+        assert str(Path("out") / done.record(stage, name).relative_to(done.root)) in out
+    assert "commit" in out and "nfe 4" in out and str(Path("out/cells") / CELL / "samples.safetensors") in out
+    assert "close are" in refused(capsys, "status", CELL.replace("ddim", "dimm"), *overlay())
+
+
+def test_status_without_results(capsys: pytest.CaptureFixture) -> None:
+    """All is missing, and nothing is known of what it costs."""
+    code, out, _ = run(capsys, "status", *overlay())
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == "out: 0 of 4 cells (4 missing, 1 n/a)"
+    assert any("jobs of unknown cost" in line for line in lines)
+    assert not Path("out").exists()

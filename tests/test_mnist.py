@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_pipeline import copy_project, snakemake_files
+from project import copy_project, snakemake_files
 
 from ddpm import config
 

@@ -1,7 +1,6 @@
 """The smallest real grid end to end through Snakemake, in a copy of the project, as a user runs it."""
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,68 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
-ROOT = Path(__file__).parent.parent
-PARTS = (
-    "Snakefile",
-    "config.yaml",
-    "ddpm",
-    "workflow",
-    "envs",
-    "profiles",
-    "slurm",
-    "tests/tiny.yaml",
-    "tests/tiny-mnist.yaml",
-)
-
-
-def copy_project(to: Path) -> Path:
-    """The project's own files, without results."""
-    for part in PARTS:
-        target = to / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / part, target)
-    return to
-
-
-def command(*arguments: str, files: tuple[str, ...] = ("tests/tiny.yaml",), cores: int = 2) -> list[str]:
-    # Of a repeated --configfile only the last counts: all files go to one flag.
-    return [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments, "--configfile", *files]
-
-
-def snakemake_files(folder: Path, *files: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(files=files), cwd=folder, capture_output=True, text=True, timeout=600)
-
-
-def snakemake(folder: Path, *arguments: str, overlay: str = "", cores: int = 2) -> subprocess.CompletedProcess:
-    files = ("tests/tiny.yaml", overlay) if overlay else ("tests/tiny.yaml",)
-    run = command(*arguments, files=files, cores=cores)
-    return subprocess.run(run, cwd=folder, capture_output=True, text=True, timeout=600)
-
-
-def planned(folder: Path, overlay: str = "") -> list[tuple[str, str]]:
-    """(rule, its wildcards) of every job of a dry run."""
-    run = snakemake(folder, "-n", overlay=overlay)
-    assert run.returncode == 0, run.stdout + run.stderr
-    jobs = re.split(r"\n(?=(?:local)?rule )", run.stdout)
-    found = []
-    for job in jobs[1:]:
-        rule = re.match(r"(?:local)?rule (\w+):", job)[1]
-        wildcards = re.search(r"wildcards: \w+=(\S+)", job)
-        found.append((rule, wildcards[1] if wildcards else ""))
-    return sorted(j for j in found if j[0] != "all")
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny grid."""
-    folder = copy_project(tmp_path_factory.mktemp("project"))
-    run = snakemake(folder)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return folder
+from project import ROOT, command, copy_project, snakemake
 
 
 def test_table(tree: Path) -> None:
@@ -103,13 +41,6 @@ def test_pictures(tree: Path) -> None:
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 500
 
 
-def test_second_run_does_nothing(tree: Path) -> None:
-    """A finished tree has nothing to do, also after its sources were touched."""
-    for source in (tree / "ddpm").rglob("*.py"):
-        source.touch()
-    assert planned(tree) == []
-
-
 def test_same_bytes_on_other_cores(tree: Path, tmp_path: Path) -> None:
     """A second run from scratch, on one core, gives the same table and the same weights, byte for byte."""
     other = copy_project(tmp_path / "other")
@@ -120,33 +51,6 @@ def test_same_bytes_on_other_cores(tree: Path, tmp_path: Path) -> None:
     for path in (tree / "results/tiny").rglob("*.safetensors"):
         twin = other / path.relative_to(tree)
         assert twin.read_bytes() == path.read_bytes(), path
-
-
-def test_rerun_of_one_sampler(tree: Path) -> None:
-    """A parameter of DDIM reruns its cells and what follows from them, and nothing else."""
-    (tree / "eta.yaml").write_text("samplers: {ddim: {eta: 0.5}}\n")
-    cells = ["eps/linear/none/ddim/seed0", "score/cosine/cfg-w1/ddim/seed0"]
-    batches = ["eps/linear/unconditional/seed0", "score/cosine/conditional/seed0"]
-    wanted = [("fidelity", b) for b in batches] + [("figures", "")] + [("sample", c) for c in cells] + [("table", "")]
-    assert planned(tree, "eta.yaml") == wanted
-
-
-def test_rerun_after_code_change(tree: Path) -> None:
-    """DDIM's own code reruns DDIM's cells (figures.py draws with samplers, so it follows); a comment nothing."""
-    path = tree / "ddpm/samplers.py"
-    text = path.read_text()
-    try:
-        path.write_text(text.replace("class DDIM", "# A remark.\nclass DDIM"))
-        assert planned(tree) == []
-        path.write_text(text.replace("self.eta**2 *", "1.0 * self.eta**2 *"))
-        assert text != path.read_text()
-        assert {rule for rule, _ in planned(tree)} == {"sample", "fidelity", "table", "figures"}
-        assert [c for rule, c in planned(tree) if rule == "sample"] == [
-            "eps/linear/none/ddim/seed0",
-            "score/cosine/cfg-w1/ddim/seed0",
-        ]
-    finally:
-        path.write_text(text)
 
 
 def test_mistake_in_configuration(tree: Path) -> None:
