@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 BIN := .venv/bin
 
-.PHONY: env table test lint lock clean-env
+.PHONY: env table test faults lint lock clean-env
 
 env: .venv/installed
 
@@ -26,6 +26,10 @@ table: env
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest
+
+# What clusters do to jobs, done to a real run on a throw-away Slurm cluster: half an hour, as root.
+faults: .venv/installed-dev
+	$(BIN)/python tests/faults.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

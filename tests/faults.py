@@ -207,7 +207,7 @@ def out_of_memory(run: Run) -> int:
     position = run.at()
     hog = "import os, sys\nsys.stdin.read()\nblocks = []\nwhile True: blocks.append(bytearray(b'x') * 2**26)\n"
     process = subprocess.Popen([sys.executable, "-c", hog], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    Path(f"/proc/{process.pid}/oom_score_adj").write_text("-1000")  # so that the job is taken, not this
+    Path(f"/proc/{pid}/oom_score_adj").write_text("1000")  # so that the job is taken, not this
     (step / "cgroup.procs").write_text(str(process.pid))
     process.stdin.close()
     run.until(lambda: not running(pid), "kill for memory")
@@ -375,9 +375,9 @@ def main() -> int:
             for fault in args.fault or FAULTS:
                 try:
                     print(f"{fault:16} {stage:10} same bytes after {trial(run, fault, stage):5.0f} s", flush=True)
-                except (AssertionError, TimeoutError) as e:
+                except Exception as e:
                     failed += 1
-                    print(f"{fault:16} {stage:10} FAILED: {e}", flush=True)
+                    print(f"{fault:16} {stage:10} FAILED: {type(e).__name__}: {e}", flush=True)
     print(f"{failed} failed")
     return bool(failed)
 
