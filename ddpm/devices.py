@@ -6,6 +6,7 @@ machine's temporary folder, so the kernel ends it with the process, however that
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -144,3 +145,42 @@ def leased(device: str, count: int = 1, share: int = 1) -> Iterator[str]:
         os.environ.update(CUDA_VISIBLE_DEVICES=",".join(taken), CUDA_DEVICE_ORDER="PCI_BUS_ID")
         _check_torch(taken)
         yield "cuda"
+
+
+# Where a stage's job says how many images it computes at once.
+BATCHES = {"train": "training", "sample": "sampling", "likelihood": "likelihood", "ode_likelihood": "ode_likelihood"}
+
+
+@contextmanager
+def explained(stage: str, job: dict) -> Iterator[None]:
+    """A GPU that is full or busy as a UserError that says what would run."""
+    try:
+        yield
+    except RuntimeError as e:
+        if type(e).__name__ == "OutOfMemoryError":
+            raise UserError(_too_large(stage, job, str(e))) from None
+        if "busy or unavailable" in str(e):
+            raise UserError(
+                f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '')}: busy, another process has it for itself "
+                "(`nvidia-smi` shows which); choose another one with CUDA_VISIBLE_DEVICES"
+            ) from None
+        raise
+
+
+def _too_large(stage: str, job: dict, said: str) -> str:
+    """What the GPU has, what others hold of it, and a batch that would fit if memory grows with the batch."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    ours, wanted = torch.cuda.memory_reserved(), torch.cuda.max_memory_allocated()
+    if request := re.search(r"Tried to allocate ([\d.]+) ([KMG])iB", said):
+        wanted += int(float(request[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[request[2]])
+    gib, others = 2**30, total - free - ours
+    text = f"GPU memory: {stage} wants more than {wanted / gib:.1f} GiB; the GPU has {total / gib:.1f} GiB"
+    text += f", of which others hold {others / gib:.1f} GiB" if others > 0.05 * total else ""
+    if (section := BATCHES.get(stage)) and (batch := job[section]["batch"]) > 1:
+        fits = 1
+        while 2 * fits * wanted <= batch * (free + ours) and 4 * fits <= batch:
+            fits *= 2
+        text += f"\n{section}.batch: {batch} is too large here; {fits} should fit"
+    return text

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddpm import kept, provenance, source
 from ddpm.checkpoint import SECONDS
-from ddpm.devices import leased
+from ddpm.devices import explained, leased
 from ddpm.errors import UserError
 from ddpm.grid import STAGES, canonical, environment, roots
 from ddpm.layout import Layout
@@ -76,7 +76,8 @@ def _compute(
     if source.snapshot() != files:
         raise UserError(f"{stage} {job.get('name', '')}: the code was edited while it was loaded: run again")
     options = {"checkpoint_seconds": checkpoint_seconds} if stage in RESUMABLE else {}
-    run(job, code, layout, device, **options)
+    with explained(stage, job):
+        run(job, code, layout, device, **options)
 
 
 def _sweep(layout: Layout, stage: str, name: str) -> None:

@@ -191,3 +191,45 @@ def test_a_driver_that_is_too_old(machine: Path, monkeypatch: pytest.MonkeyPatch
     text = str(found.value)
     assert "driver 470.57" in text and torch.__version__ in text and "too old (found 11040)" in text
     assert "`device: cpu`" in text and text.count("\n") == 1
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "peak", "batch", "wanted", "held", "fits"),
+    [
+        (1, 15, 14, 512, "16.0", "", 256),  # all ours: half the batch
+        (0.5, 3.5, 3, 64, "5.0", ", of which others hold 12.0 GiB", 32),  # a quarter of the GPU is left
+        (0, 2, 14, 512, "16.0", ", of which others hold 14.0 GiB", 64),
+        (0, 0.1, 14, 8, "16.0", ", of which others hold 15.9 GiB", 1),
+    ],
+)
+def test_too_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    free: float, reserved: float, peak: float, batch: int, wanted: str, held: str, fits: int,
+) -> None:  # fmt: skip
+    """What was wanted, what the GPU has, who else holds some, and a power of two that would fit."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * GIB), 16 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: int(reserved * GIB))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: int(peak * GIB))
+    with pytest.raises(UserError) as found, devices.explained("train", {"training": {"batch": batch}}):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
+    assert str(found.value).splitlines() == [
+        f"GPU memory: train wants more than {wanted} GiB; the GPU has 16.0 GiB{held}",
+        f"training.batch: {batch} is too large here; {fits} should fit",
+    ]
+
+
+def test_a_busy_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has it in exclusive mode: which GPU, and what to do."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", A)
+    message = rf"GPU {A}: busy, .* choose another one with CUDA_VISIBLE_DEVICES"
+    with pytest.raises(UserError, match=message), devices.explained("train", {}):
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    """They are nobody's mistake."""
+    with pytest.raises(RuntimeError, match="shape"), devices.explained("train", {}):
+        raise RuntimeError("shape mismatch")
