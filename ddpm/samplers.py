@@ -186,9 +186,12 @@ class EulerMaruyama(Sampler):
 class PredictorCorrector(EulerMaruyama):
     """A step of the reverse SDE, then `corrections` Langevin steps at its end (Song et al. 2021, section 4.2):
 
-        x ← x + ε s_θ(x) + √(2ε) z,    ε = 2 (α_ts r ‖z‖/‖s_θ(x)‖)², per image.
+        x ← x + ε s_θ(x) + √(2ε) z,    ε = 2 (α_ts r σ_s)².
 
-    `snr` is r, the signal-to-noise ratio of a correction.
+    `snr` is r, the signal-to-noise ratio of a correction. Song et al. set ε = 2 (α_ts r ‖z‖/‖s_θ(x)‖)²; σ_s is what
+    that quotient is on average in many dimensions. An image's own norms tie its step to where it lies, which widens
+    the law however many steps are taken (on exact Gaussians by 9 % in 64 dimensions, to tenfold in 2), and a batch's
+    mean norms would tie an image to its company.
     """
 
     method = "predictor-corrector"
@@ -200,12 +203,11 @@ class PredictorCorrector(EulerMaruyama):
         x = super().step(denoiser, x_t, t, s, y, noise)
         if s == 0:
             return x
-        alpha_ts, inverse_sigma = like(x, denoiser.schedule.transition(t, s)[0], 1 / denoiser.schedule.sigma(s))
+        sigma = denoiser.schedule.sigma(s)
+        size = 2 * (denoiser.schedule.transition(t, s)[0] * self.snr * sigma) ** 2
+        from_eps, std = like(x, -size / sigma, (2 * size).sqrt())
         for _ in range(self.corrections):
-            score, z = -inverse_sigma * denoiser(x, s, y).eps, noise()
-            ratio = (z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)).reshape(-1, *[1] * (x.ndim - 1))
-            size = 2 * (alpha_ts * self.snr * ratio) ** 2
-            x = x + size * score + (2 * size).sqrt() * z
+            x = x + from_eps * denoiser(x, s, y).eps + std * noise()
         return x
 
 
