@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torchdiffeq import odeint
 
 from ddpm.bound import log_normal
 from ddpm.denoiser import Denoiser
@@ -58,6 +57,8 @@ class Velocity:
 def _integrate(
     velocity: Velocity, schedule: Schedule, state: tuple[Tensor, ...], times: Tensor, rtol: float, atol: float
 ) -> tuple[Tensor, ...]:
+    from torchdiffeq import odeint  # half a second, which only this solver should cost
+
     ell = schedule.level(times).log().to(state[0].device)
     # The solver is made to hit both ends, and told its first step, which it would look for far outside of them, where
     # there is no schedule to follow.
