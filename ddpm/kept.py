@@ -70,8 +70,9 @@ def restore(record: Path, place: Path) -> None:
 
 
 def retire(layout: Layout) -> None:
-    """Set the tables aside: they are of results that are about to change."""
-    keep(layout, "table")
+    """Set the tables aside: they are of results that are about to change. Another job may do so at the same time."""
+    with suppress(FileNotFoundError):
+        keep(layout, "table")
     for path in (layout.record("table"), *layout.outputs("table")):
         path.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ import yaml
 from ddpm import cli, config, provenance
 from ddpm.grid import canonical
 from ddpm.layout import Layout
+from ddpm.lock import held
 
 torch.set_num_threads(1)
 
@@ -450,3 +451,15 @@ def test_status_without_results(capsys: pytest.CaptureFixture) -> None:
     assert code == 0 and lines[0] == "out: 0 of 4 cells (4 missing, 1 n/a)"
     assert any("jobs of unknown cost" in line for line in lines)
     assert not Path("out").exists()
+
+
+def test_status_of_a_job_that_runs(capsys: pytest.CaptureFixture, done: Layout) -> None:
+    """Whoever holds a job's lock is named; a dead holder is nobody."""
+    with held(done.work("sample", CELL)):
+        code, out, _ = run(capsys, "status", "--json", *overlay())
+        assert code == 0
+        assert json.loads(out)["cells"][CELL]["state"] == "running"
+        assert f"process {os.getpid()} on " in json.loads(out)["cells"][CELL]["reason"]
+        (lock,) = done.work("sample", CELL).glob("lock-*")
+        lock.write_text(json.dumps(json.loads(lock.read_text()) | {"born": "0"}))
+        assert json.loads(run(capsys, "status", "--json", *overlay())[1])["cells"][CELL]["state"] == "finished"

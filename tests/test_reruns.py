@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pandas as pd
 import pytest
+import yaml
 from project import command, copy_project, planned, snakemake
 
 from ddpm import provenance
@@ -280,6 +282,19 @@ def test_another_version_of_a_package(tree: Path, tmp_path: Path) -> None:
     assert len(kinds) == 1
     kind, text = kinds.pop()
     assert kind == "environment" and text.startswith("torch-fidelity: ") and text.endswith(" → 9.9")
+
+
+def test_every_record_has_the_form_of_the_schema(tree: Path) -> None:
+    """Of every stage, the table's and the pictures' too: costs by phase, hardware, hashes and digest among it."""
+    schema = yaml.safe_load((tree / "workflow/schemas/record.schema.yaml").read_text())
+    found = [p for p in results(tree).root.rglob("*.json") if p.parent.name != "code" and "fidelity" not in p.parts]
+    records = [provenance.read_record(path) for path in found]
+    for record in records:
+        jsonschema.validate(record, schema)
+    stages = {"data", "classifier", "train", "likelihood", "sample", "fidelity", "table", "figures"}
+    assert {record["stage"] for record in records} == stages
+    (phases,) = {tuple(record["costs"]["phases"]) for record in records if record["stage"] == "train"}
+    assert phases == ("loading", "reading", "training", "writing")
 
 
 # ---- runs --------------------------------------------------------------------------------------------------
