@@ -141,8 +141,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
+def _some(texts: list[str], most: int = 3, sign: str = ", ") -> str:
+    """The first of them, and how many there are."""
+    return sign.join(texts[:most]) + (f"{sign}… ({len(texts)})" if len(texts) > most else "")
 
 
 def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
@@ -151,7 +152,7 @@ def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
     for (stage, name), reasons in results.todo.items():
         own = [r for r in reasons if r.kind != "follows"]
         follows = dict.fromkeys(r.text.split(" ")[0] for r in reasons if r.kind == "follows")
-        text = "; ".join(map(str, own)) or f"follows from {', '.join(follows)}"
+        text = _some(list(map(str, own)), sign="; ") or f"follows from {', '.join(follows)}"
         groups.setdefault((stage, text), []).append(name)
     device = results.grid.config["device"]
     seconds, unknown = Costs(results).total(list(results.todo))
@@ -208,7 +209,11 @@ def cell_lines(results: Results, cell: Cell) -> Iterator[str]:
         return
     for stage, name in [("data", ""), ("classifier", ""), *chain(results, cell)]:
         record, reasons = results.record(stage, name), results.todo.get((stage, name))
-        yield f"{stage} {name}".strip() + ": " + ("; ".join(map(str, reasons)) if reasons else record["status"])
+        yield (
+            f"{stage} {name}".strip()
+            + ": "
+            + (_some(list(map(str, reasons)), sign="; ") if reasons else record["status"])
+        )
         batch = results.grid.batch_of[name] if stage == "fidelity" else name
         yield f"  record   {layout.record(stage, name)}    log  {layout.log(stage, batch)}"
         if stage not in ("data", "classifier"):
