@@ -151,7 +151,8 @@ def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for (stage, name), reasons in results.todo.items():
         own = [r for r in reasons if r.kind != "follows"]
-        follows = dict.fromkeys(r.text.split(" ")[0] for r in reasons if r.kind == "follows")
+        texts = [r.text for r in reasons if r.kind == "follows"]
+        follows = texts if stage in READS else dict.fromkeys(text.split(" ")[0] for text in texts)
         text = _some(list(map(str, own)), sign="; ") or f"follows from {', '.join(follows)}"
         groups.setdefault((stage, text), []).append(name)
     device = results.grid.config["device"]
