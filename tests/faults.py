@@ -10,6 +10,7 @@ nothing happened to, and the job must have gone on from its last checkpoint. Tak
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,8 +170,9 @@ class Run:
             "published.md",
             "costs.csv",
         }
-        resumed = [int(line.split(", ")[-1].split()[0]) for line in self.text().splitlines() if "going on from" in line]
-        assert not position or max(resumed, default=0) >= position, f"lost work: was at {position}, resumed {resumed}"
+        if len(re.findall(rf"^\S+Z {self.stage} ", self.text(), re.MULTILINE)) > 1:  # else it ended before the blow
+            resumed = [int(n) for n in re.findall(r"going on from this checkpoint, (\d+) done", self.text())]
+            assert max(resumed, default=0) >= position, f"lost work: was at {position}, resumed {resumed}"
 
     def table(self) -> None:
         """The table of these results is the one of the run that nothing happened to."""
