@@ -93,7 +93,7 @@ def _of_points(config: dict) -> Iterator[str]:
     points = f"takes images, and data.name {config['data']['name']!r} gives points"
     if config["network"]["method"] == "unet":
         yield f"network.method: 'unet' {points}: it must be mlp"
-    if config["fidelity"]["extractor"] == "inception":
+    if config.get("fidelity", {}).get("extractor") == "inception":
         yield f"fidelity.extractor: 'inception' {points}: it must be identity or classifier"
     used = {name for block in config["grid"] for name in block["guidance"]}
     for name, value in config["guidances"].items():

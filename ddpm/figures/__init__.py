@@ -1,0 +1,153 @@
+"""Records and samples → pictures: what a reader sees before reading a number."""
+
+from pathlib import Path
+
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from safetensors.torch import load_file
+
+from ddpm import data, guide, noise, provenance
+from ddpm.figures import plane
+from ddpm.figures.canvas import save_figure, table
+from ddpm.figures.images import Images
+from ddpm.figures.points import Clouds
+from ddpm.grid import Cell, Grid
+from ddpm.guidance import Guidance
+from ddpm.layout import Layout
+from ddpm.results import Results
+from ddpm.samplers import Sampler
+from ddpm.sampling import chain, draw_labels, load_denoiser
+from ddpm.schedules import Schedule
+
+Tensor = torch.Tensor
+Easel = Images | Clouds
+
+
+def samples_of(layout: Layout, cell: Cell) -> Tensor:
+    """The images of a cell, the first hundred by label where they have labels."""
+    found = load_file(layout.samples(cell.name))
+    images, labels = found["images"], found.get("labels")
+    if labels is None or not len(images):
+        return images
+    return torch.cat([images[:100][labels[:100].argsort(stable=True)], images[100:]])
+
+
+def scores(layout: Layout, grid: Grid) -> dict[str, float]:
+    """The FID of every cell, infinite where it diverged; the best first."""
+    records = {name: provenance.read_record(layout.record("fidelity", name))["result"] for name in grid.runs}
+    found = {name: result.get("fid", float("inf")) for name, result in records.items()}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def samples_figure(layout: Layout, grid: Grid, easel: Easel, samples: dict[str, Tensor], path: Path) -> None:
+    """Samples of every cell with its FID beside them, real images on top, best first."""
+    train = easel.dataset.train.images
+    real = provenance.read_record(layout.record("fidelity", "real"))["result"]
+    order = noise.permutation(len(train), "shown")[: len(next(iter(samples.values())))]
+    rows = [("real training data", f"FID {real['fid']:.3g}", train[order])]
+    for name, fid in scores(layout, grid).items():
+        cell = grid.runs[name]
+        if cell.seed == grid.config["seeds"][0]:
+            score = f"FID {fid:.3g}" if fid < float("inf") else "diverged"
+            rows.append((easel.label(cell.row), score, samples[name]))
+    easel.overview(rows, f"{grid.config['data']['name']}: samples, best FID first", path)
+
+
+def training_figure(layout: Layout, grid: Grid, path: Path) -> None:
+    """Every network's loss against the images it has seen; the losses have different units and scales."""
+    frames = []
+    for network in grid.networks.values():
+        frame = pd.read_csv(layout.loss(network.name))
+        frame["loss"] = frame["loss"].rolling(5, min_periods=1).mean()
+        frames.append(
+            frame.assign(network=f"{network.objective} · {network.schedule} · {network.labels}", seed=network.seed)
+        )
+    curves = pd.concat(frames, ignore_index=True)
+    sns.set_theme(style="whitegrid", context="paper")
+    figure = sns.relplot(
+        curves,
+        x="images",
+        y="loss",
+        col="network",
+        col_wrap=4,
+        kind="line",
+        estimator=None,
+        units="seed",
+        height=2.2,
+        aspect=1.3,
+        facet_kws={"sharey": False},
+    )
+    figure.set(xlabel="training images seen")
+    figure.set_titles("{col_name}", size=8)
+    for name, axis in figure.axes_dict.items():
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        # A sliced loss is known up to a constant only, and below zero.
+        if (curves.loc[curves["network"] == name, "loss"] > 0).all():
+            axis.set_yscale("log")
+            low, high = axis.get_ylim()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 12 * low else (1,)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+    save_figure(figure.figure, path)
+    sns.reset_orig()
+
+
+def shrunk(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+    """x_t/√(α² + σ²), whose size is that of the data or of a standard normal at every t: itself for VP schedules."""
+    return x * float((schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).rsqrt())
+
+
+def forward_figure(grid: Grid, easel: Easel, path: Path) -> None:
+    """x_t of one image, or of many points, at eleven times; a row per schedule (001, figure 6.1)."""
+    dataset = easel.dataset
+    x0 = dataset.scale(dataset.train.images[: easel.shown])
+    eps = noise.normal(noise.key("forward"), torch.arange(len(x0)), 0, dataset.shape)
+    names = list(dict.fromkeys(c.schedule for c in grid.runs.values()))
+    strips = []
+    for name in names:
+        schedule = Schedule.make(grid.axis("schedule", name))
+        times = torch.linspace(0, schedule.steps, 11, dtype=torch.float64).round()
+        states = torch.stack([shrunk(schedule, schedule.noisy(x0, eps, t), t) for t in times])
+        strips.append(easel.strips(states, 0)[0][0])
+    columns = [f"t = {part}/10 T" if part else "t = 0" for part in range(11)]
+    title = "The forward process x_t = α x0 + σ ε, divided by √(α² + σ²)"
+    table(path, strips, names, columns, easel.draw, title, easel.size)
+
+
+def denoising_figure(layout: Layout, grid: Grid, easel: Easel, path: Path) -> None:
+    """x_t on its way from noise to image, in the cell with the best FID (002, figure 1)."""
+    cell = grid.runs[next(iter(scores(layout, grid)))]
+    network, by = grid.network(cell).name, grid.guide(cell)
+    classifier = guide.load(layout, by.name, "cpu") if by else None
+    denoiser = Guidance.make(grid.axis("guidance", cell.guidance))(load_denoiser(layout, network), classifier)
+    sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), easel.dataset, easel.shown
+    labels = draw_labels(dataset, network, count) if denoiser.network.classes or classifier else None
+    states = list(chain(denoiser, sampler, network, torch.arange(count), labels, dataset.shape))
+    times, chosen = sampler.times(denoiser.schedule), torch.linspace(0, len(states) - 1, 11).round().long().unique()
+    seen = torch.stack([shrunk(denoiser.schedule, states[i], times[i]) for i in chosen])
+    columns = [f"t = {times[i]:.0f}" for i in chosen]
+    table(path, *easel.strips(seen, -1), columns, easel.draw, f"From noise to data: {cell.name}", easel.size)
+
+
+def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+    """The `figures` stage: results/figures/*.png, and samples.png in every cell's folder."""
+    torch.set_num_threads(job["config"]["threads"])
+    grid, folder, dataset = Grid(job["config"]), layout.root / "figures", data.read(layout.data)
+    recorder = provenance.Recorder("figures", job, code, {})
+    recorder.record["inputs"] = Results(grid, layout).inputs("figures")
+    easel = Images(dataset) if dataset.levels else Clouds(dataset, grid.data_job()["data"])
+    samples = {name: samples_of(layout, cell) for name, cell in grid.runs.items()}
+    pictures = [layout.cell(name) / "samples.png" for name in grid.runs]
+    for name, path in zip(grid.runs, pictures, strict=True):
+        easel.cell(samples[name], path)
+    samples_figure(layout, grid, easel, samples, folder / "samples.png")
+    training_figure(layout, grid, folder / "training.png")
+    forward_figure(grid, easel, folder / "forward.png")
+    denoising_figure(layout, grid, easel, folder / "denoising.png")
+    if isinstance(easel, Clouds):
+        plane.scores_figure(layout, grid, easel, folder / "scores.png")
+        plane.langevin_figure(layout, grid, easel, samples, folder / "langevin.png")
+        plane.trajectories_figure(layout, grid, easel, folder / "trajectories.png")
+    recorder.finish(layout.record("figures"), [*(folder / f"{name}.png" for name in grid.pictures), *pictures])

@@ -1,0 +1,70 @@
+"""How images are drawn: as they are, enlarged by a whole factor."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+
+from ddpm.data import Data
+from ddpm.figures.canvas import bare, save_figure, save_image
+
+Tensor = torch.Tensor
+
+
+def mosaic(images: Tensor, columns: int, levels: int, scale: int = 1, gap: int = 1) -> np.ndarray:
+    """Images (N, C, H, W) of grey levels in rows of `columns`, enlarged by `scale`, on grey; uint8 (H, W, 3)."""
+    n, _, h, w = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 96, dtype=np.uint8)
+    grey = (images.double() * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for i, picture in enumerate(grey):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        canvas[top : top + h, left : left + w] = picture
+    return canvas.repeat(scale, 0).repeat(scale, 1)
+
+
+class Images:
+    """Images of a dataset; `shown` is how many of them the denoising figure follows, `size` is in inches."""
+
+    shown, size = 8, 0.9
+
+    def __init__(self, dataset: Data):
+        self.dataset = dataset
+
+    def _mosaic(self, images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+        return mosaic(images, columns, self.dataset.levels, max(1, 48 // self.dataset.shape[1]), gap)
+
+    def draw(self, axis: plt.Axes, picture: Tensor) -> None:
+        """One image of grey levels (C, H, W)."""
+        axis.imshow(self._mosaic(picture[None], 1, gap=0), interpolation="nearest")
+
+    def strips(self, states: Tensor, clean: int) -> tuple[list[Tensor], list[str]]:
+        """States (S, N, C, H, W) in [−1, 1] as N strips of S images, with their names."""
+        return list(self.dataset.quantise(states).transpose(0, 1)), [f"image {i}" for i in range(states.shape[1])]
+
+    @staticmethod
+    def label(row: tuple[str, ...]) -> str:
+        """The names of one row of the table."""
+        return " · ".join(row)
+
+    def cell(self, images: Tensor, path: Path) -> None:
+        """The first 100 images of one cell."""
+        save_image(
+            self._mosaic(images[:100] if len(images) else torch.zeros_like(self.dataset.train.images[:1]), 10), path
+        )
+
+    def overview(self, rows: list[tuple[str, str, Tensor]], title: str, path: Path) -> None:
+        """One strip of 24 images per row (label, score, images)."""
+        size = (11, 0.62 * len(rows) + 0.3)
+        figure, axes = plt.subplots(len(rows), 1, figsize=size, squeeze=False, layout="constrained")
+        for axis, (label, score, images) in zip(axes[:, 0], rows, strict=True):
+            sns.despine(ax=bare(axis), left=True, bottom=True)
+            if len(images):
+                # Evenly from the first hundred, so that all classes of a grid that is sorted by label show.
+                chosen = torch.linspace(0, min(len(images), 100) - 1, min(len(images), 24)).long()
+                axis.imshow(self._mosaic(images[chosen], 24), interpolation="nearest")
+            axis.set_ylabel(f"{label}\n{score}", rotation=0, ha="right", va="center", fontsize=8)
+        figure.suptitle(title, fontsize=10)
+        save_figure(figure, path)
