@@ -153,7 +153,7 @@ class Run:
 
     # ---- what must hold ---------------------------------------------------------------------------------------
 
-    def check(self, position: int) -> None:
+    def check(self, position: int, struck: str) -> None:
         """The results of the run that nothing happened to; nothing lost but one interval, nothing left over."""
         assert self.ended() == 0, (self.folder / "said.log").read_text()[-3000:]
         self.until(lambda: not output("squeue", "-h", "-t", "R,CG,PD"), "empty queue")
@@ -170,7 +170,7 @@ class Run:
             "published.md",
             "costs.csv",
         }
-        if len(re.findall(rf"^\S+Z {self.stage} ", self.text(), re.MULTILINE)) > 1:  # else it ended before the blow
+        if ours["costs"]["started"] > struck:  # else the job had ended before the blow
             resumed = [int(n) for n in re.findall(r"going on from this checkpoint, (\d+) done", self.text())]
             assert max(resumed, default=0) >= position, f"lost work: was at {position}, resumed {resumed}"
 
@@ -344,7 +344,8 @@ def trial(run: Run, fault: str, stage: str) -> float:
         run.prepare(stage)
         run.start()
         run.underway()
-        run.check(FAULTS[fault](run))
+        struck = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        run.check(FAULTS[fault](run), struck)
         run.table()
     finally:
         if run.snakemake.poll() is None:

@@ -107,7 +107,7 @@ def code_of(stage, wildcard=None):
 
 
 def command(stage, device="cpu", options=""):
-    """The shell command of a job; its log grows by every attempt, and on failure shows its end."""
+    """The shell command of a job; copies of it append to its log, and on failure its end is shown."""
     options += f" --jobs-per-gpu {config['jobs_per_gpu']} --checkpoint-seconds {config['checkpoint_seconds']}"
     return (
         f'{{{{ echo "$(date -u +%FT%TZ) {stage} {{wildcards}} on $(hostname)'
