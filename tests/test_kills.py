@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 NAME = "learned/linear/unconditional/seed0"
 KILLS = 50
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 def grid() -> Grid:
@@ -48,7 +50,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
-    """Fifty kills, most of them before there is anything to go on from or while a file is written; then to the end."""
+    """Fifty kills, every other one at any time, also before there is anything to go on from, the others shortly after a
+    checkpoint, however slow the machine is; then to the end."""
     alone, struck = tmp_path / "alone", tmp_path / "struck"
     job = grid().job("train", NAME)
     for root in (alone, struck):
@@ -60,14 +63,22 @@ def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
     assert os.waitpid(child(alone, *job), 0)[1] == 0
     whole = time.monotonic() - begun
     rng, kills, positions = random.Random(0), 0, set()
+    kept = Layout(struck).checkpoint("train", NAME)
+
+    def position() -> int:
+        with suppress(FileNotFoundError):
+            return kept.stat().st_mtime_ns
+        return 0
+
     while kills < KILLS:
-        pid = child(struck, *job)
-        time.sleep(rng.uniform(0, 0.3 * whole))
+        before, pid = position(), child(struck, *job)
+        while kills % 2 and position() == before and not os.waitid(os.P_PID, pid, ENDED):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05 * whole if kills % 2 else 0.3 * whole))
         os.kill(pid, signal.SIGKILL)
         if os.waitpid(pid, 0)[1]:
             kills += 1
-            kept = Layout(struck).checkpoint("train", NAME)
-            positions.add(kept.stat().st_mtime_ns if kept.exists() else 0)
+            positions.add(position())
         else:  # it was faster
             assert Layout(struck).weights(NAME).read_bytes() == wanted[0]
             shutil.rmtree(struck)
