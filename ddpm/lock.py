@@ -155,6 +155,10 @@ def held(folder: Path, beat: float = BEAT, stale: float = STALE) -> Iterator[boo
     finally:
         done.set()
         keeper.join()
+        # What killed holders left half written; those who wait write theirs again.
+        with suppress(OSError):
+            for left in folder.glob(".*"):
+                left.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: a checkpoint, or another job's folder beside it
             os.removedirs(folder)
