@@ -51,7 +51,7 @@ def start(root: Path, processes: int, name: str = NAME, seconds: float = 60, **t
 def train(root: Path, processes: int, name: str = NAME, **training: object) -> tuple[dict, str]:
     """The weights, and what the processes said."""
     process = start(root, processes, name, **training)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 0, said
     return load_file(Layout(root).weights(name)), said
 
@@ -138,7 +138,7 @@ def test_a_failure_in_one_process_is_one_message(folders: list[Path]) -> None:
     """What it said, which one it was, no traceback; and the job's exit status."""
     Layout(folders[0]).data.write_bytes(b"torn")
     process = start(folders[0], 2)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 2
     lines = [line for line in said.splitlines() if line.startswith("ddpm: ")]
     assert any("images.safetensors: is no whole file of tensors" in line for line in lines)

@@ -70,7 +70,7 @@ def test_interrupt_leaves_finished_results(tree: Path, tmp_path: Path) -> None:
         command(), cwd=other, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     done = other / "results/tiny/networks/eps/linear/unconditional/seed0/weights.safetensors"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not done.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     before = done.read_bytes()
