@@ -119,7 +119,7 @@ EDITS = {
     "training": ("ddpm/training.py", "rise * fall", "fall * rise", trained(*NETWORKS)),
     "FID": ("ddpm/fidelity.py", "(images >= 128)", "(images > 127)", MEASURED),
     "the table": ("ddpm/tables.py", '"status": "n/a"', '"status": str("n/a")', TABLE),
-    "the pictures": ("ddpm/figures.py", "figsize=(11, ", "figsize=(12, ", FIGURES),
+    "the pictures": ("ddpm/figures/canvas.py", "len(columns) + 0.6", "len(columns) + 0.7", FIGURES),
     "the bound": ("ddpm/likelihood.py", "math.sqrt(len(x0))", "math.sqrt(1.0 * len(x0))", BOUND),
     "a schedule": (
         "ddpm/schedules.py",
