@@ -67,7 +67,14 @@ def test_interrupt_leaves_finished_results(tree: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle: what is finished stays, the next run completes to the same table."""
     other = copy_project(tmp_path / "interrupted")
     process = subprocess.Popen(
-        command(), cwd=other, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command(),
+        cwd=other,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # A shell that put the tests in the background has them ignore SIGINT, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     done = other / "results/tiny/networks/eps/linear/unconditional/seed0/weights.safetensors"
     deadline = time.monotonic() + 600

@@ -17,6 +17,7 @@ from ddpm import config, data, fidelity, likelihood, provenance, sampling, table
 from ddpm.grid import BASELINES, Grid
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
+from ddpm.results import Results
 from ddpm.schedules import Linear
 from ddpm.times import Uniform
 
@@ -476,7 +477,7 @@ def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pyte
 
     for baseline in BASELINES:
         fidelity.evaluate(*grid.job("fidelity", baseline), layout)
-    table = tables.collect(tables.Records(grid, layout)).set_index(["objective", "guidance", "sampler"])
+    table = tables.collect(Results(grid, layout)).set_index(["objective", "guidance", "sampler"])
     row = table.loc[(cell.objective, cell.guidance, cell.sampler)]
     assert row["status"] == "diverged"
     assert "seed 0" in row["reason"] and "step 5" in row["reason"] and "1 of 1" in row["reason"]
@@ -488,7 +489,8 @@ def test_a_diverged_network_is_not_sampled(layout: Layout) -> None:
     grid, cell = small(), "eps/linear/none/ddim/seed0"
     training.train(*grid.job("train", PLAIN), layout)
     path = layout.record("train", PLAIN)
-    provenance.write_json(path, provenance.read_record(path) | {"status": "diverged"})
+    record = provenance.read_record(path) | {"status": "diverged"}
+    provenance.write_json(path, record | {"digest": provenance.digest(record)})
     sampling.sample(*grid.job("sample", cell), layout)
     record = provenance.read_record(layout.record("sample", cell))
     assert record["status"] == "diverged" and record["result"]["images"] == 0
