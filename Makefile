@@ -25,7 +25,7 @@ table: env
 	@echo; cat results/table.md; echo; echo "Pictures: results/figures/samples.png and the others beside it."
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What clusters do to jobs, done to a real run on a throw-away Slurm cluster: half an hour, as root.
 faults: .venv/installed-dev

@@ -13,3 +13,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = snakemake(folder)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits most goes first: the other worker of `make test` computes beside it."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")

@@ -54,14 +54,23 @@ def plan():
     may be lost, so they are off, and what would run is forced.
     """
     global TODO
-    if workflow.is_main_process and TODO is None:
+    if TODO is not None:
+        return
+    TODO = set()
+    if workflow.is_main_process:
         results = Results(GRID, PATHS, environment=not workflow.deployment_settings.deployment_method)
-        TODO = {str(done(*job)) for job in results.todo}
+        TODO.update(str(done(*job)) for job in results.todo)
         workflow.dag.forcefiles.update(TODO)
         workflow.dag_settings.rerun_triggers = frozenset()
         workflow.dag.ignore_incomplete = True
         for line in plan_lines(results):
             logger.info(line)
+        return
+    # On a cluster's node: a cancelled copy of the job may have ended well after all; the job puts its result back.
+    for job in workflow.dag_settings.target_jobs:
+        name = "/".join(job.wildcards_dict.values())
+        if job.rulename != "fidelity" and PATHS.record(job.rulename, name).exists():
+            kept.keep(PATHS, job.rulename, name)
 
 
 @cache
@@ -82,7 +91,7 @@ def inputs_of(stage, wildcard=None):
             names = GRID.batches[name] if stage == "fidelity" else [name]
             jobs = [parent for name in names for parent in GRID.parents(stage, name).values()]
         files = dict.fromkeys(str(done(*job)) for job in jobs)
-        return [f if f in (TODO or ()) else ancient(f) for f in files]
+        return [f if f in TODO else ancient(f) for f in files]
 
     return inputs
 
