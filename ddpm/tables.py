@@ -231,13 +231,15 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
     runs = table[~table["status"].isin(["n/a"])].iloc[len(BASELINES) :]
     done = int(runs["status"].isin(FINISHED).sum())
     columns = [c for c in READING if table[c].notna().any()]
+    exact = (
+        " Of real data it is −log p of the test half under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""
+    )
     return (
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
         f"FID of N = {real['samples']} images against the test half, features of extractor `{real['extractor']}`; "
         "`fid_over_topline` is FID ÷ FID of real training images (1 is as good as data). "
-        "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers.\n\n"
-        + markdown(table[columns], 3)
-        + weights(grid)
+        "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
+        f"{exact}\n\n" + markdown(table[columns], 3) + weights(grid)
     )
 
 
