@@ -103,6 +103,21 @@ def test_slurm_profile_plans(tree: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def written_commands() -> list[str]:
+    """The Snakemake commands of the README and of the overlays' first lines."""
+    texts = [p.read_text() for p in (ROOT / "README.md", *sorted((ROOT / "workflow/config").glob("*.yaml")))]
+    return sorted({c.strip() for t in texts for c in re.findall(r"^(?:#   )?snakemake ([^#\n]+)", t, re.MULTILINE)})
+
+
+@pytest.mark.parametrize("written", written_commands())
+def test_written_commands(tree: Path, written: str) -> None:
+    """Every command that a reader may copy plans as it is written."""
+    run = [sys.executable, "-m", "snakemake", "-n", *written.split()]
+    found = subprocess.run(run, cwd=tree, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "total" in found.stdout
+
+
 def readme_blocks() -> list[str]:
     """The README's Python examples."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
