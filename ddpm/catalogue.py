@@ -6,7 +6,7 @@ from itertools import product
 
 from ddpm import source
 from ddpm.errors import UserError
-from ddpm.limits import disordered, outside
+from ddpm.limits import conflicts, outside
 
 AXES = {
     "objective": ("objectives", "ddpm.objectives"),
@@ -134,7 +134,7 @@ def _of_method(where: str, key: str, value: dict, known: dict, declared: Callabl
         except TypeError:
             hint = " (YAML reads 2e-4 as text: write 2.0e-4)" if kind == "float" and isinstance(given, str) else ""
             found.append(f"{name}: {given!r} is of type {type(given).__name__}; it must be {kind}{hint}")
-    yield from (f"{where}.{mistake}" for mistake in found or disordered(complete(method, value), method.attributes))
+    yield from (f"{where}.{mistake}" for mistake in found or conflicts(complete(method, value), method.attributes))
 
 
 def incompatibility(values: dict[str, dict]) -> str:

@@ -21,9 +21,12 @@ def outside(
     return f"{name}: {value}; it must lie in {low} … {high}"
 
 
-def disordered(values: dict[str, object], attributes: dict[str, object]) -> Iterator[str]:
-    """Pairs of parameters that are not in the order which a method declares: `ordered`, see ddpm/methods.py."""
+def conflicts(values: dict[str, object], attributes: dict[str, object]) -> Iterator[str]:
+    """Parameters that do not fit together as a method declares: `ordered` and `needs`, see ddpm/methods.py."""
     for low, how, high in attributes.get("ordered") or ():
         if values[low] > values[high] or (how == "<" and values[low] == values[high]):
             wanted = {"<=": "at most", "<": "below"}[how]
             yield f"{low}: {values[low]}; it must be {wanted} {high}, {values[high]}"
+    for name, value, other, wanted in attributes.get("needs") or ():
+        if values[name] == value and values[other] != wanted:
+            yield f"{other}: {values[other]!r}; with {name} {value!r} it must be {wanted!r}"

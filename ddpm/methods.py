@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
-from ddpm.limits import disordered, outside
+from ddpm.limits import conflicts, outside
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Method:
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     # Two parameters that must be in order: (smaller, "<" or "<=", larger).
     ordered: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    # A value that takes one of another parameter: (parameter, value, other parameter, its value).
+    needs: ClassVar[tuple[tuple[str, str, str, str], ...]] = ()
 
     def __post_init__(self) -> None:
         for line in reversed(type(self).__mro__):
@@ -32,7 +34,7 @@ class Method:
             for name in limits.keys() | choices.keys():
                 if mistake := outside(name, getattr(self, name), limits.get(name), choices.get(name)):
                     raise ValueError(f"{self.method}: {mistake}" if self.method else mistake)
-        for mistake in disordered(vars(self), {"ordered": self.ordered}):
+        for mistake in conflicts(vars(self), {"ordered": self.ordered, "needs": self.needs}):
             raise ValueError(f"{self.method}: {mistake}" if self.method else mistake)
         self.check()
 

@@ -104,6 +104,16 @@ MISTAKES = {
         "vbl",
         ["objectives.eps.weighting", "'vbl'", "simple, vlb"],
     ),
+    "parameters in the wrong order": (
+        ("schedules", "linear", "beta_first"),
+        0.5,
+        ["schedules.linear.beta_first", "0.5", "beta_last, 0.02"],
+    ),
+    "sliced matching of noise": (
+        ("objectives", "eps", "matching"),
+        "sliced",
+        ["objectives.eps.target", "'eps'", "'sliced'", "'score'"],
+    ),
     "no time to diffuse": (("schedules", "cosine", "steps"), 1, ["schedules.cosine.steps", "1", "2"]),
     "more steps than T": (("samplers", "ddim", "steps"), 1001, ["'ddim'", "1001", "T = 1000"]),
     "undefined objective": (("grid", 0, "objective"), ["epz"], ["grid[0].objective", "'epz'", "eps"]),
