@@ -148,10 +148,14 @@ class Grid:
         """The networks that the cells need, by name."""
         return {n.name: n for n in map(self.network, self.runs.values())}
 
+    def is_guided(self, cell: Cell) -> bool:
+        """Whether labels steer the cell: then it samples from no likelihood model."""
+        return self.guide(cell) is not None or self.network(cell).labels == "conditional"
+
     @cached_property
     def likelihoods(self) -> list[str]:
-        """The networks whose bound is measured: a guided model is no likelihood model, so the unconditional ones."""
-        return [n.name for n in self.networks.values() if n.labels == "unconditional"]
+        """The networks whose bound is measured: those that cells sample from as they are."""
+        return list(dict.fromkeys(self.network(c).name for c in self.runs.values() if not self.is_guided(c)))
 
     @cached_property
     def ode_likelihoods(self) -> list[str]:

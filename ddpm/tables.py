@@ -89,9 +89,9 @@ def _row(results: Results, cells: list[Cell]) -> dict:
             "sample": results.valid("sample", cell.name),
             "fidelity": results.valid("fidelity", cell.name),
         }
-        if network in grid.likelihoods:
+        if not grid.is_guided(cell):
             of["likelihood"] = results.valid("likelihood", network)
-        if network in grid.ode_likelihoods:
+        if not grid.is_guided(cell) and network in grid.ode_likelihoods:
             of["ode_likelihood"] = results.valid("ode_likelihood", network)
         found.append(of)
     missing = [why for cell, of in zip(cells, found, strict=True) if (why := _missing(results, cell, of))]

@@ -153,8 +153,11 @@ class Run:
 
     # ---- what must hold ---------------------------------------------------------------------------------------
 
-    def check(self, position: int, struck: str) -> None:
-        """The results of the run that nothing happened to; nothing lost but one interval, nothing left over."""
+    def check(self, position: int, struck: str) -> str:
+        """The results of the run that nothing happened to; nothing lost but one interval, nothing left over.
+
+        Gives how the job went on.
+        """
         assert self.ended() == 0, (self.folder / "said.log").read_text()[-3000:]
         self.until(lambda: not output("squeue", "-h", "-t", "R,CG,PD"), "empty queue")
         self.until(lambda: not self.work.exists(), "released lock", 30)
@@ -170,9 +173,11 @@ class Run:
             "published.md",
             "costs.csv",
         }
-        if ours["costs"]["started"] > struck:  # else the job had ended before the blow
-            resumed = [int(n) for n in re.findall(r"going on from this checkpoint, (\d+) done", self.text())]
-            assert max(resumed, default=0) >= position, f"lost work: was at {position}, resumed {resumed}"
+        if ours["costs"]["started"] <= struck:
+            return "the struck copy ended well"
+        resumed = [int(n) for n in re.findall(r"going on from this checkpoint, (\d+) done", self.text())]
+        assert max(resumed, default=0) >= position, f"lost work: was at {position}, resumed {resumed}"
+        return f"went on from {max(resumed, default=0)}"
 
     def table(self) -> None:
         """The table of these results is the one of the run that nothing happened to."""
@@ -204,6 +209,7 @@ def out_of_memory(run: Run) -> int:
     """Something in the job's cgroup takes all of its memory; the kernel kills the job."""
     number, _ = run.job()
     pid = run.process()
+    os.kill(pid, signal.SIGSTOP)  # it would otherwise end before the memory is full
     (group,) = cluster.CGROUPS.glob(f"memory/slurm*/**/job_{number}")
     (step,) = {p.parent for p in group.glob("**/cgroup.procs") if str(pid) in p.read_text().split()}
     position = run.at()
@@ -331,8 +337,8 @@ FAULTS: dict[str, Callable[[Run], int]] = {
 }  # fmt: skip
 
 
-def trial(run: Run, fault: str, stage: str) -> float:
-    """One fault to one stage; the seconds until all is as if nothing had happened."""
+def trial(run: Run, fault: str, stage: str) -> str:
+    """One fault to one stage: how long it took until all was as if nothing had happened, and how the job went on."""
     begun = time.monotonic()
     run.options = ["--set-resources", f"{stage}:runtime=attempt"] if fault == "time limit" else []
     small = fault == "full disk"
@@ -345,7 +351,7 @@ def trial(run: Run, fault: str, stage: str) -> float:
         run.start()
         run.underway()
         struck = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        run.check(FAULTS[fault](run), struck)
+        how = run.check(FAULTS[fault](run), struck)
         run.table()
     finally:
         if run.snakemake.poll() is None:
@@ -356,7 +362,7 @@ def trial(run: Run, fault: str, stage: str) -> float:
         subprocess.run(["scancel", "-u", "root"], check=False)
         if small:
             subprocess.run(["umount", "-l", str(run.results)], check=True)
-    return time.monotonic() - begun
+    return f"same bytes after {time.monotonic() - begun:4.0f} s, {how}"
 
 
 def main() -> int:
@@ -377,7 +383,7 @@ def main() -> int:
         for stage in args.stage or STAGES:
             for fault in args.fault or FAULTS:
                 try:
-                    print(f"{fault:16} {stage:10} same bytes after {trial(run, fault, stage):5.0f} s", flush=True)
+                    print(f"{fault:16} {stage:10} {trial(run, fault, stage)}", flush=True)
                 except Exception as e:
                     failed += 1
                     print(f"{fault:16} {stage:10} FAILED: {type(e).__name__}: {e}", flush=True)

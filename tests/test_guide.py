@@ -178,6 +178,8 @@ def test_the_graph_of_a_guided_cell() -> None:
     )
     assert list(grid.networks) == ["eps/linear/unconditional/seed0", "eps/linear/unconditional/seed1"]
     assert list(grid.guides) == ["linear/seed0", "linear/seed1"]
+    assert [grid.is_guided(grid.runs[f"eps/linear/{g}/ddim/seed0"]) for g in ("guided", "more", "none")] == [1, 1, 0]
+    assert grid.likelihoods == list(grid.networks) and tiny().likelihoods == []
     assert grid.needed("sample", "eps/linear/more/ddim/seed1")[-2:] == [
         ("guide", "linear/seed1"),
         ("sample", "eps/linear/more/ddim/seed1"),
