@@ -13,6 +13,7 @@ include: "workflow/rules/aggregate.smk"
 
 
 onstart:
+    gc.enable()
     preflight()
     keep()
 
