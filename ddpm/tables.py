@@ -4,6 +4,7 @@ import pandas as pd
 import yaml
 
 from ddpm import provenance
+from ddpm.catalogue import continuous
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, Cell, Grid
 from ddpm.layout import Layout
@@ -231,13 +232,14 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
     runs = table[~table["status"].isin(["n/a"])].iloc[len(BASELINES) :]
     done = int(runs["status"].isin(FINISHED).sum())
     columns = [c for c in READING if table[c].notna().any()]
+    things = "points" if continuous(grid.config) else "images"
     exact = (
         " Of real data it is −log p of the test half under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""
     )
     return (
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
-        f"FID of N = {real['samples']} images against the test half, features of extractor `{real['extractor']}`; "
-        "`fid_over_topline` is FID ÷ FID of real training images (1 is as good as data). "
+        f"FID of N = {real['samples']} {things} against the test half, features of extractor `{real['extractor']}`; "
+        f"`fid_over_topline` is FID ÷ FID of real training {things} (1 is as good as data). "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
         f"{exact}\n\n" + markdown(table[columns], 3) + weights(grid)
     )
