@@ -152,3 +152,18 @@ def test_readme_new_sampler(tree: Path) -> None:
         assert table["nfe"].iloc[2] == 3
     finally:
         path.write_text(text)
+
+
+def test_a_node_uses_what_a_cancelled_copy_finished(tree: Path) -> None:
+    """Snakemake on a cluster's node deletes a job's outputs before it runs it: a valid result is put back, not made."""
+    network = "eps/linear/unconditional/seed0"
+    folder, log = tree / "results/tiny/networks" / network, tree / f"results/tiny/logs/train/{network}.log"
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert {"record.json", "weights.safetensors", "loss.csv"} <= before.keys()
+    said = log.read_text()
+    # As the executor's plugin starts it there.
+    node = ["--mode", "remote", "--target-jobs", f"train:network={network}", "--allowed-rules", "train", "--force"]
+    run = snakemake(tree, *node, "--nolock", "--no-hooks", "--ignore-incomplete", "--keep-incomplete")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "record.json: put back from" in log.read_text().removeprefix(said)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
