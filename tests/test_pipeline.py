@@ -1,6 +1,7 @@
 """The smallest real grid end to end through Snakemake, in a copy of the project, as a user runs it."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,9 +155,9 @@ def test_readme_new_sampler(tree: Path) -> None:
         path.write_text(text)
 
 
-def test_a_node_uses_what_a_cancelled_copy_finished(tree: Path) -> None:
+def test_a_node_uses_what_a_cancelled_copy_finished(tree: Path, tmp_path: Path) -> None:
     """Snakemake on a cluster's node deletes a job's outputs before it runs it: a valid result is put back, not made."""
-    network = "eps/linear/unconditional/seed0"
+    network, tree = "eps/linear/unconditional/seed0", shutil.copytree(tree, tmp_path / "node")
     folder, log = tree / "results/tiny/networks" / network, tree / f"results/tiny/logs/train/{network}.log"
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     assert {"record.json", "weights.safetensors", "loss.csv"} <= before.keys()
