@@ -21,31 +21,44 @@ SECONDS = 60.0
 class Checkpoint:
     """The checkpoint of the job that `recorder` times; it belongs to its job, code, inputs and kind of device.
 
-    A file that is torn or belongs to anything else is discarded with a message that says why.
+    A file that is torn or belongs to anything else is discarded with a message that says why; the one before it is
+    kept as `previous` and stands in for it.
     """
 
     def __init__(self, path: Path, recorder: Recorder, seconds: float = SECONDS):
         self.path, self.recorder, self.seconds = path, recorder, seconds
+        self.previous, self.whole = path.with_suffix(f".previous{path.suffix}"), False
         self.identity = {k: recorder.record[k] for k in ("job", "code", "inputs", "device")}
         self.saved = time.monotonic()
 
     def load(self) -> tuple[dict, dict] | None:
         """The tensors and the state that were saved last; None where there is nothing to go on from."""
-        if not self.path.exists():
-            return None
-        try:
-            tensors, about = read_tensors(self.path)
-            if about.keys() != {"identity", "state"}:
-                raise UserError("it does not say what it belongs to")
-            if reasons := list(_differences(json.loads(about["identity"]), self.identity)):
-                raise UserError("; ".join(reasons))
-        except UserError as e:
-            print(f"{self.path}: checkpoint discarded, the job starts anew: {e}", file=sys.stderr)
-            return None
-        state = json.loads(about["state"])
-        self.recorder.spent = state.pop("seconds")
-        print(f"{self.path}: going on from this checkpoint, {state.get('at', 0)} done", file=sys.stderr)
-        return tensors, state
+        discarded = False
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                tensors, state = self._read(path)
+            except UserError as e:
+                print(f"{path}: checkpoint discarded: {e}", file=sys.stderr)
+                discarded = True
+                continue
+            self.whole = path == self.path
+            self.recorder.spent = state.pop("seconds")
+            print(f"{path}: going on from this checkpoint, {state.get('at', 0)} done", file=sys.stderr)
+            return tensors, state
+        if discarded:
+            print(f"{self.path.parent}: nothing to go on from, the job starts anew", file=sys.stderr)
+        return None
+
+    def _read(self, path: Path) -> tuple[dict, dict]:
+        """Tensors and state of one file; UserError where it is torn or another job's."""
+        tensors, about = read_tensors(path)
+        if about.keys() != {"identity", "state"}:
+            raise UserError("it does not say what it belongs to")
+        if reasons := list(_differences(json.loads(about["identity"]), self.identity)):
+            raise UserError("; ".join(reasons))
+        return tensors, json.loads(about["state"])
 
     def due(self) -> bool:
         """Whether the last checkpoint is old enough for another one."""
@@ -58,7 +71,11 @@ class Checkpoint:
             "state": json.dumps(state | {"seconds": self.recorder.seconds()}),
         }
         try:
+            if self.whole:
+                self.previous.unlink(missing_ok=True)
+                self.previous.hardlink_to(self.path)
             write_tensors(self.path, tensors, about)
+            self.whole = True
         except OSError as e:
             print(f"{self.path}: checkpoint not written, the job goes on: {e.strerror or e}", file=sys.stderr)
         self.saved = time.monotonic()
@@ -66,6 +83,7 @@ class Checkpoint:
     def remove(self) -> None:
         """The result is there: nothing is left to go on from."""
         self.path.unlink(missing_ok=True)
+        self.previous.unlink(missing_ok=True)
 
 
 def _differences(found: dict, wanted: dict) -> Iterator[str]:

@@ -175,20 +175,49 @@ def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: p
     provenance.write_tensors(one.weights(NETWORK), {k: v * 1.5 for k, v in weights.items()})
     capsys.readouterr()
     run("sample", CELL, one)
-    assert "discarded, the job starts anew: it was made from other weights" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "checkpoint discarded: it was made from other weights" in said and "the job starts anew" in said
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, -1])
-def test_a_torn_checkpoint(layouts: tuple[Layout, Layout], capsys: pytest.CaptureFixture, size: int) -> None:
-    """Cut anywhere, it is named and not used."""
+@pytest.mark.parametrize(("stage", "name"), [JOBS[0], JOBS[-1]])
+def test_a_torn_checkpoint(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    stage: str, name: str, size: int,
+) -> None:  # fmt: skip
+    """Cut anywhere, it is named, and the one before it stands in for it: one batch is run again, none twice more."""
     one, two = layouts
-    kept = interrupt("likelihood", NETWORK, one, 2)
+    kept = interrupt(stage, name, one, 2)
     kept.write_bytes(kept.read_bytes()[:size])
     capsys.readouterr()
-    run("likelihood", NETWORK, one)
-    assert f"{kept}: checkpoint discarded" in capsys.readouterr().err
-    run("likelihood", NETWORK, two)
-    assert result("likelihood", NETWORK, one) == result("likelihood", NETWORK, two)
+    seen = counted(monkeypatch, stage)
+    run(stage, name, one)
+    said = capsys.readouterr().err
+    assert f"{kept}: checkpoint discarded" in said and f"{kept.with_suffix('.previous.safetensors')}: going on" in said
+    assert len(seen) == BATCHES[stage] - 1
+    run(stage, name, two)
+    assert result(stage, name, one) == result(stage, name, two)
+    assert not list((one.root / "work").rglob("*.safetensors"))
+
+
+def test_a_torn_checkpoint_does_not_replace_a_whole_one(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Torn, gone on from the one before, interrupted, torn again: never back at the start until both are torn."""
+    one, two = layouts
+    kept = interrupt("sample", CELL, one, 2)
+    previous = kept.with_suffix(".previous.safetensors")
+    for stop in (0, 1, 1):  # before and after the next checkpoint
+        kept.write_bytes(kept.read_bytes()[:100])
+        interrupt("sample", CELL, one, stop)
+        assert f"{previous}: going on" in capsys.readouterr().err
+    for path in (kept, previous):
+        path.write_bytes(path.read_bytes()[:100])
+    seen = counted(monkeypatch, "sample")
+    run("sample", CELL, one)
+    assert "nothing to go on from, the job starts anew" in capsys.readouterr().err and len(seen) == BATCHES["sample"]
+    run("sample", CELL, two)
+    assert result("sample", CELL, one) == result("sample", CELL, two)
 
 
 def test_a_full_disk_costs_the_checkpoint_only(
