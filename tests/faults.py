@@ -4,7 +4,9 @@
 
 Every trial takes a finished run, removes what one stage made, starts `snakemake --profile slurm` for it, strikes once
 the job has a checkpoint, and lets things recover. Then results, bytes and leftovers must be those of the run that
-nothing happened to, and the job must have gone on from its last checkpoint. Takes about half an hour.
+nothing happened to. The job must have gone on from what its checkpoint held when it was struck, so that no more than
+one interval is lost; where it survives (a second copy, a folder that lags), its own result must be the one that is
+there. Takes about half an hour.
 """
 
 import argparse
@@ -31,16 +33,16 @@ OVERLAY = """
 results: results/run
 checkpoint_seconds: 0.5
 network: {width: 16, multipliers: [1, 2]}
-training: {steps: 400, batch: 32, warmup: 4}
-samplers: {ddim: {steps: 25}}
+training: {steps: 1500, batch: 32, warmup: 4}
+samplers: {ddim: {steps: 100}}
 grid: [{objective: [eps], schedule: [linear], guidance: [none], sampler: [ddim]}]
-sampling: {images: 320, batch: 8}
+sampling: {images: 800, batch: 8}
 classifier: {width: 4, features: 16, epochs: 1}
-likelihood: {images: 400, times: 40, batch: 8}
+likelihood: {images: 400, times: 120, batch: 8}
 """
 # The job of each stage that is struck.
 STAGES = {"train": NETWORK, "sample": CELL, "likelihood": NETWORK}
-# The job of each stage takes some ten seconds; a trial that takes this long has failed.
+# The job of each stage takes some twenty seconds, many times KillWait; a trial that takes this long has failed.
 SECONDS = 400
 
 
@@ -101,9 +103,9 @@ class Run:
             self.command(*arguments), cwd=self.folder, stdout=self.said, stderr=self.said, start_new_session=True
         )
 
-    def at(self) -> int:
+    def at(self, name: str = "checkpoint.safetensors") -> int:
         """How much the checkpoint holds; 0 where there is none."""
-        path = self.work / "checkpoint.safetensors"
+        path = self.work / name
         try:
             header = path.read_bytes()
             size = int.from_bytes(header[:8], "little")
@@ -153,10 +155,10 @@ class Run:
 
     # ---- what must hold ---------------------------------------------------------------------------------------
 
-    def check(self, position: int, struck: str) -> str:
-        """The results of the run that nothing happened to; nothing lost but one interval, nothing left over.
+    def check(self, position: int | None, struck: str) -> str:
+        """The results of the run that nothing happened to, and nothing left over.
 
-        Gives how the job went on.
+        A job that had come to `position` went on from there or later; without one, it has survived. Gives which.
         """
         assert self.ended() == 0, (self.folder / "said.log").read_text()[-3000:]
         self.until(lambda: not output("squeue", "-h", "-t", "R,CG,PD"), "empty queue")
@@ -173,11 +175,12 @@ class Run:
             "published.md",
             "costs.csv",
         }
-        if ours["costs"]["started"] <= struck:
-            return "the struck copy ended well"
+        if position is None:
+            assert ours["costs"]["started"] <= struck, "the struck job's result is not the one that is there"
+            return "the struck job ended well"
         resumed = [int(n) for n in re.findall(r"going on from this checkpoint, (\d+) done", self.text())]
-        assert max(resumed, default=0) >= position, f"lost work: was at {position}, resumed {resumed}"
-        return f"went on from {max(resumed, default=0)}"
+        assert 0 < position <= max(resumed, default=0), f"lost work: was at {position}, resumed {resumed}"
+        return f"struck at {position}, went on from {max(resumed)}"
 
     def table(self) -> None:
         """The table of these results is the one of the run that nothing happened to."""
@@ -187,7 +190,7 @@ class Run:
             assert (self.results / name).read_bytes() == (self.kept / name).read_bytes(), name
 
 
-# ---- the faults: each strikes a job that is under way, and gives the position that must not be lost -----------------
+# ---- the faults: each strikes a job that is under way, and gives the position that must not be lost, if it dies ------
 
 
 def cancelled(run: Run) -> int:
@@ -246,7 +249,7 @@ def lost_node(run: Run) -> int:
     return position
 
 
-def two_copies(run: Run) -> int:
+def two_copies(run: Run) -> None:
     """The daemon of a node is gone, the job lives: Slurm starts a second copy, which waits for the first one."""
     first = run.process()
     os.kill(first, signal.SIGSTOP)  # it would otherwise end before Slurm gives its node up
@@ -258,7 +261,6 @@ def two_copies(run: Run) -> int:
     run.until(lambda: ": already there" in run.text(), "second copy that steps aside")
     run.ended()
     cluster.start_node(node)
-    return 0
 
 
 def interrupted(run: Run) -> int:
@@ -272,13 +274,14 @@ def interrupted(run: Run) -> int:
 
 def terminated(run: Run) -> int:
     """SIGTERM to Snakemake, which is then started again."""
+    position = run.at()
     run.snakemake.send_signal(signal.SIGTERM)
     run.ended()
     run.start()
-    return 0
+    return position
 
 
-def killed(run: Run) -> int:
+def killed(run: Run) -> None:
     """SIGKILL to Snakemake: its job lives on, and the new Snakemake submits a second copy beside it."""
     first = run.process()
     os.kill(first, signal.SIGSTOP)
@@ -287,7 +290,6 @@ def killed(run: Run) -> int:
     run.until(lambda: f"held by process {first} on" in run.text(), "second copy that waits")
     os.kill(first, signal.SIGCONT)
     run.until(lambda: ": already there" in run.text(), "second copy that steps aside")
-    return 0
 
 
 def full_disk(run: Run) -> int:
@@ -306,17 +308,20 @@ def full_disk(run: Run) -> int:
 
 
 def torn_checkpoint(run: Run) -> int:
-    """Half a checkpoint, and a job that dies: the file is named and not used."""
+    """Half a checkpoint, and a job that dies: it is named, and the one before it is used."""
     pid = run.process()
     os.kill(pid, signal.SIGSTOP)
+    position = run.at("checkpoint.previous.safetensors")
     path = run.work / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    content = path.read_bytes()
+    path.unlink()  # it may be the one before it, too, while the job writes another
+    path.write_bytes(content[: len(content) // 2])
     os.kill(pid, signal.SIGKILL)
     run.until(lambda: "checkpoint discarded" in run.text(), "discarded checkpoint")
-    return 0
+    return position
 
 
-def lagging_folder(run: Run) -> int:
+def lagging_folder(run: Run) -> None:
     """What the job wrote shows up eight seconds late, as on NFS."""
     hidden, paths = run.folder / "hidden", [run.results / p for p in run.outputs]
     hidden.mkdir(exist_ok=True)
@@ -327,10 +332,9 @@ def lagging_folder(run: Run) -> int:
     time.sleep(8)
     for path in paths:
         (hidden / path.name).rename(path)
-    return 0
 
 
-FAULTS: dict[str, Callable[[Run], int]] = {
+FAULTS: dict[str, Callable[[Run], int | None]] = {
     f.__name__.replace("_", " "): f
     for f in (cancelled, time_limit, out_of_memory, lost_node, two_copies, interrupted, terminated, killed, full_disk,
               torn_checkpoint, lagging_folder)
