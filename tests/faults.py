@@ -272,13 +272,11 @@ def interrupted(run: Run) -> int:
     return position
 
 
-def terminated(run: Run) -> int:
-    """SIGTERM to Snakemake, which is then started again."""
-    position = run.at()
+def terminated(run: Run) -> None:
+    """SIGTERM to Snakemake: it ends when its running jobs have, and is then started again."""
     run.snakemake.send_signal(signal.SIGTERM)
     run.ended()
     run.start()
-    return position
 
 
 def killed(run: Run) -> None:
