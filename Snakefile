@@ -15,7 +15,6 @@ include: "workflow/rules/aggregate.smk"
 onstart:
     gc.enable()
     preflight()
-    keep()
 
 
 rule all:

@@ -8,19 +8,21 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.grid import canonical
+from ddpm.grid import canonical, environment
 from ddpm.provenance import Recorder, changes, read_tensors, write_tensors
 
-# Seconds between two checkpoints of a job: what an interruption costs at most.
+# Seconds between two checkpoints of a job: what an interruption costs at most, or a batch that takes longer.
 SECONDS = 60.0
 
 
 class Checkpoint:
-    """The checkpoint of the job that `recorder` times; it belongs to its job, code, inputs and kind of device.
+    """The checkpoint of the job that `recorder` times.
 
+    It belongs to this job, code, inputs, versions of packages and kind of device.
     A file that is torn or belongs to anything else is discarded with a message that says why; the one before it is
     kept as `previous` and stands in for it.
     """
@@ -28,7 +30,9 @@ class Checkpoint:
     def __init__(self, path: Path, recorder: Recorder, seconds: float = SECONDS):
         self.path, self.recorder, self.seconds = path, recorder, seconds
         self.previous, self.whole = path.with_suffix(f".previous{path.suffix}"), False
-        self.identity = {k: recorder.record[k] for k in ("job", "code", "inputs", "device")}
+        record = recorder.record
+        self.identity = {k: record[k] for k in ("job", "code", "inputs", "device")}
+        self.identity["versions"] = environment(record["stage"], record["job"])
         self.saved = time.monotonic()
 
     def load(self) -> tuple[dict, dict] | None:
@@ -72,8 +76,9 @@ class Checkpoint:
         }
         try:
             if self.whole:
-                self.previous.unlink(missing_ok=True)
-                self.previous.hardlink_to(self.path)
+                with suppress(OSError):  # a file system without links: then there is none before it
+                    self.previous.unlink(missing_ok=True)
+                    self.previous.hardlink_to(self.path)
             write_tensors(self.path, tensors, about)
             self.whole = True
         except OSError as e:
@@ -92,6 +97,8 @@ def _differences(found: dict, wanted: dict) -> Iterator[str]:
         yield "it was made by other code"
     if found["device"] != wanted["device"]:
         yield f"it was made on {found['device']}, this is {wanted['device']}"
+    for package, was, now in changes(found.get("versions", {}), wanted["versions"]):
+        yield f"it was made with {package} {was}, this is {now}"
     for name in sorted(k for k in wanted["inputs"] if found["inputs"].get(k) != wanted["inputs"][k]):
         yield f"it was made from other {name}"
     yield from (f"it belongs to {key} = {was}, now {now}" for key, was, now in changes(found["job"], wanted["job"]))

@@ -1,7 +1,7 @@
 """Which device a job computes on: the CPU, or GPUs that it leases from those this process may use.
 
 Snakemake starts as many jobs as there are GPUs and pins none of them. A lease is a `flock` on a file of this
-machine's temporary folder, so the kernel ends it with the process, however that dies. No torch until a GPU is taken.
+machine's /tmp, so the kernel ends it with the process, however that dies. No torch until a GPU is taken.
 """
 
 import fcntl
@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,9 @@ from itertools import product
 from pathlib import Path
 
 from ddpm.errors import UserError
+
+# One folder for all users and jobs of a machine, whatever their TMPDIR.
+LEASES = Path("/tmp/ddpm-gpus")
 
 
 def _query(*fields: str) -> list[list[str]]:
@@ -61,26 +63,29 @@ def _try(path: Path) -> int | None:
         os.fchmod(handle, 0o666)  # other users lease the same GPUs
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            os.utime(handle)  # young, for what cleans old files away
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(handle)  # held by another process, or cleaned away meanwhile
+    return None
 
 
 @contextmanager
 def _lease(found: list[str], count: int, share: int) -> Iterator[list[str]]:
     """`count` of these GPUs, each with at most `share` jobs, as soon as that many are free at once."""
-    folder, said = Path(tempfile.gettempdir()) / "ddpm-gpus", False
-    if not folder.exists():
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o1777)
+    said = False
+    if not LEASES.exists():
+        LEASES.mkdir(exist_ok=True)
+        LEASES.chmod(0o1777)
     while True:
         with ExitStack() as stack:
             taken: dict[str, int] = {}
             # Every GPU's first place before any one's second.
             for place, gpu in product(range(share), found):
                 if len(taken) < count and gpu not in taken:
-                    handle = _try(folder / f"{gpu.replace('/', '_')}.{place}")
+                    handle = _try(LEASES / f"{gpu.replace('/', '_')}.{place}")
                     if handle is not None:
                         taken[gpu] = handle
                         stack.callback(os.close, handle)
@@ -148,7 +153,13 @@ def leased(device: str, count: int = 1, share: int = 1) -> Iterator[str]:
 
 
 # Where a stage's job says how many images it computes at once.
-BATCHES = {"train": "training", "sample": "sampling", "likelihood": "likelihood", "ode_likelihood": "ode_likelihood"}
+BATCHES = {
+    "train": "training",
+    "guide": "guide",
+    "sample": "sampling",
+    "likelihood": "likelihood",
+    "ode_likelihood": "ode_likelihood",
+}
 
 
 @contextmanager
@@ -157,6 +168,11 @@ def explained(stage: str, job: dict) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
+        if "CUDA error: out of memory" in str(e):  # not even what torch itself needs
+            raise UserError(
+                f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '')}: full, other processes hold its memory "
+                "(`nvidia-smi` shows which); choose another one with CUDA_VISIBLE_DEVICES"
+            ) from None
         if type(e).__name__ == "OutOfMemoryError":
             raise UserError(_too_large(stage, job, str(e))) from None
         if "busy or unavailable" in str(e):

@@ -60,11 +60,18 @@ def candidates(layout: Layout, stage: str, name: str = "") -> Iterator[Path]:
 
 
 def restore(record: Path, place: Path) -> None:
-    """Put a kept result back, its record last."""
+    """Put a kept result back, its record last; until then it stays kept."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    outputs = json.loads(record.read_bytes())["outputs"]
-    for name in (*outputs, record.name):
-        (record.parent / name).replace(place.parent / name)
+    names = [*json.loads(record.read_bytes())["outputs"], record.name]
+    for name in names:
+        target = place.parent / name
+        temporary = target.with_name(f".{target.name}.restored")
+        temporary.unlink(missing_ok=True)
+        _link(record.parent / name, temporary)
+        temporary.replace(target)
+        temporary.unlink(missing_ok=True)  # renaming one name of a file to another of its names does nothing
+    for name in names:
+        (record.parent / name).unlink()
     with suppress(OSError):
         os.removedirs(record.parent)
 

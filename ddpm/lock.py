@@ -6,6 +6,7 @@ holder touches it every few seconds. Its name counts up: `lock-1`, `lock-2`, …
 holder's lock is succeeded by the next number, so that two who find the same dead one cannot both succeed it.
 """
 
+import errno
 import json
 import os
 import platform
@@ -51,6 +52,26 @@ def _newest(folder: Path) -> int:
     return max(numbers, default=0)
 
 
+@contextmanager
+def _vanishing(folder: Path) -> Iterator[None]:
+    """A holder that releases may remove the folder at any time: what is not there any more, on NFS is another file by
+    now (ESTALE), or was there when it was to be made, is looked for again."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ESTALE, errno.EEXIST) or folder.is_file():
+            raise
+
+
+def _linked(old: Path, new: Path) -> bool:
+    """Whether `new` is now a second name of `old`, and was nobody's before."""
+    try:
+        new.hardlink_to(old)
+    except FileExistsError:
+        return old.stat().st_nlink > 1  # NFS lost the answer and asked again: it was this process's own link
+    return True
+
+
 class _Watch:
     """Whether the holder of a lock is dead: by its process on this machine, elsewhere by no sign of life for long.
 
@@ -82,8 +103,8 @@ class _Watch:
         return f"process {self.holder.get('pid', '?')} on {self.holder.get('host', 'another host')}{job}"
 
 
-def _acquire(folder: Path, beat: float, stale: float) -> tuple[Path, bool]:
-    """This process's lock and whether another one was waited for."""
+def _acquire(folder: Path, beat: float, stale: float) -> Path:
+    """This process's lock, as soon as it has it; whom it waits for is said."""
     content = json.dumps(
         {
             "pid": os.getpid(),
@@ -93,31 +114,30 @@ def _acquire(folder: Path, beat: float, stale: float) -> tuple[Path, bool]:
             "slurm": os.environ.get("SLURM_JOB_ID", ""),
         }
     )
-    watch, waited, own = _Watch(stale), False, folder / f".lock.{uuid.uuid4().hex}"
+    watch, said, own = _Watch(stale), False, folder / f".lock.{uuid.uuid4().hex}"
     try:
         while True:
-            # A holder that releases may remove the folder at any time.
-            with suppress(FileNotFoundError):
+            with _vanishing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 if not own.exists():
                     own.write_text(content, encoding="utf-8")
                 last = _newest(folder)
                 before, mine = folder / f"lock-{last}", folder / f"lock-{last + 1}"
                 if last and not watch.dead(before):
-                    if not waited and before.exists():
+                    if not said and before.exists():
                         print(f"{before}: held by {watch}; waiting for it", file=sys.stderr, flush=True)
-                        waited = True
+                        said = True
                     time.sleep(min(1.0, beat))
                     continue
-                with suppress(FileExistsError):
-                    mine.hardlink_to(own)
-                    # Only a successor removes its predecessor: one that has gone was succeeded by somebody else.
-                    if _newest(folder) == last + 1 and (not last or before.exists()):
+                if _linked(own, mine):
+                    # Only a successor removes its predecessor: one that has gone, or is alive now, was succeeded by
+                    # somebody else.
+                    if _newest(folder) == last + 1 and (not last or watch.dead(before)):
                         if last:
                             print(f"{before}: {watch} is dead; taking its place", file=sys.stderr, flush=True)
                         for number in range(1, last + 1):
                             (folder / f"lock-{number}").unlink(missing_ok=True)
-                        return mine, waited
+                        return mine
                     mine.unlink(missing_ok=True)
     finally:
         own.unlink(missing_ok=True)
@@ -144,14 +164,14 @@ def _keep(lock: Path, beat: float, done: threading.Event) -> None:
 
 
 @contextmanager
-def held(folder: Path, beat: float = BEAT, stale: float = STALE) -> Iterator[bool]:
-    """Hold the folder's lock, waiting while a live process has it; gives whether that was so."""
-    lock, waited = _acquire(folder, beat, stale)
+def held(folder: Path, beat: float = BEAT, stale: float = STALE) -> Iterator[None]:
+    """Hold the folder's lock, waiting while a live process has it."""
+    lock = _acquire(folder, beat, stale)
     done = threading.Event()
     keeper = threading.Thread(target=_keep, args=(lock, beat, done), daemon=True)
     keeper.start()
     try:
-        yield waited
+        yield
     finally:
         done.set()
         keeper.join()

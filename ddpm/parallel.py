@@ -53,7 +53,7 @@ class Group:
 
 
 def inside() -> bool:
-    """Whether this process was started by `launch`, or by torchrun."""
+    """Whether this process was started by `launch`."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 

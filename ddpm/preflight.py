@@ -1,19 +1,24 @@
 """What a Slurm cluster lacks for the jobs that are about to be submitted, said before anything is. No torch."""
 
+import logging
 import math
+import os
 import re
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ddpm.errors import UserError
 
 # File systems of one machine: other nodes see them only if it exports them.
 LOCAL = {"ext2/ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlayfs", "zfs", "ramfs"}
+# Snakemake asks for the state of its jobs this many seconds apart, at most (the executor's plugin fixes it).
+POLL = 180
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,16 @@ class Request:
     cpus: int = 1
     gpu: int = 0
     gpu_model: str = ""
+    qos: str = ""
+    constraint: str = ""
+    attempt: int = 1
 
     def options(self) -> list[str]:
         """As sbatch's options."""
         gpus = f"{self.gpu_model}:{self.gpu}" if self.gpu_model else str(self.gpu)
         given = {"-p": self.partition, "-A": self.account, "-t": self.runtime, "--mem": self.mem_mb}
-        given |= {"--gpus": gpus if self.gpu else ""}
-        return ["-c", str(self.cpus), *(text for k, v in given.items() if v for text in (k, str(v)))]
+        given |= {"--gpus": gpus if self.gpu else "", "--qos": self.qos, "-C": self.constraint}
+        return ["-N", "1", "-c", str(self.cpus), *(text for k, v in given.items() if v for text in (k, str(v)))]
 
 
 @dataclass
@@ -44,12 +52,16 @@ class Partition:
     minutes: float = 0
     mem_mb: int = 0
     cpus: int = 0
-    gpus: dict[str, int] | None = None
+    gpus: dict[str, int] = field(default_factory=dict)
     hosts: frozenset[str] = frozenset()
 
 
 def _run(*command: str, seconds: float = 60) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    environment = os.environ | {"LC_ALL": "C"}
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"Slurm does not answer: `{' '.join(command)}` took more than {seconds:g} s") from None
 
 
 def minutes(text: str) -> float:
@@ -73,7 +85,7 @@ def partitions() -> dict[str, Partition]:
         raise UserError(f"Slurm does not answer: {(answer.stderr.strip().splitlines() or ['sinfo failed'])[0]}")
     found: dict[str, Partition] = {}
     for name, limit, memory, cpus, gres, host in (line.split("|") for line in answer.stdout.splitlines()):
-        one = found.setdefault(name, Partition(gpus={}))
+        one = found.setdefault(name, Partition())
         one.minutes, one.mem_mb = minutes(limit), max(one.mem_mb, int(memory.rstrip("+")))
         one.cpus, one.hosts = max(one.cpus, int(cpus.rstrip("+"))), one.hosts | {host}
         for model, count in re.findall(r"gpu:(?:([^:(,]+):)?(\d+)", gres):
@@ -84,10 +96,17 @@ def partitions() -> dict[str, Partition]:
 def _lacks(request: Request, partition: Partition) -> list[str]:
     """Why no node of the partition can run these jobs."""
     where, found = f"partition {request.partition}", []
-    if request.runtime > partition.minutes:
-        found.append(f"runtime {request.runtime} minutes, but {where} allows {partition.minutes:g}")
-    if request.mem_mb > partition.mem_mb:
-        found.append(f"mem_mb {request.mem_mb}, but the largest node of {where} has {partition.mem_mb}")
+    again = f" in attempt {request.attempt}" if request.attempt > 1 else ""
+
+    def grows(key: str, limit: float) -> str:
+        return f"; `{key}: min(…, {limit:g})` in slurm/config.yaml keeps to it" if again else ""
+
+    if request.runtime > (most := partition.minutes) and not request.qos:  # which may lift the partition's limit
+        found.append(f"runtime {request.runtime} minutes{again}, but {where} allows {most:g}{grows('runtime', most)}")
+    if request.mem_mb > (most := partition.mem_mb):
+        found.append(
+            f"mem_mb {request.mem_mb}{again}, but the largest node of {where} has {most}{grows('mem_mb', most)}"
+        )
     if request.cpus > partition.cpus:
         found.append(f"threads {request.cpus}, but the largest node of {where} has {partition.cpus} CPUs")
     if request.gpu and not partition.gpus:
@@ -100,7 +119,7 @@ def _lacks(request: Request, partition: Partition) -> list[str]:
 
 
 def _refusal(request: Request) -> list[str]:
-    """What Slurm itself says against such a job, such as an unknown account; nothing is submitted."""
+    """What Slurm itself says against such a job; nothing is submitted."""
     answer = _run("sbatch", "--test-only", *request.options(), "--wrap", "true")
     if not answer.returncode:
         return []
@@ -109,58 +128,102 @@ def _refusal(request: Request) -> list[str]:
     return [f"{request.rule}: Slurm refuses it{account}: {said[-1].removeprefix('allocation failure: ')}"]
 
 
-def _unshared(folder: Path, request: Request, partition: Partition) -> list[str]:
-    """Whether another node cannot see this folder; asked only where its file system is one machine's own."""
-    if partition.hosts <= {socket.gethostname(), socket.gethostname().split(".")[0], "127.0.0.1", "localhost"}:
-        return []
-    kind = _run("stat", "-f", "-c", "%T", str(folder)).stdout.strip()
-    if kind not in LOCAL:
-        return []
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-by-all-nodes.") as probe:
-        small = Request(request.rule, request.partition, request.account, 1, 100)
-        others = ["-x", socket.gethostname().split(".")[0]] if socket.gethostname() in partition.hosts else []
-        command = ["srun", "--immediate=20", "-n1", *others, *small.options(), "ls", probe.name]
-        answer = _run(*command, seconds=120)
-        if answer.returncode and "No such file" in answer.stderr:
-            return [
-                f"{folder}: lies on {kind} and nodes of {request.partition} do not see it: use a shared file system"
-            ]
-    return []
+def _wrong_accounts(names: set[str]) -> list[str]:
+    """What the executor's plugin would say of these accounts at every submission."""
+    from snakemake_executor_plugin_slurm.accounts import validate_account
+
+    found = []
+    for name in sorted({part for of in names for part in re.split(r"[,\s]+", of) if part}):
+        try:
+            validate_account(name, logging.Logger("accounts", logging.ERROR))
+        except Exception as e:
+            found.append(f"slurm_account: {' '.join(str(e).split())}")
+    return found
 
 
-def check(requests: set[Request], folder: Path) -> None:
-    """UserError with one line for each thing that is missing for these jobs, run in this folder."""
-    known, found = partitions(), []
-    for request in sorted(requests, key=lambda r: r.rule):
-        if request.partition and request.partition not in known:
-            found.append(f"slurm_partition: {request.partition!r} is unknown here; `sinfo` lists {', '.join(known)}")
-        elif lacking := _lacks(request, known[request.partition]) if request.partition else []:
-            found += lacking
-        else:
-            found += _refusal(request)
+def _forgets() -> list[str]:
+    """Whether this cluster may forget a finished job before Snakemake has asked squeue for it."""
+    found = re.search(r"MinJobAge\s*=\s*(\d+)", _run("scontrol", "show", "config").stdout)
+    if not found or int(found[1]) > POLL:
+        return []
+    return [
+        f"slurm-status-command: squeue, but this cluster forgets jobs {found[1]} s after their end (MinJobAge), and "
+        f"Snakemake looks up to {POLL} s apart; `sacct` would do, where accounting runs"
+    ]
+
+
+def _unshared(paths: list[Path], request: Request, partition: Partition) -> list[str]:
+    """What other nodes cannot see of folders and files; asked only where a file system is one machine's own."""
+    here = socket.gethostname()
+    if partition.hosts <= {here, here.split(".")[0], "127.0.0.1", "localhost"}:
+        return []
+    with ExitStack() as stack:
+        probes: dict[str, tuple[Path, str]] = {}
+        for path in paths:
+            kind = _run("stat", "-f", "-c", "%T", str(path)).stdout.strip()
+            if kind in LOCAL and path.is_dir():
+                probe = stack.enter_context(tempfile.NamedTemporaryFile(dir=path, prefix=".seen-by-all-nodes."))
+                probes[probe.name] = path, kind
+            elif kind in LOCAL:
+                probes[str(path)] = path, kind
+        if not probes:
+            return []
+        small = Request(request.rule, request.partition, request.account, 1, 100, qos=request.qos)
+        others = ["-x", here.split(".")[0]] if here in partition.hosts else []
+        command = ["srun", "--immediate=20", "-n1", *others, *small.options(), "ls", *probes]
+        said = _run(*command, seconds=120).stderr.splitlines()
+        return [
+            f"{path}: lies on {kind} and nodes of {request.partition} do not see it: use a shared file system"
+            for probe, (path, kind) in probes.items()
+            if any(probe in line and "No such file" in line for line in said)
+        ]
+
+
+def check(requests: set[Request], paths: list[Path], status_command: str = "squeue") -> None:
+    """UserError with one line for each thing that is missing for these jobs, which read and write below `paths`."""
+    known, found, lacking = partitions(), [], set()
+    for request in sorted(requests, key=lambda r: (r.rule, r.attempt)):
+        names = [name for name in request.partition.split(",") if name]
+        if unknown := [name for name in names if name not in known]:
+            found.append(f"slurm_partition: {unknown[0]!r} is unknown here; `sinfo` lists {', '.join(known)}")
+        elif request.rule not in lacking:
+            # Of several partitions Slurm takes any one that fits.
+            reasons = min(
+                (_lacks(replace(request, partition=name), known[name]) for name in names), key=len, default=[]
+            ) or _refusal(request)
+            found += reasons
+            lacking |= {request.rule} if reasons else set()
+    found += _wrong_accounts({r.account for r in requests})
+    found += _forgets() if status_command == "squeue" else []
     if not found:
-        seen: set[str] = set()
-        for request in requests:
-            if request.partition in known and request.partition not in seen:
-                seen.add(request.partition)
-                found += _unshared(folder, request, known[request.partition])
+        first = {name: r for r in requests for name in r.partition.split(",") if name}
+        for name, request in sorted(first.items()):
+            found += _unshared(paths, replace(request, partition=name), known[name])
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
 
 
 def requests(jobs: Iterable) -> set[Request]:
-    """What Snakemake's jobs and groups of jobs ask for, each once."""
-    return {
-        Request(
-            f"group {job.groupid}" if job.is_group() else job.rule.name,
-            str(job.resources.get("slurm_partition", "")),
-            str(job.resources.get("slurm_account", "")),
-            int(job.resources.get("runtime", 0)),
-            int(job.resources.get("mem_mb", 0)),
-            int(job.threads),
-            int(job.resources.get("gpu", 0)),
-            str(job.resources.get("gpu_model", "")),
-        )
-        for job in jobs
-        if not job.is_local
-    }
+    """What Snakemake's jobs and groups of jobs ask for, each once, in their first and in their last attempt."""
+    found = set()
+    for job in jobs:
+        for attempt in {1, 1 + job.restart_times} if not job.is_local else ():
+            job.attempt = attempt
+            asked = job.resources
+            found.add(
+                Request(
+                    f"group {job.groupid}" if job.is_group() else job.rule.name,
+                    str(asked.get("slurm_partition", "")),
+                    str(asked.get("slurm_account", "")),
+                    int(asked.get("runtime", 0)),
+                    int(asked.get("mem_mb", 0)),
+                    int(job.threads),
+                    int(asked.get("gpu", 0)),
+                    str(asked.get("gpu_model", "")),
+                    str(asked.get("qos", "")),
+                    str(asked.get("constraint", "")),
+                    attempt,
+                )
+            )
+            job.attempt = 1
+    return found

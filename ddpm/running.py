@@ -44,14 +44,16 @@ def run_stage(
     files = source.snapshot()
     if (now := source.fingerprint(roots(stage, job))) != code:
         raise UserError(f"{stage} {name}: its code was edited after it was planned ({code} → {now}): run again")
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several that train together: the first process holds the lock
+    # One of several that train together: who launched them holds the lock and the lease.
+    if stage == "train" and "TORCHELASTIC_RUN_ID" in os.environ:
         _compute(stage, job, code, layout, device, checkpoint_seconds, files)
         return
     look = not again and stage not in AGGREGATES
     if look and _there(layout, stage, name, job, code):
         return
-    with held(layout.work(stage, name)) as waited, _said(layout, stage, name, job, code):
-        if look and ((waited and _there(layout, stage, name, job, code)) or _put_back(layout, stage, name, job, code)):
+    with held(layout.work(stage, name)), _said(layout, stage, name, job, code):
+        # Another copy may have ended since.
+        if look and (_there(layout, stage, name, job, code) or _put_back(layout, stage, name, job, code)):
             return
         _sweep(layout, stage, name)
         processes = job["training"]["processes"] if stage == "train" else 1
@@ -118,6 +120,8 @@ def _put_back(layout: Layout, stage: str, name: str, job: dict, code: str) -> bo
 def _replacing(layout: Layout, stage: str, name: str) -> Iterator[None]:
     """Keep what the job replaces, and set aside the tables that it makes old."""
     if stage in AGGREGATES:
+        if stage == "table":
+            kept.keep(layout, stage)
         yield
         return
     folder = kept.keep(layout, stage, name)

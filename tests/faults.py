@@ -25,6 +25,7 @@ import cluster  # beside this file
 from cluster import output, running, wait
 
 from ddpm.layout import Layout
+from ddpm.lock import STALE, machine
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "config.yaml", "ddpm", "workflow", "envs", "profiles", "slurm")
@@ -239,13 +240,16 @@ def _kill_node(run: Run, jobs_too: bool) -> tuple[str, int]:
 
 
 def lost_node(run: Run) -> int:
-    """A node and all on it are gone; Slurm runs the job on another one."""
+    """A node and all on it are gone; Slurm runs the job on another one, which waits for a sign of life in vain."""
     position = run.at()
     number, node = _kill_node(run, jobs_too=True)
+    (held,) = run.work.glob("lock-*")
+    held.write_text(held.read_text().replace(machine(), "another"))  # all nodes are this machine
     run.until(lambda: output("squeue", "-h", "-t", "PD", "-o", "%A") == number, "requeued job")
     output("scontrol", "update", f"JobId={number}", "StartTime=now")
     run.until(lambda: output("squeue", "-h", "-t", "R", "-o", "%A") == number, "restarted job")
     cluster.start_node(node)
+    run.until(lambda: "is dead; taking its place" in run.text(), "lock of the dead", 1.5 * STALE)
     return position
 
 
@@ -292,6 +296,7 @@ def killed(run: Run) -> None:
 
 def full_disk(run: Run) -> int:
     """No space until an attempt has failed for it."""
+    number, _ = run.job()
     position = run.at()
     filler = run.results / "filler"
     with filler.open("wb") as f:
@@ -300,7 +305,7 @@ def full_disk(run: Run) -> int:
                 f.write(bytes(2**16))
         except OSError:
             pass
-    run.until(lambda: "F" in output("squeue", "-h", "-t", "F", "-o", "%t").split(), "attempt that fails")
+    run.until(lambda: output("squeue", "-h", "-t", "F", "-j", number), "attempt that fails")
     filler.unlink()
     return position
 

@@ -179,6 +179,23 @@ def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: p
     assert "checkpoint discarded: it was made from other weights" in said and "the job starts anew" in said
 
 
+def test_a_checkpoint_of_other_packages(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A result is of one version of each package; one that the stage does not use may differ."""
+    one, _ = layouts
+    now = provenance.versions()
+    for package, discarded in (("torch-fidelity", False), ("torch", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr("ddpm.grid.versions", lambda package=package: now | {package: "0.1"})
+            interrupt("sample", CELL, one, 2)
+        capsys.readouterr()
+        interrupt("sample", CELL, one, 0)
+        said = capsys.readouterr().err
+        assert (f"discarded: it was made with torch 0.1, this is {now['torch']}" in said) == discarded
+        assert ("going on from this checkpoint" in said) != discarded
+
+
 @pytest.mark.parametrize("size", [0, 7, 100, -1])
 @pytest.mark.parametrize(("stage", "name"), [JOBS[0], JOBS[-1]])
 def test_a_torn_checkpoint(

@@ -28,8 +28,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(devices.tempfile, "tempdir", None)
+    monkeypatch.setattr(devices, "LEASES", tmp_path / "ddpm-gpus")
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "")  # put back afterwards, whatever a lease sets
         monkeypatch.delenv(name)
@@ -40,9 +39,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def holder(count: int = 1, share: int = 1) -> subprocess.Popen:
     """A process that leases and says what it got, until its stdin ends."""
     code = (
-        "import os, sys, types\nfrom ddpm.devices import leased\n"
+        "import os, sys, types\nfrom pathlib import Path\nfrom ddpm import devices\n"
+        f"devices.LEASES = Path({str(devices.LEASES)!r})\n"
         "sys.modules['torch'] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: True))\n"
-        f"with leased('auto', {count}, {share}):\n"
+        f"with devices.leased('auto', {count}, {share}):\n"
         "    print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n    sys.stdin.read()\n"
     )
     pipe = subprocess.PIPE
@@ -96,7 +96,7 @@ def test_four_jobs_on_three_gpus(machine: Path) -> None:
 
 
 def test_never_two_on_one(machine: Path) -> None:
-    """Nine jobs of two GPUs each, three at a time at most one can run; with all, no GPU is ever held twice."""
+    """Four jobs of two GPUs each on three: one at a time can run, and no GPU is ever held twice."""
     jobs = [holder(count=2) for _ in range(4)]
     seen: Counter = Counter()
     waiting = list(jobs)
@@ -129,6 +129,19 @@ def test_shared_gpus_are_filled_evenly(machine: Path) -> None:
     end(*first, *second)
     got(seventh)
     end(seventh)
+
+
+def test_a_lease_that_was_cleaned_away(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease file that is removed between its opening and its lock is no lease; one that is taken is young again."""
+    path = machine / "lease"
+    path.touch()
+    os.utime(path, (0, 0))
+    handle = devices._try(path)
+    assert handle is not None and path.stat().st_mtime > time.time() - 60
+    os.close(handle)
+    flock = devices.fcntl.flock
+    monkeypatch.setattr(devices.fcntl, "flock", lambda *of: (path.unlink(), flock(*of)))
+    assert devices._try(path) is None
 
 
 def test_a_job_sees_only_its_gpu(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +240,14 @@ def test_a_busy_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     message = rf"GPU {A}: busy, .* choose another one with CUDA_VISIBLE_DEVICES"
     with pytest.raises(UserError, match=message), devices.explained("train", {}):
         raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+
+def test_a_full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for torch itself: which GPU, and what to do."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", A)
+    message = rf"GPU {A}: full, other processes .* choose another one with CUDA_VISIBLE_DEVICES"
+    with pytest.raises(UserError, match=message), devices.explained("train", {}):
+        raise torch.AcceleratorError("CUDA error: out of memory")
 
 
 def test_other_errors_are_not_swallowed() -> None:

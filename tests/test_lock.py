@@ -1,5 +1,6 @@
 """The lock of a job: one holder at a time, through contention, death, and machines that see only files."""
 
+import errno
 import json
 import os
 import random
@@ -21,7 +22,7 @@ def start(folder: Path, body: str, beat: float = 0.1, stale: float = 1.0) -> sub
     """A process that runs `body` while it holds the lock, with `say` for a line on its stdout."""
     code = (
         "import sys, time, os\nfrom pathlib import Path\nfrom ddpm.lock import held\n"
-        f"say = lambda text: print(text, flush=True)\nwith held(Path({str(folder)!r}), {beat}, {stale}) as waited:\n"
+        f"say = lambda text: print(text, flush=True)\nwith held(Path({str(folder)!r}), {beat}, {stale}):\n"
     ) + "".join(f"    {line}\n" for line in body.splitlines())
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
@@ -36,18 +37,18 @@ def foreign(folder: Path, **changes: object) -> Path:
     return path
 
 
-def take(folder: Path, stale: float = 1.0) -> tuple[bool, float]:
-    """Hold the lock for a moment; whether another was waited for, and how long it took."""
+def take(folder: Path, stale: float = 1.0) -> float:
+    """Hold the lock for a moment; the seconds until it was there."""
     begun = time.monotonic()
-    with lock.held(folder, 0.1, stale) as waited:
+    with lock.held(folder, 0.1, stale):
         assert [p.name[:5] for p in folder.iterdir()] == ["lock-"]
-        return waited, time.monotonic() - begun
+        return time.monotonic() - begun
 
 
 def test_a_free_lock_is_taken_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     """No wait; afterwards neither lock nor folder."""
-    waited, seconds = take(tmp_path / "a" / "b")
-    assert not waited and seconds < 0.5
+    seconds = take(tmp_path / "a" / "b")
+    assert seconds < 0.5
     assert not (tmp_path / "a" / "b").exists()
 
 
@@ -55,8 +56,8 @@ def test_a_second_copy_waits(tmp_path: Path) -> None:
     """It says for whom, and gets the lock when the first one releases it."""
     first = start(tmp_path / "x", "say('in')\ntime.sleep(1.5)\nsay('out')")
     assert first.stdout.readline() == "in\n"
-    second = start(tmp_path / "x", "say(f'waited {waited}')")
-    assert second.stdout.readline() == "waited True\n"
+    second = start(tmp_path / "x", "say('in')")
+    assert second.stdout.readline() == "in\n"
     assert first.poll() is not None or first.stdout.readline() == "out\n"
     assert first.wait(5) == 0 and second.wait(5) == 0
     assert f"held by process {first.pid} on" in second.stderr.read()
@@ -69,15 +70,14 @@ def test_a_dead_holder_of_this_machine_is_succeeded_at_once(tmp_path: Path, end:
     assert first.stdout.readline() == "in\n"
     first.send_signal(end)
     first.wait(5)
-    waited, seconds = take(tmp_path / "x", stale=1000)
-    assert not waited and seconds < 1
+    seconds = take(tmp_path / "x", stale=1000)
+    assert seconds < 1
 
 
 def test_a_later_process_of_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
     """This very process's number, but another start."""
     foreign(tmp_path / "x", machine=lock.machine())
-    waited, _ = take(tmp_path / "x", stale=1000)
-    assert not waited
+    assert take(tmp_path / "x", stale=1000) < 1
 
 
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
@@ -88,16 +88,15 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
     child.kill()
     while Path(f"/proc/{child.pid}/stat").read_text().split()[2] != "Z":
         time.sleep(0.01)
-    waited, _ = take(tmp_path / "x", stale=1000)
-    assert not waited
+    assert take(tmp_path / "x", stale=1000) < 1
     child.wait()
 
 
 def test_a_holder_elsewhere_is_dead_after_no_sign_of_life(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Its file does not change for the time that is allowed; who it was is said."""
     foreign(tmp_path / "x")
-    waited, seconds = take(tmp_path / "x", stale=0.6)
-    assert waited and 0.6 <= seconds < 2.5
+    seconds = take(tmp_path / "x", stale=0.6)
+    assert 0.6 <= seconds < 2.5
     said = capsys.readouterr().err
     assert f"held by process {os.getpid()} on far, Slurm job 17; waiting" in said and "is dead; taking" in said
 
@@ -114,16 +113,16 @@ def test_a_live_holder_elsewhere_is_waited_for(tmp_path: Path, skew: int) -> Non
         path.unlink()
 
     threading.Thread(target=beat).start()
-    waited, seconds = take(tmp_path / "x", stale=1.0)
-    assert waited and seconds >= 2.2
+    seconds = take(tmp_path / "x", stale=1.0)
+    assert seconds >= 2.2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
 def test_a_torn_lock_is_like_one_from_elsewhere(tmp_path: Path, content: str) -> None:
     """Nobody can say whose it is: it must show no life for the time that is allowed."""
     foreign(tmp_path / "x").write_text(content)
-    waited, seconds = take(tmp_path / "x", stale=0.5)
-    assert waited and seconds >= 0.5
+    seconds = take(tmp_path / "x", stale=0.5)
+    assert seconds >= 0.5
 
 
 def test_a_holder_that_was_taken_for_dead_ends(tmp_path: Path) -> None:
@@ -141,6 +140,50 @@ def test_a_holder_that_was_taken_for_dead_ends(tmp_path: Path) -> None:
     assert said == "" and "another copy has taken over; this one ends" in errors
 
 
+def test_an_answer_that_nfs_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """link(2) succeeds and its repetition says that the name exists: the lock is this process's own."""
+    link = Path.hardlink_to
+
+    def twice(self: Path, target: Path) -> None:
+        link(self, target)
+        raise FileExistsError(self)
+
+    monkeypatch.setattr(Path, "hardlink_to", twice)
+    assert take(tmp_path / "x", stale=1000) < 1
+
+
+def test_a_folder_that_goes_as_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when it was to be made and is not when looked at: made again. A file in its place is an error."""
+    make, trouble = Path.mkdir, [FileExistsError(errno.EEXIST, "there")]
+
+    def gone(self: Path, *of: object, **named: object) -> None:
+        if trouble:
+            raise trouble.pop()
+        make(self, *of, **named)
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Path, "mkdir", gone)
+    assert take(tmp_path / "x", stale=1000) < 1
+    with pytest.raises(NotADirectoryError):
+        take(tmp_path / "file")
+
+
+def test_a_folder_that_is_another_by_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS answers ESTALE where the folder was removed and made again; any other trouble is an error."""
+    number, trouble = lock._newest, [errno.ESTALE]
+
+    def stale(folder: Path) -> int:
+        if trouble:
+            raise OSError(trouble.pop(), "trouble")
+        return number(folder)
+
+    monkeypatch.setattr(lock, "_newest", stale)
+    assert take(tmp_path / "x", stale=1000) < 1
+    trouble.append(errno.EIO)
+    with pytest.raises(OSError, match="trouble"):
+        take(tmp_path / "x")
+
+
 def test_two_that_find_the_same_dead_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One succeeds it, works and releases between the other's look and its link: the other does not hold it too."""
     foreign(tmp_path / "x", machine=lock.machine())
@@ -155,8 +198,31 @@ def test_two_that_find_the_same_dead_holder(tmp_path: Path, monkeypatch: pytest.
         return found
 
     monkeypatch.setattr(lock._Watch, "dead", slow)
-    waited, seconds = take(tmp_path / "x")
-    assert waited and other[0].wait(5) == 0 and seconds > 0.7
+    seconds = take(tmp_path / "x")
+    assert other[0].wait(5) == 0 and seconds > 0.7
+
+
+def test_a_new_lock_of_the_dead_ones_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was succeeded, that one released, and a third holds lock-1 anew, between another's look and its link."""
+    foreign(tmp_path / "x", machine=lock.machine())
+    dead, others = lock._Watch.dead, []
+
+    def slow(self: lock._Watch, path: Path) -> bool:
+        found = dead(self, path)
+        if not others:
+            (own,) = (tmp_path / "x").glob(".lock.*")
+            content = own.read_text()
+            for seconds in (0, 0.7):
+                others.append(start(tmp_path / "x", f"say('in')\ntime.sleep({seconds})"))
+                assert others[-1].stdout.readline() == "in\n"
+                assert seconds or others[0].wait(5) == 0
+            assert [p.name for p in (tmp_path / "x").iterdir()] == ["lock-1"]
+            own.write_text(content)  # the one that released has removed it
+        return found
+
+    monkeypatch.setattr(lock._Watch, "dead", slow)
+    seconds = take(tmp_path / "x")
+    assert others[1].wait(5) == 0 and seconds > 0.7
 
 
 def test_contention(tmp_path: Path) -> None:
@@ -183,7 +249,7 @@ inside.unlink()
             kill = ["die"] if rng.random() < 0.25 else []
             command = [sys.executable, "-c", code, *kill]
             running.append(
-                (bool(kill), subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+                (bool(kill), subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
             )
             turns += 1
         for item in [r for r in running if r[1].poll() is not None]:

@@ -156,7 +156,7 @@ def test_readme_new_sampler(tree: Path) -> None:
 
 
 def test_a_node_uses_what_a_cancelled_copy_finished(tree: Path, tmp_path: Path) -> None:
-    """Snakemake on a cluster's node deletes a job's outputs before it runs it: a valid result is put back, not made."""
+    """Snakemake would delete a job's outputs and its log before it runs it: a valid result is left, not made again."""
     network, tree = "eps/linear/unconditional/seed0", shutil.copytree(tree, tmp_path / "node")
     folder, log = tree / "results/tiny/networks" / network, tree / f"results/tiny/logs/train/{network}.log"
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
@@ -166,5 +166,15 @@ def test_a_node_uses_what_a_cancelled_copy_finished(tree: Path, tmp_path: Path) 
     node = ["--mode", "remote", "--target-jobs", f"train:network={network}", "--allowed-rules", "train", "--force"]
     run = snakemake(tree, *node, "--nolock", "--no-hooks", "--ignore-incomplete", "--keep-incomplete")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "record.json: put back from" in log.read_text().removeprefix(said)
+    assert log.read_text().startswith(said) and "record.json: already there" in log.read_text().removeprefix(said)
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize(("gpu", "device"), [(0, "cpu"), (1, "cuda")])
+def test_a_node_computes_on_what_the_job_was_given(tree: Path, gpu: int, device: str) -> None:
+    """`gpu: 0` in a profile is the CPU, also on a node whose GPUs the job would see, or where config.yaml wants one."""
+    (tree / "cuda.yaml").write_text("device: cuda\n")
+    node = ["--mode", "remote", "--target-jobs", "likelihood:network=eps/linear/unconditional/seed0"]
+    node += ["--allowed-rules", "likelihood", "--force", "--set-resources", f"likelihood:gpu={gpu}", "--nolock"]
+    run = snakemake(tree, *node, "-n", "--printshellcmds", overlay="cuda.yaml")
+    assert run.returncode == 0 and f" --device {device} " in run.stdout + run.stderr, run.stdout + run.stderr

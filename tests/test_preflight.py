@@ -22,6 +22,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     program(folder, "sinfo", f"printf '{NODES}'")
     program(folder, "squeue", "")
+    program(folder, "scontrol", "echo 'MinJobAge               = 300 sec'")
+    program(folder, "sacctmgr", "printf '  lab\\n  other\\n'")
     program(folder, "sbatch", f'echo "$@" >> {tmp_path}/asked')
     program(folder, "srun", f'echo "$@" >> {tmp_path}/ran; ls "$(eval echo \\${{$#}})"')
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -35,14 +37,14 @@ def program(folder: Path, name: str, body: str) -> None:
 
 def refused(folder: Path, *requests: Request) -> list[str]:
     with pytest.raises(UserError) as found:
-        preflight.check(set(requests), folder)
+        preflight.check(set(requests), [folder])
     return str(found.value).splitlines()
 
 
 def test_what_fits_is_not_refused(slurm: Path) -> None:
     """The largest request that one node can serve; Slurm itself was asked with exactly these options."""
-    preflight.check({GOOD}, slurm)
-    wanted = "--test-only -c 8 -p main -A lab -t 60 --mem 16000 --gpus a100:4 --wrap true\n"
+    preflight.check({GOOD}, [slurm])
+    wanted = "--test-only -N 1 -c 8 -p main -A lab -t 60 --mem 16000 --gpus a100:4 --wrap true\n"
     assert (slurm / "asked").read_text() == wanted
 
 
@@ -55,6 +57,25 @@ def test_what_fits_is_not_refused(slurm: Path) -> None:
             Request("train", "main", mem_mb=32001),
             "train: mem_mb 32001, but the largest node of partition main has 32000",
         ),
+        (
+            Request("train", "main", runtime=61, attempt=4),
+            "train: runtime 61 minutes in attempt 4, but partition main allows 60; "
+            "`runtime: min(…, 60)` in slurm/config.yaml keeps to it",
+        ),
+        (
+            Request("train", "main", mem_mb=32001, attempt=2),
+            "train: mem_mb 32001 in attempt 2, but the largest node of partition main has 32000; "
+            "`mem_mb: min(…, 32000)` in slurm/config.yaml keeps to it",
+        ),
+        (Request("train", "main,gpus"), "slurm_partition: 'gpus' is unknown here; `sinfo` lists main, cpu"),
+        (
+            Request("train", "cpu,main", mem_mb=64001),
+            "train: mem_mb 64001, but the largest node of partition cpu has 64000",
+        ),
+        (
+            Request("train", account="lab,lub"),
+            "slurm_account: The given account lub appears to be invalid. Available accounts: ",
+        ),
         (Request("train", "main", cpus=17), "train: threads 17, but the largest node of partition main has 16 CPUs"),
         (Request("train", "main", gpu=5), "train: gpu 5, but one node of partition main has 4"),
         (Request("train", "main", gpu=1, gpu_model="h200"), "train: gpu_model h200, but partition main has a100"),
@@ -63,11 +84,55 @@ def test_what_fits_is_not_refused(slurm: Path) -> None:
             "train: gpu 1, but partition cpu has none: name another one, or set gpu: 0 or `device: cpu`",
         ),
     ],
-    ids=["partition", "time", "memory", "threads", "GPUs", "kind of GPU", "no GPU"],
+    ids=[
+        "partition",
+        "time",
+        "memory",
+        "time of the last attempt",
+        "memory of the last attempt",
+        "one of several partitions",
+        "each of several partitions",
+        "account",
+        "threads",
+        "GPUs",
+        "kind of GPU",
+        "no GPU",
+    ],
 )
 def test_what_does_not_fit_is_named(slurm: Path, request_: Request, message: str) -> None:
     """One line: rule, key, value, and what the cluster has."""
-    assert refused(slurm, GOOD, request_) == [message]
+    (line,) = refused(slurm, GOOD, request_)
+    assert line == message if "account" not in message else line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("train", "cpu,main", gpu=4, gpu_model="a100"),  # Slurm takes the one that fits
+        Request("train", "main", runtime=61, qos="long"),  # which may lift a partition's limit: Slurm is asked
+        Request("train", account="lab, other"),
+    ],
+)
+def test_what_is_unusual_is_not_refused(slurm: Path, request_: Request) -> None:
+    """Slurm allows it, so it passes."""
+    preflight.check({request_}, [slurm])
+
+
+def test_jobs_that_are_forgotten(slurm: Path) -> None:
+    """A cluster whose finished jobs may be gone before Snakemake has seen them end, unless accounting is asked."""
+    program(slurm / "bin", "scontrol", "echo 'MinJobAge               = 120 sec'")
+    (line,) = refused(slurm, GOOD)
+    assert line.startswith("slurm-status-command: squeue, but this cluster forgets jobs 120 s after their end")
+    preflight.check({GOOD}, [slurm], "sacct")
+
+
+def test_slurm_that_hangs(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said which of its programs, and after how long."""
+    program(slurm / "bin", "sinfo", "exec sleep 5")
+    run = preflight._run
+    monkeypatch.setattr(preflight, "_run", lambda *command: run(*command, seconds=0.2))
+    (line,) = refused(slurm, GOOD)
+    assert line == "Slurm does not answer: `sinfo -h -N -o %R|%l|%m|%c|%G|%o` took more than 0.2 s"
 
 
 def test_everything_is_said_at_once(slurm: Path) -> None:
@@ -105,16 +170,27 @@ def test_slurm_that_does_not_answer(slurm: Path) -> None:
 def test_a_folder_that_nodes_do_not_see(slurm: Path) -> None:
     """On a file system of this machine alone, a node is asked; it answers that nothing is there."""
     program(slurm / "bin", "stat", "echo xfs")
-    program(slurm / "bin", "srun", "echo 'ls: cannot access: No such file or directory' >&2; exit 2")
+    program(slurm / "bin", "srun", "for last; do :; done; echo \"ls: cannot access '$last': No such file\" >&2; exit 2")
     wanted = f"{slurm}: lies on xfs and nodes of main do not see it: use a shared file system"
     assert refused(slurm, GOOD) == [wanted]
+
+
+def test_a_program_that_nodes_do_not_see(slurm: Path) -> None:
+    """An environment on this machine's own disk, results and clone on a shared one: the file is named."""
+    python = slurm / "python"
+    python.touch()
+    program(slurm / "bin", "stat", f"case $4 in {python}) echo ext4;; *) echo nfs;; esac")
+    program(slurm / "bin", "srun", f"echo \"ls: cannot access '{python}': No such file or directory\" >&2; exit 2")
+    with pytest.raises(UserError) as found:
+        preflight.check({GOOD}, [slurm, python])
+    assert str(found.value) == f"{python}: lies on ext4 and nodes of main do not see it: use a shared file system"
 
 
 @pytest.mark.parametrize("kind", ["xfs", "nfs"])
 def test_a_folder_that_nodes_see(slurm: Path, kind: str) -> None:
     """A local file system that is exported is fine; a network file system is not even asked for. Nothing is left."""
     program(slurm / "bin", "stat", f"echo {kind}")
-    preflight.check({GOOD}, slurm)
+    preflight.check({GOOD}, [slurm])
     assert (slurm / "ran").exists() == (kind == "xfs")
     assert sorted(p.name for p in slurm.iterdir()) == sorted(["asked", "bin", *(["ran"] if kind == "xfs" else [])])
 
@@ -123,7 +199,7 @@ def test_a_cluster_of_this_machine_sees_its_folders(slurm: Path) -> None:
     """All nodes are this host: nobody is asked."""
     program(slurm / "bin", "sinfo", f"echo 'main|1:00:00|16000|8|gpu:a100:4|{socket.gethostname()}'")
     program(slurm / "bin", "stat", "echo xfs")
-    preflight.check({GOOD}, slurm)
+    preflight.check({GOOD}, [slurm])
     assert not (slurm / "ran").exists()
 
 

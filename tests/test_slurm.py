@@ -56,16 +56,19 @@ def test_what_this_cluster_lacks(run: Run) -> None:
     """A real Slurm's answers: what it has passes, what it has not is named; nothing is submitted."""
     before = cluster.output("squeue", "-h", "-t", "all")
     good = Request("train", "main", "lab", 60, cluster.MEMORY_MB, cluster.CPUS, cluster.GPUS, "fake")
-    preflight.check({good}, Path.cwd())
+    preflight.check({good}, [Path.cwd()])
     wrong = {
         Request("train", "gpus"),
         Request("sample", "main", gpu=1, gpu_model="a100"),
         Request("data", "main", runtime=1441),
+        Request("guide", "main", mem_mb=cluster.MEMORY_MB + 1, attempt=4),
     }
     with pytest.raises(UserError) as found:
-        preflight.check(wrong, Path.cwd())
+        preflight.check(wrong, [Path.cwd()])
     assert str(found.value).splitlines() == [
         "data: runtime 1441 minutes, but partition main allows 1440",
+        "guide: mem_mb 16001 in attempt 4, but the largest node of partition main has 16000; "
+        "`mem_mb: min(…, 16000)` in slurm/config.yaml keeps to it",
         "sample: gpu_model a100, but partition main has fake",
         "slurm_partition: 'gpus' is unknown here; `sinfo` lists main",
     ]

@@ -6,12 +6,12 @@ from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.jobs import Job
 
 # This clone's own package, wherever another may be installed.
 sys.path.insert(0, str(workflow.basedir))
 
 from ddpm import config as configuration
-from ddpm import kept
 from ddpm.devices import gpus
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, canonical
@@ -44,6 +44,16 @@ if workflow.is_main_process and "gpu" not in workflow.global_resources:
 TODO = None
 
 
+async def leave_outputs(job):
+    """Nothing, where Snakemake would delete a job's outputs and log before it starts: results of another copy, too.
+
+    Jobs replace results by renaming, keep what they replace, leave what is valid, and append to their log.
+    """
+
+
+Job.remove_existing_output = leave_outputs
+
+
 wildcard_constraints:
     guide=r"[^/]+/seed\d+",
     network=r"[^/]+/[^/]+/[^/]+/seed\d+",
@@ -61,20 +71,15 @@ def plan():
     if TODO is not None:
         return
     TODO = set()
-    if workflow.is_main_process:
-        results = Results(GRID, PATHS, environment=not workflow.deployment_settings.deployment_method)
-        TODO.update(str(done(*job)) for job in results.todo)
-        workflow.dag.forcefiles.update(TODO)
-        workflow.dag_settings.rerun_triggers = frozenset()
-        workflow.dag.ignore_incomplete = True
-        for line in plan_lines(results):
-            logger.info(line)
+    if not workflow.is_main_process:  # on a cluster's node: the one job that it is for
         return
-    # On a cluster's node: a cancelled copy of the job may have ended well after all; the job puts its result back.
-    for job in workflow.dag_settings.target_jobs:
-        name = "/".join(job.wildcards_dict.values())
-        if job.rulename != "fidelity" and PATHS.record(job.rulename, name).exists():
-            kept.keep(PATHS, job.rulename, name)
+    results = Results(GRID, PATHS, environment=not workflow.deployment_settings.deployment_method)
+    TODO.update(str(done(*job)) for job in results.todo)
+    workflow.dag.forcefiles.update(TODO)
+    workflow.dag_settings.rerun_triggers = frozenset()
+    workflow.dag.ignore_incomplete = True
+    for line in plan_lines(results):
+        logger.info(line)
 
 
 @cache
@@ -100,15 +105,6 @@ def inputs_of(stage, wildcard=None):
     return inputs
 
 
-def keep():
-    """Keep what is to be replaced before the first job starts: Snakemake deletes a job's outputs before it runs it."""
-    for job in workflow.dag.needrun_jobs():
-        if job.rule.name not in ("all", "figures"):
-            kept.retire(PATHS)
-            if job.rule.name not in ("table", "fidelity"):
-                kept.keep(PATHS, job.rule.name, "/".join(job.wildcards))
-
-
 def job_of(stage, wildcard=None):
     """The canonical text of the job that a rule's wildcard names: one parameter, so that nothing is missed."""
     return lambda wildcards: canonical(GRID.job(stage, wildcards.get(wildcard, ""))[0])
@@ -117,6 +113,11 @@ def job_of(stage, wildcard=None):
 def code_of(stage, wildcard=None):
     """The fingerprint of the code that this job runs."""
     return lambda wildcards: GRID.job(stage, wildcards.get(wildcard, ""))[1]
+
+
+def device_of(wildcards, resources):
+    """What a job computes on: on a cluster's node that a profile has given no GPU for it, the CPU."""
+    return config["device"] if workflow.is_main_process or resources.gpu else "cpu"
 
 
 def command(stage, device="cpu", options=""):
@@ -135,6 +136,9 @@ def preflight():
     if workflow.executor_plugin.name == "slurm":
         jobs = {workflow.dag.get_job_group(job) or job for job in workflow.dag.needrun_jobs()}
         try:
-            check(requests(jobs), Path.cwd())
+            root = PATHS.root.resolve()
+            results = next(folder for folder in (root, *root.parents) if folder.is_dir())
+            places = [Path.cwd(), results, Path(sys.executable)]
+            check(requests(jobs), places, workflow.executor_settings.status_command)
         except UserError as e:
             raise WorkflowError(f"this cannot run on this cluster as slurm/config.yaml asks:\n{e}") from None

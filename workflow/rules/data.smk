@@ -9,8 +9,6 @@ rule data:
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
-    resources:
-        mem_mb=2000,
     params:
         job=job_of("data"),
         code=code_of("data"),
@@ -29,8 +27,6 @@ rule classifier:
     conda:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
-    resources:
-        mem_mb=2000,
     params:
         job=job_of("classifier"),
         code=code_of("classifier"),

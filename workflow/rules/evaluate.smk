@@ -10,13 +10,13 @@ rule fidelity:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
     resources:
-        mem_mb=2000,
         gpu=GPU,
     params:
         job=lambda wildcards: canonical(GRID.batch(wildcards.batch)[0]),
         code=lambda wildcards: GRID.batch(wildcards.batch)[1],
+        device=device_of,
     shell:
-        command("fidelity", config["device"], "--batch {wildcards.batch}")
+        command("fidelity", "{params.device}", "--batch {wildcards.batch}")
 
 
 rule likelihood:
@@ -31,13 +31,13 @@ rule likelihood:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
     resources:
-        mem_mb=2000,
         gpu=GPU,
     params:
         job=job_of("likelihood", "network"),
         code=code_of("likelihood", "network"),
+        device=device_of,
     shell:
-        command("likelihood", config["device"])
+        command("likelihood", "{params.device}")
 
 
 rule ode_likelihood:
@@ -51,10 +51,10 @@ rule ode_likelihood:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
     resources:
-        mem_mb=2000,
         gpu=GPU,
     params:
         job=job_of("ode_likelihood", "network"),
         code=code_of("ode_likelihood", "network"),
+        device=device_of,
     shell:
-        command("ode_likelihood", config["device"])
+        command("ode_likelihood", "{params.device}")

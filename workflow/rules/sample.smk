@@ -10,10 +10,10 @@ rule sample:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
     resources:
-        mem_mb=2000,
         gpu=GPU,
     params:
         job=job_of("sample", "cell"),
         code=code_of("sample", "cell"),
+        device=device_of,
     shell:
-        command("sample", config["device"])
+        command("sample", "{params.device}")

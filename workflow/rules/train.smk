@@ -13,13 +13,13 @@ rule train:
         "../../envs/ddpm.yaml"
     threads: config["threads"] * config["training"]["processes"]
     resources:
-        mem_mb=2000,
         gpu=GPU * config["training"]["processes"],
     params:
         job=job_of("train", "network"),
         code=code_of("train", "network"),
+        device=device_of,
     shell:
-        command("train", config["device"])
+        command("train", "{params.device}")
 
 
 rule guide:
@@ -34,10 +34,10 @@ rule guide:
         "../../envs/ddpm.yaml"
     threads: config["threads"]
     resources:
-        mem_mb=2000,
         gpu=GPU,
     params:
         job=job_of("guide", "guide"),
         code=code_of("guide", "guide"),
+        device=device_of,
     shell:
-        command("guide", config["device"])
+        command("guide", "{params.device}")
