@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cluster  # beside this file
@@ -294,20 +295,24 @@ def killed(run: Run) -> None:
     run.until(lambda: ": already there" in run.text(), "second copy that steps aside")
 
 
-def full_disk(run: Run) -> int:
-    """No space until an attempt has failed for it."""
+def full_disk(run: Run) -> int | None:
+    """No space, as soon as there is some, until an attempt has failed for it; one may find a gap to end well in."""
     number, _ = run.job()
     position = run.at()
     filler = run.results / "filler"
-    with filler.open("wb") as f:
-        try:
-            while True:
-                f.write(bytes(2**16))
-        except OSError:
-            pass
-    run.until(lambda: output("squeue", "-h", "-t", "F", "-j", number), "attempt that fails")
+    with filler.open("wb", buffering=0) as f:
+
+        def fill() -> None:
+            with suppress(OSError):
+                while True:
+                    f.write(bytes(2**14))
+
+        def ended() -> str:
+            return output("squeue", "-h", "-t", "F,CD", "-j", number, "-o", "%t")
+
+        run.until(lambda: fill() or ended(), "attempt that fails")
     filler.unlink()
-    return position
+    return position if ended() == "F" else None
 
 
 def torn_checkpoint(run: Run) -> int:
