@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ddpm.errors import UserError
 
@@ -203,27 +204,30 @@ def check(requests: set[Request], paths: list[Path], status_command: str = "sque
         raise UserError("\n".join(dict.fromkeys(found)))
 
 
+def _request(job: Any) -> Request:
+    """What one of Snakemake's jobs, or a group of them, asks for in the attempt that it is at."""
+    asked = job.resources
+    return Request(
+        f"group {job.groupid}" if job.is_group() else job.rule.name,
+        str(asked.get("slurm_partition", "")),
+        str(asked.get("slurm_account", "")),
+        int(asked.get("runtime", 0)),
+        int(asked.get("mem_mb", 0)),
+        int(job.threads),
+        int(asked.get("gpu", 0)),
+        str(asked.get("gpu_model", "")),
+        str(asked.get("qos", "")),
+        str(asked.get("constraint", "")),
+        job.attempt,
+    )
+
+
 def requests(jobs: Iterable) -> set[Request]:
     """What Snakemake's jobs and groups of jobs ask for, each once, in their first and in their last attempt."""
-    found = set()
-    for job in jobs:
-        for attempt in {1, 1 + job.restart_times} if not job.is_local else ():
-            job.attempt = attempt
-            asked = job.resources
-            found.add(
-                Request(
-                    f"group {job.groupid}" if job.is_group() else job.rule.name,
-                    str(asked.get("slurm_partition", "")),
-                    str(asked.get("slurm_account", "")),
-                    int(asked.get("runtime", 0)),
-                    int(asked.get("mem_mb", 0)),
-                    int(job.threads),
-                    int(asked.get("gpu", 0)),
-                    str(asked.get("gpu_model", "")),
-                    str(asked.get("qos", "")),
-                    str(asked.get("constraint", "")),
-                    attempt,
-                )
-            )
-            job.attempt = 1
-    return found
+    found = {_request(job): job for job in jobs if not job.is_local}
+    last = set()
+    for job in found.values():
+        job.attempt = 1 + job.restart_times
+        last.add(_request(job))
+        job.attempt = 1
+    return found.keys() | last
