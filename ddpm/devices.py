@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
@@ -56,19 +56,21 @@ def gpus() -> list[str]:
 
 def _try(path: Path) -> int | None:
     """An open file that holds the lock `path`, or None where another process has it."""
+    handle = None
     try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        os.fchmod(handle, 0o666)  # other users lease the same GPUs
-    try:
+        try:
+            handle = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            os.fchmod(handle, 0o666)  # other users lease the same GPUs
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(handle), path.stat()):
             os.utime(handle)  # young, for what cleans old files away
             return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(handle)  # held by another process, or cleaned away meanwhile
+    except (BlockingIOError, FileNotFoundError, PermissionError):
+        pass  # held by another process, cleaned away meanwhile, or being made by another user
+    if handle is not None:
+        os.close(handle)
     return None
 
 
@@ -76,10 +78,11 @@ def _try(path: Path) -> int | None:
 def _lease(found: list[str], count: int, share: int) -> Iterator[list[str]]:
     """`count` of these GPUs, each with at most `share` jobs, as soon as that many are free at once."""
     said = False
-    if not LEASES.exists():
-        LEASES.mkdir(exist_ok=True)
-        LEASES.chmod(0o1777)
     while True:
+        if not LEASES.exists():
+            LEASES.mkdir(exist_ok=True)
+            with suppress(PermissionError):  # another user has just made it
+                LEASES.chmod(0o1777)
         with ExitStack() as stack:
             taken: dict[str, int] = {}
             # Every GPU's first place before any one's second.

@@ -43,13 +43,12 @@ def keep(layout: Layout, stage: str, name: str = "") -> Path | None:
 
 
 def unused(folder: Path | None, record: Path) -> None:
-    """Nothing was replaced after all: remove the second names of what is still in its place."""
-    for path in folder.iterdir() if folder else ():
-        with suppress(OSError):
-            if path.samefile(record.parent / path.name):
+    """Nothing was replaced after all: remove the second names, if everything kept is still in its place."""
+    names = list(folder.iterdir()) if folder else []
+    with suppress(OSError):
+        if names and all(path.samefile(record.parent / path.name) for path in names):
+            for path in names:
                 path.unlink()
-    if folder:
-        with suppress(OSError):
             os.removedirs(folder)
 
 

@@ -52,17 +52,6 @@ def _newest(folder: Path) -> int:
     return max(numbers, default=0)
 
 
-@contextmanager
-def _vanishing(folder: Path) -> Iterator[None]:
-    """A holder that releases may remove the folder at any time: what is not there any more, on NFS is another file by
-    now (ESTALE), or was there when it was to be made, is looked for again."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in (errno.ENOENT, errno.ESTALE, errno.EEXIST) or folder.is_file():
-            raise
-
-
 def _linked(old: Path, new: Path) -> bool:
     """Whether `new` is now a second name of `old`, and was nobody's before."""
     try:
@@ -114,33 +103,51 @@ def _acquire(folder: Path, beat: float, stale: float) -> Path:
             "slurm": os.environ.get("SLURM_JOB_ID", ""),
         }
     )
-    watch, said, own = _Watch(stale), False, folder / f".lock.{uuid.uuid4().hex}"
+    watch, said, own, vanished = _Watch(stale), False, folder / f".lock.{uuid.uuid4().hex}", 0
     try:
         while True:
-            with _vanishing(folder):
+            try:
                 folder.mkdir(parents=True, exist_ok=True)
                 if not own.exists():
                     own.write_text(content, encoding="utf-8")
                 last = _newest(folder)
                 before, mine = folder / f"lock-{last}", folder / f"lock-{last + 1}"
-                if last and not watch.dead(before):
-                    if not said and before.exists():
-                        print(f"{before}: held by {watch}; waiting for it", file=sys.stderr, flush=True)
-                        said = True
-                    time.sleep(min(1.0, beat))
-                    continue
-                if _linked(own, mine):
-                    # Only a successor removes its predecessor: one that has gone, or is alive now, was succeeded by
-                    # somebody else.
-                    if _newest(folder) == last + 1 and (not last or watch.dead(before)):
-                        if last:
-                            print(f"{before}: {watch} is dead; taking its place", file=sys.stderr, flush=True)
-                        for number in range(1, last + 1):
-                            (folder / f"lock-{number}").unlink(missing_ok=True)
+                if not last or watch.dead(before):
+                    if _succeeds(own, mine, before if last else None, watch):
                         return mine
-                    mine.unlink(missing_ok=True)
+                    continue
+                if not said and before.exists():
+                    print(f"{before}: held by {watch}; waiting for it", file=sys.stderr, flush=True)
+                    said = True
+                time.sleep(min(1.0, beat))
+            except OSError as e:
+                # A holder that releases removes folder and files at any time: look again, but not for ever.
+                vanished += 1
+                if e.errno not in (errno.ENOENT, errno.ESTALE, errno.EEXIST) or folder.is_file() or vanished > 200:
+                    raise
+                time.sleep(0.01)
     finally:
-        own.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            own.unlink(missing_ok=True)
+
+
+def _succeeds(own: Path, mine: Path, before: Path | None, watch: _Watch) -> bool:
+    """Whether this process now holds the lock `mine`, as the one that succeeds the dead holder of `before`."""
+    if not _linked(own, mine):
+        return False
+    number, succeeded = int(mine.name.removeprefix("lock-")), False
+    try:
+        # Only a successor removes its predecessor: one that has gone, or is alive now, was succeeded by somebody else.
+        if _newest(mine.parent) == number and (before is None or watch.dead(before)):
+            if before is not None:
+                print(f"{before}: {watch} is dead; taking its place", file=sys.stderr, flush=True)
+            for other in range(1, number):
+                mine.with_name(f"lock-{other}").unlink(missing_ok=True)
+            succeeded = True
+    finally:
+        if not succeeded:
+            mine.unlink(missing_ok=True)
+    return succeeded
 
 
 def _lost(lock: Path) -> None:

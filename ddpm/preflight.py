@@ -41,7 +41,8 @@ class Request:
     def options(self) -> list[str]:
         """As sbatch's options."""
         gpus = f"{self.gpu_model}:{self.gpu}" if self.gpu_model else str(self.gpu)
-        given = {"-p": self.partition, "-A": self.account, "-t": self.runtime, "--mem": self.mem_mb}
+        account = re.split(r"[,\s]+", self.account)[0]  # of several the executor's plugin takes the first
+        given = {"-p": self.partition, "-A": account, "-t": self.runtime, "--mem": self.mem_mb}
         given |= {"--gpus": gpus if self.gpu else "", "--qos": self.qos, "-C": self.constraint}
         return ["-N", "1", "-c", str(self.cpus), *(text for k, v in given.items() if v for text in (k, str(v)))]
 
@@ -126,7 +127,8 @@ def _refusal(request: Request) -> list[str]:
         return []
     said = [line.split("error: ")[-1] for line in answer.stderr.splitlines() if "error" in line] or ["refused"]
     account = f" (slurm_account: {request.account})" if "ccount" in said[-1] else ""
-    return [f"{request.rule}: Slurm refuses it{account}: {said[-1].removeprefix('allocation failure: ')}"]
+    again = f" in attempt {request.attempt}" if request.attempt > 1 else ""
+    return [f"{request.rule}: Slurm refuses it{again}{account}: {said[-1].removeprefix('allocation failure: ')}"]
 
 
 def _wrong_accounts(names: set[str]) -> list[str]:
@@ -145,11 +147,11 @@ def _wrong_accounts(names: set[str]) -> list[str]:
 def _forgets() -> list[str]:
     """Whether this cluster may forget a finished job before Snakemake has asked squeue for it."""
     found = re.search(r"MinJobAge\s*=\s*(\d+)", _run("scontrol", "show", "config").stdout)
-    if not found or int(found[1]) > POLL:
+    if not found or int(found[1]) == 0 or int(found[1]) > POLL:  # 0: never
         return []
     return [
         f"slurm-status-command: squeue, but this cluster forgets jobs {found[1]} s after their end (MinJobAge), and "
-        f"Snakemake looks up to {POLL} s apart; `sacct` would do, where accounting runs"
+        f"Snakemake looks up to {POLL} s apart: set it to sacct; without accounting, have MinJobAge raised"
     ]
 
 
@@ -204,7 +206,7 @@ def check(requests: set[Request], paths: list[Path], status_command: str = "sque
         raise UserError("\n".join(dict.fromkeys(found)))
 
 
-def _request(job: Any) -> Request:
+def _request(job: Any, qos: str) -> Request:
     """What one of Snakemake's jobs, or a group of them, asks for in the attempt that it is at."""
     asked = job.resources
     return Request(
@@ -216,18 +218,21 @@ def _request(job: Any) -> Request:
         int(job.threads),
         int(asked.get("gpu", 0)),
         str(asked.get("gpu_model", "")),
-        str(asked.get("qos", "")),
+        str(asked.get("qos", "") or qos),
         str(asked.get("constraint", "")),
         job.attempt,
     )
 
 
-def requests(jobs: Iterable) -> set[Request]:
-    """What Snakemake's jobs and groups of jobs ask for, each once, in their first and in their last attempt."""
-    found = {_request(job): job for job in jobs if not job.is_local}
+def requests(jobs: Iterable, qos: str | None = None) -> set[Request]:
+    """What Snakemake's jobs and groups of jobs ask for, each once, in their first and in their last attempt.
+
+    qos: that of jobs which name none.
+    """
+    found = {_request(job, qos or ""): job for job in jobs if not job.is_local}
     last = set()
     for job in found.values():
         job.attempt = 1 + job.restart_times
-        last.add(_request(job))
+        last.add(_request(job, qos or ""))
         job.attempt = 1
     return found.keys() | last

@@ -121,7 +121,8 @@ def _replacing(layout: Layout, stage: str, name: str) -> Iterator[None]:
     """Keep what the job replaces, and set aside the tables that it makes old."""
     if stage in AGGREGATES:
         if stage == "table":
-            kept.keep(layout, stage)
+            with suppress(FileNotFoundError):  # another job sets it aside
+                kept.keep(layout, stage)
         yield
         return
     folder = kept.keep(layout, stage, name)

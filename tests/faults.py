@@ -245,12 +245,15 @@ def lost_node(run: Run) -> int:
     position = run.at()
     number, node = _kill_node(run, jobs_too=True)
     (held,) = run.work.glob("lock-*")
-    held.write_text(held.read_text().replace(machine(), "another"))  # all nodes are this machine
+    text = held.read_text()
+    assert machine() in text
+    held.write_text(text.replace(machine(), "another"))  # all nodes are this machine
     run.until(lambda: output("squeue", "-h", "-t", "PD", "-o", "%A") == number, "requeued job")
     output("scontrol", "update", f"JobId={number}", "StartTime=now")
     run.until(lambda: output("squeue", "-h", "-t", "R", "-o", "%A") == number, "restarted job")
     cluster.start_node(node)
     run.until(lambda: "is dead; taking its place" in run.text(), "lock of the dead", 1.5 * STALE)
+    assert "; waiting for it" in run.text()
     return position
 
 
@@ -295,8 +298,8 @@ def killed(run: Run) -> None:
     run.until(lambda: ": already there" in run.text(), "second copy that steps aside")
 
 
-def full_disk(run: Run) -> int | None:
-    """No space, as soon as there is some, until an attempt has failed for it; one may find a gap to end well in."""
+def full_disk(run: Run) -> int:
+    """No space, as soon as there is some, until an attempt has failed for it."""
     number, _ = run.job()
     position = run.at()
     filler = run.results / "filler"
@@ -312,7 +315,8 @@ def full_disk(run: Run) -> int | None:
 
         run.until(lambda: fill() or ended(), "attempt that fails")
     filler.unlink()
-    return position if ended() == "F" else None
+    assert ended() == "F", "it found room in time"
+    return position
 
 
 def torn_checkpoint(run: Run) -> int:

@@ -153,7 +153,7 @@ def test_an_answer_that_nfs_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_folder_that_goes_as_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was there when it was to be made and is not when looked at: made again. A file in its place is an error."""
+    """It was there when it was to be made and is not when looked at: made again. Anything else there is an error."""
     make, trouble = Path.mkdir, [FileExistsError(errno.EEXIST, "there")]
 
     def gone(self: Path, *of: object, **named: object) -> None:
@@ -164,8 +164,10 @@ def test_a_folder_that_goes_as_it_is_made(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "file").touch()
     monkeypatch.setattr(Path, "mkdir", gone)
     assert take(tmp_path / "x", stale=1000) < 1
-    with pytest.raises(NotADirectoryError):
-        take(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("file", "dangling"):
+        with pytest.raises(FileExistsError):
+            take(tmp_path / name)
 
 
 def test_a_folder_that_is_another_by_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +184,20 @@ def test_a_folder_that_is_another_by_now(tmp_path: Path, monkeypatch: pytest.Mon
     trouble.append(errno.EIO)
     with pytest.raises(OSError, match="trouble"):
         take(tmp_path / "x")
+
+
+def test_trouble_after_the_link_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The predecessor cannot be read again at first: the lock that was just made goes, and is not waited for."""
+    foreign(tmp_path / "x", machine=lock.machine())
+    dead, trouble = lock._Watch.dead, [None, OSError(errno.ESTALE, "stale")]
+
+    def stale(self: lock._Watch, path: Path) -> bool:
+        if trouble and (error := trouble.pop(0)):
+            raise error
+        return dead(self, path)
+
+    monkeypatch.setattr(lock._Watch, "dead", stale)
+    assert take(tmp_path / "x", stale=1000) < 1 and not trouble
 
 
 def test_two_that_find_the_same_dead_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,10 +116,13 @@ def test_what_does_not_fit_is_named(slurm: Path, request_: Request, message: str
 def test_what_is_unusual_is_not_refused(slurm: Path, request_: Request) -> None:
     """Slurm allows it, so it passes."""
     preflight.check({request_}, [slurm])
+    assert "-A lab -" in (slurm / "asked").read_text() or not request_.account
 
 
 def test_jobs_that_are_forgotten(slurm: Path) -> None:
     """A cluster whose finished jobs may be gone before Snakemake has seen them end, unless accounting is asked."""
+    program(slurm / "bin", "scontrol", "echo 'MinJobAge               = 0 sec'")  # none is ever forgotten
+    preflight.check({GOOD}, [slurm])
     program(slurm / "bin", "scontrol", "echo 'MinJobAge               = 120 sec'")
     (line,) = refused(slurm, GOOD)
     assert line.startswith("slurm-status-command: squeue, but this cluster forgets jobs 120 s after their end")

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from ddpm import provenance
+from ddpm import kept, provenance
 from ddpm.errors import UserError
+from ddpm.layout import Layout
 
 ROOT = Path(__file__).parent.parent
 JOB = {"name": "a", "steps": 3}
@@ -174,3 +175,23 @@ def test_the_commit_is_that_of_the_project() -> None:
     else:
         assert len(found["commit"]) == 40 and int(found["commit"], 16) >= 0
         assert isinstance(found["dirty"], bool)
+
+
+def test_a_half_replaced_result_stays_kept(tmp_path: Path) -> None:
+    """A job that fails between its files and its record: what it began to replace is kept whole, or not at all."""
+    layout, name = Layout(tmp_path), "eps/linear/unconditional/seed0"
+    record = layout.record("train", name)
+    files = [*layout.outputs("train", name), record]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"old")
+    folder = kept.keep(layout, "train", name)
+    with provenance.atomic(files[0]) as temporary:
+        temporary.write_bytes(b"new")
+    kept.unused(folder, record)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: b"old" for p in files}
+    for path in files:
+        path.unlink()
+        path.hardlink_to(folder / path.name)
+    kept.unused(folder, record)
+    assert not folder.exists() and [p.read_bytes() for p in files] == [b"old"] * len(files)

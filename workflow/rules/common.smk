@@ -44,14 +44,15 @@ if workflow.is_main_process and "gpu" not in workflow.global_resources:
 TODO = None
 
 
-async def leave_outputs(job):
-    """Nothing, where Snakemake would delete a job's outputs and log before it starts: results of another copy, too.
+async def leave_outputs(job, *_):
+    """Nothing, where Snakemake would delete a job's outputs and log: before it starts, and where it has failed.
 
-    Jobs replace results by renaming, keep what they replace, leave what is valid, and append to their log.
+    Jobs replace results by renaming, keep what they replace, leave what is valid, also what another copy has just
+    finished, and append to their log.
     """
 
 
-Job.remove_existing_output = leave_outputs
+Job.remove_existing_output = Job.cleanup = leave_outputs
 
 
 wildcard_constraints:
@@ -139,6 +140,7 @@ def preflight():
             root = PATHS.root.resolve()
             results = next(folder for folder in (root, *root.parents) if folder.is_dir())
             places = [Path.cwd(), results, Path(sys.executable)]
-            check(requests(jobs), places, workflow.executor_settings.status_command)
+            settings = workflow.executor_settings
+            check(requests(jobs, settings.qos), places, settings.status_command)
         except UserError as e:
             raise WorkflowError(f"this cannot run on this cluster as slurm/config.yaml asks:\n{e}") from None
