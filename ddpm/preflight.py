@@ -101,7 +101,7 @@ def _lacks(request: Request, partition: Partition) -> list[str]:
     again = f" in attempt {request.attempt}" if request.attempt > 1 else ""
 
     def grows(key: str, limit: float) -> str:
-        return f"; `{key}: min(…, {limit:g})` in slurm/config.yaml keeps to it" if again else ""
+        return f'; `{key}: "min(…, {limit:g})"` in slurm/config.yaml keeps to it' if again else ""
 
     if request.runtime > (most := partition.minutes) and not request.qos:  # which may lift the partition's limit
         found.append(f"runtime {request.runtime} minutes{again}, but {where} allows {most:g}{grows('runtime', most)}")

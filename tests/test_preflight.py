@@ -60,12 +60,12 @@ def test_what_fits_is_not_refused(slurm: Path) -> None:
         (
             Request("train", "main", runtime=61, attempt=4),
             "train: runtime 61 minutes in attempt 4, but partition main allows 60; "
-            "`runtime: min(…, 60)` in slurm/config.yaml keeps to it",
+            '`runtime: "min(…, 60)"` in slurm/config.yaml keeps to it',
         ),
         (
             Request("train", "main", mem_mb=32001, attempt=2),
             "train: mem_mb 32001 in attempt 2, but the largest node of partition main has 32000; "
-            "`mem_mb: min(…, 32000)` in slurm/config.yaml keeps to it",
+            '`mem_mb: "min(…, 32000)"` in slurm/config.yaml keeps to it',
         ),
         (Request("train", "main,gpus"), "slurm_partition: 'gpus' is unknown here; `sinfo` lists main, cpu"),
         (

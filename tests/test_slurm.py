@@ -68,7 +68,7 @@ def test_what_this_cluster_lacks(run: Run) -> None:
     assert str(found.value).splitlines() == [
         "data: runtime 1441 minutes, but partition main allows 1440",
         "guide: mem_mb 16001 in attempt 4, but the largest node of partition main has 16000; "
-        "`mem_mb: min(…, 16000)` in slurm/config.yaml keeps to it",
+        '`mem_mb: "min(…, 16000)"` in slurm/config.yaml keeps to it',
         "sample: gpu_model a100, but partition main has fake",
         "slurm_partition: 'gpus' is unknown here; `sinfo` lists main",
     ]
