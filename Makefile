@@ -27,7 +27,7 @@ table: env
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What clusters do to jobs, done to a real run on a throw-away Slurm cluster: half an hour, as root.
+# What clusters do to jobs, done to a real run on a throw-away Slurm cluster: forty minutes, as root.
 faults: .venv/installed-dev
 	$(BIN)/python tests/faults.py
 

@@ -6,7 +6,7 @@ Every trial takes a finished run, removes what one stage made, starts `snakemake
 the job has a checkpoint, and lets things recover. Then results, bytes and leftovers must be those of the run that
 nothing happened to. The job must have gone on from what its checkpoint held when it was struck, so that no more than
 one interval is lost; where it survives (a second copy, a folder that lags), its own result must be the one that is
-there. Takes about half an hour.
+there. Takes about forty minutes.
 """
 
 import argparse

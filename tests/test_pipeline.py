@@ -164,7 +164,7 @@ def test_a_node_uses_what_a_cancelled_copy_finished(tree: Path, tmp_path: Path) 
     said = log.read_text()
     # As the executor's plugin starts it there.
     node = ["--mode", "remote", "--target-jobs", f"train:network={network}", "--allowed-rules", "train", "--force"]
-    run = snakemake(tree, *node, "--nolock", "--no-hooks", "--ignore-incomplete", "--keep-incomplete")
+    run = snakemake(tree, *node, "--nolock", "--no-hooks", "--ignore-incomplete")
     assert run.returncode == 0, run.stdout + run.stderr
     assert log.read_text().startswith(said) and "record.json: already there" in log.read_text().removeprefix(said)
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
