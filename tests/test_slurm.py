@@ -11,7 +11,8 @@ from pathlib import Path
 
 import cluster
 import pytest
-from faults import Run, files, trial
+from faults import trial
+from struck import Run, files
 
 from ddpm import preflight
 from ddpm.errors import UserError
