@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
 
-from ddpm import source
+from ddpm import source, terminal
 from ddpm.errors import UserError
 from ddpm.limits import conflicts, outside
 
@@ -67,6 +67,7 @@ def mistakes(config: dict) -> Iterator[str]:
             yield from _of_method(
                 f"{section}.{name}", key, value, known_methods(axis), lambda v, a=axis: source_of(a, v)
             )
+    yield from _of_ends(config)
     for section, key, known in (("network", "method", source.networks()), ("data", "name", datasets())):
         yield from _of_method(section, key, config[section], known, lambda v, k=key, d=known: d[v[k]])
     if continuous(config):
@@ -99,6 +100,19 @@ def _of_points(config: dict) -> Iterator[str]:
     for name, value in config["guidances"].items():
         if name in used and value["method"] == "classifier":
             yield f"guidances.{name}.method: the guide of 'classifier' {points}: it must be none or cfg"
+
+
+def _of_ends(config: dict) -> Iterator[str]:
+    """Schedules that do not end in noise, for these data."""
+    if (data := datasets().get(config["data"]["name"])) is None:
+        return
+    for name, value in config["schedules"].items():
+        try:
+            parameters = complete(source_of("schedule", value), value)
+            if mistake := terminal.mistake(value["method"], parameters, data.attributes["std"]):
+                yield f"schedules.{name}.{mistake}"
+        except (TypeError, KeyError, ValueError, ArithmeticError):
+            continue  # reported with the method itself
 
 
 def _of_lengths(where: str, config: dict, block: dict) -> Iterator[str]:

@@ -32,10 +32,12 @@ class Dataset(Method):
     """A dataset's `load` gives its training and its test half.
 
     levels: number of grey levels; level k stands for 2k/(levels − 1) − 1 in [−1, 1]. 0 means continuous data.
+    std: about the standard deviation of a coordinate, in [−1, 1] for images: what a schedule's noise must outgrow.
     """
 
     levels: ClassVar[int] = 256
     classes: ClassVar[int] = 10
+    std: ClassVar[float] = 0.5
 
     def load(self) -> tuple[Split, Split]:
         raise NotImplementedError
@@ -132,6 +134,7 @@ class Points(Dataset):
     """
 
     levels = 0
+    std = 4.0
     limits = {"train": (1, None), "test": (2, None)}
     seed: int = 0
     train: int = 10000

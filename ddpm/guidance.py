@@ -103,7 +103,8 @@ class ClassifierGuidance(Guidance):
     """x̂0 + w σ²/α ∇ log p(y | x_t), which is ε̂ − w σ ∇ log p(y | x_t) (001, algorithm 4 and eq. 4.25).
 
     `weight` is w, 001's γ there: 0 is the unconditional model. p(y | x_t) is a classifier of noisy images
-    (`ddpm.guide`); its gradient counts as an evaluation. The variance stays the unguided one's.
+    (`ddpm.guide`); its gradient counts as an evaluation. The variance stays the unguided one's. Where the data have a
+    range, the guided x̂0 is clipped to it; Dhariwal & Nichol 2021 clip before they guide.
     """
 
     method = "classifier"

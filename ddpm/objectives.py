@@ -211,8 +211,7 @@ class Objective(Method):
         The network sees x_t scaled by the target's `input_scale`, log SNR(t) and the labels.
         """
         (scale,) = like(x_t, self.parameterisation.input_scale(schedule, t))
-        log_snr = schedule.log_snr(t).flatten().expand(len(x_t)).to(x_t.device, x_t.dtype)
-        output = network(scale * x_t, log_snr, y)
+        output = network(scale * x_t, schedule.condition(t, x_t), y)
         if not self.learns_variance:
             return output, None
         y_hat, v = output.chunk(2, dim=1)

@@ -12,9 +12,22 @@ from typing import ClassVar
 
 import torch
 
+from ddpm import terminal
 from ddpm.methods import Method
 
 Tensor = torch.Tensor
+
+
+# Samplers start where log SNR = −10.2 where a schedule goes further: λ = log α/σ = −5.1 is where Lu et al. 2022 cut off
+# the cosine schedule. `linear` ends at −5.06.
+LARGEST_LEVEL = math.exp(5.1)
+LARGEST_LOG_SNR = 30.0
+
+
+def distinct(times: Tensor) -> Tensor:
+    """The S + 1 falling times rounded to whole indices, each at least one above the next: float64, the last 0."""
+    index = torch.arange(len(times) - 1, -1, -1, dtype=torch.float64)
+    return torch.maximum(times.round(), index)
 
 
 def like(x: Tensor, *coefficients: Tensor) -> tuple[Tensor, ...]:
@@ -47,6 +60,15 @@ class Schedule(Method):
         """log SNR(t) = log α²/σ², what every network is conditioned on; +inf at t = 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    def condition(self, t: Tensor, x_t: Tensor) -> Tensor:
+        """What a network is told of the noise: log SNR(t) for every image of x_t, (B,), within ±`LARGEST_LOG_SNR`.
+
+        t is a scalar or (B, 1, …). No schedule here comes near the limit at its times 1 … T; one whose α or σ vanishes
+        at an end has an infinite log SNR there.
+        """
+        log_snr = self.log_snr(t).clamp(-LARGEST_LOG_SNR, LARGEST_LOG_SNR)
+        return log_snr.flatten().expand(len(x_t)).to(x_t.device, x_t.dtype)
+
     def level(self, t: Tensor) -> Tensor:
         """ς(t) = σ/α = SNR^−½, the noise level of x_t/α, in units of the data; 0 at t = 0."""
         return self.sigma(t) / self.alpha(t)
@@ -72,8 +94,13 @@ class Schedule(Method):
         """The standard deviation of the prior p(x_T) = N(0, prior_std² I): 1 for VP, σ(T) for VE."""
         raise NotImplementedError
 
+    @property
+    def start(self) -> Tensor:
+        """The time at which samplers start from the prior: T, or a little before it (`VariancePreserving.start`)."""
+        return torch.tensor(self.steps, dtype=torch.float64)
+
     def grid(self, steps: int) -> Tensor:
-        """T = τ_S > … > τ_0 = 0: the times of a sampler with S = `steps` steps, evenly spaced; float64."""
+        """`start` = τ_S > … > τ_0 = 0: the times of a sampler with S = `steps` steps, evenly spaced; float64."""
         raise NotImplementedError
 
     def _inside(self, t: Tensor) -> Tensor:
@@ -130,27 +157,41 @@ class VariancePreserving(Schedule):
         """½ σ² d log SNR/dt, since d log SNR = 2 d ln α/σ² where α² + σ² = 1."""
         return 0.5 * self.sigma(t) ** 2 * self.slope(t)
 
+    @cached_property
+    def start(self) -> Tensor:
+        """The last index at which σ/α ≤ `LARGEST_LEVEL`; T where that is no larger, as on `linear` and `vp-sde`.
+
+        Beyond it x_t is the prior to 1/LARGEST_LEVEL² = 4e-5 of its variance, but a step from there would divide the
+        network's error by α_T (2e4 times it, on `cosine`), and a method of second order would interpolate over all of
+        σ/α = 164 … 20 291.
+        """
+        return self.time_at(torch.tensor(LARGEST_LEVEL, dtype=torch.float64)).floor()
+
     def grid(self, steps: int) -> Tensor:
-        """round(linspace(T, 0, S + 1)): a respaced chain of the T steps (Nichol & Dhariwal 2021, section 4)."""
-        return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round()
+        """round(start · i/S) for i = S … 0, a respaced chain of the T steps (Nichol & Dhariwal 2021, section 4).
+
+        A chain of more steps than there are indices up to `start` takes the last of those beyond it too: S = T is the
+        whole chain.
+        """
+        return distinct(self.start * torch.arange(steps, -1, -1, dtype=torch.float64) / steps)
 
 
 class Discrete(VariancePreserving):
-    """ᾱ_1 … ᾱ_T as a table, with α² = ᾱ (Ho et al. 2020).
+    """β_1 … β_T as a table, with α² = ᾱ_t = Π_{i ≤ t} (1 − β_i) (Ho et al. 2020; 001, section 2.1).
 
     Between two indices t ≥ 1, log SNR is linear in t, so that solvers that choose their own times have a
     schedule to follow; at the indices it is exact. Between 0 and 1, where log SNR is infinite, σ² is linear.
     """
 
-    def alphas_bar(self) -> Tensor:
-        """ᾱ_0 … ᾱ_T with ᾱ_0 = 1; float64, shape (T + 1,)."""
+    def betas(self) -> Tensor:
+        """β_1 … β_T, the variance of the noise that each step adds; float64, shape (T,)."""
         raise NotImplementedError
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
         """ᾱ_0 … ᾱ_T and log SNR_0 … log SNR_T, its first infinite."""
-        bar = self.alphas_bar()
-        return bar, bar.log() - (1 - bar).log()
+        log_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas()).cumsum(0)])
+        return log_bar.exp(), log_bar - (-torch.expm1(log_bar)).log()
 
     def _alpha_bar(self, t: Tensor) -> Tensor:
         t = self._inside(t)
@@ -193,9 +234,10 @@ class Discrete(VariancePreserving):
 
 @dataclass(frozen=True)
 class Linear(Discrete):
-    """β_t linear in t from `beta_first` to `beta_last` (Ho et al. 2020; 001, section 2.1).
+    """β_t linear in t from `beta_first` to `beta_last`, both times 1000/T (Ho et al. 2020; 001, section 2.1).
 
-    The two ends hold for T = 1000 as in the paper; they are not rescaled for another T.
+    The ends are the paper's, for its T = 1000. With another T they are scaled as Nichol & Dhariwal 2021 scale them, so
+    that the chain ends in the same noise: unscaled, T = 100 would leave ᾱ_T = 0.36.
     """
 
     method = "linear"
@@ -204,9 +246,13 @@ class Linear(Discrete):
     beta_first: float = 1e-4
     beta_last: float = 0.02
 
-    def alphas_bar(self) -> Tensor:
-        beta = torch.linspace(self.beta_first, self.beta_last, self.steps, dtype=torch.float64)
-        return torch.cat([beta.new_ones(1), (1 - beta).cumprod(0)])
+    def check(self) -> None:
+        if mistake := terminal.mistake("linear", vars(self), 0.0):
+            raise ValueError(f"linear: {mistake}")
+
+    def betas(self) -> Tensor:
+        scale = 1000 / self.steps
+        return torch.linspace(scale * self.beta_first, scale * self.beta_last, self.steps, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -221,11 +267,10 @@ class Cosine(Discrete):
     offset: float = 0.008
     beta_max: float = 0.999
 
-    def alphas_bar(self) -> Tensor:
+    def betas(self) -> Tensor:
         t = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
         f = torch.cos((t + self.offset) / (1 + self.offset) * torch.pi / 2) ** 2
-        beta = (1 - f[1:] / f[:-1]).clamp(max=self.beta_max)
-        return torch.cat([f.new_ones(1), (1 - beta).cumprod(0)])
+        return (1 - f[1:] / f[:-1]).clamp(max=self.beta_max)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ddpm import data, networks, noise, parallel
+from ddpm import data, networks, noise, parallel, terminal
 from ddpm.checkpoint import SECONDS, Checkpoint
 from ddpm.data import Data
+from ddpm.errors import UserError
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
 from ddpm.parallel import Group
@@ -153,6 +154,9 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
     recorder = Recorder("train", job, code, layout.inputs("train"), device)
     dataset = data.read(layout.data)
     schedule, objective = Schedule.make(job["schedule"]), Objective(**job["objective"])
+    end, std = float(schedule.level(torch.tensor(schedule.steps))), float(dataset.scale(dataset.train.images).std())
+    if short := terminal.falls_short(end, std):
+        raise UserError(f"schedule {schedule.method}: {short}")
     network = build(job, dataset).to(device)
     average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99), fused=True)

@@ -26,10 +26,10 @@ DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 def betas(name: str, steps: int = 1000) -> Array:
-    """β_1 … β_T: Ho et al. 2020, section 4, or Nichol & Dhariwal 2021, eq. 17 with β clipped at 0.999."""
+    """β_1 … β_T: Ho et al. 2020, section 4, scaled by 1000/T, or Nichol & Dhariwal 2021, eq. 17 with β ≤ 0.999."""
     t = np.arange(1, steps + 1)
     if name == "linear":
-        return 1e-4 + (t - 1) / (steps - 1) * (0.02 - 1e-4)
+        return 1000 / steps * (1e-4 + (t - 1) / (steps - 1) * (0.02 - 1e-4))
 
     def f(t: Array) -> Array:
         return np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -40,6 +40,17 @@ def betas(name: str, steps: int = 1000) -> Array:
 def alpha_bar(name: str, steps: int = 1000) -> Array:
     """ᾱ_0 … ᾱ_T = Π (1 − β_i), with ᾱ_0 = 1."""
     return np.concatenate([[1.0], np.exp(np.cumsum(np.log1p(-betas(name, steps))))])
+
+
+def start(name: str, steps: int = 1000) -> int:
+    """The last t with log SNR ≥ −10.2, where samplers start: λ ≥ −5.1 (Lu et al. 2022)."""
+    bar = alpha_bar(name, steps)
+    return max(t for t in range(1, steps + 1) if math.log(bar[t] / (1 - bar[t])) >= -10.2)
+
+
+def grid(steps: int, name: str = "linear") -> list[int]:
+    """round(start · i/S) for i = S … 0, no index twice."""
+    return [max(round(start(name) * i / steps), i) for i in range(steps, -1, -1)]
 
 
 @cache
@@ -53,7 +64,7 @@ def _exact_alphas_bar(name: str, steps: int) -> list[mpmath.mpf]:
             return mpmath.cos((mpmath.mpf(t) / steps + offset) / (1 + offset) * mpmath.pi / 2) ** 2
 
         for t in range(1, steps + 1):
-            linear = first + (last - first) * (t - 1) / (steps - 1)
+            linear = (first + (last - first) * (t - 1) / (steps - 1)) * 1000 / steps
             beta = linear if name == "linear" else min(1 - f(t) / f(t - 1), mpmath.mpf("0.999"))
             bar.append(bar[-1] * (1 - beta))
         return bar

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EDMEulerScheduler
-from oracles import EVERY, SCHEDULES, exact_scales, time
+from oracles import EVERY, SCHEDULES, exact_scales, start, time
 
 from ddpm.samplers import DDIM
 from ddpm.schedules import VPSDE, Geometric, Karras, Linear
 
 NAMES = list(EVERY)
 VE = ["geometric", "karras"]
+# `linear`, scaled by 1000/T, needs T ≥ 21.
+LENGTHS = [(name, steps) for name in NAMES for steps in (2, 10, 21, 1000) if name != "linear" or steps > 20]
 TIMES = [0.3, 1.0, 1.5, 2.0, 17.25, 500.0, 500.5, 998.7, 1000.0]
 PAIRS = [(1.0, 0.0), (1.0, 0.4), (2.0, 1.0), (2.5, 0.5), (17.3, 17.2), (400.0, 20.5), (1000.0, 999.5), (1000.0, 1.0)]
 
@@ -42,8 +44,7 @@ def test_levels_between_the_indices(name: str) -> None:
     assert float(schedule.alpha(zero)) == 1 and float(schedule.sigma(zero)) == float(schedule.level(zero)) == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [2, 10, 1000])
+@pytest.mark.parametrize(("name", "steps"), LENGTHS)
 def test_levels_rise(name: str, steps: int) -> None:
     """σ/α grows with t, without a jump where the pieces meet."""
     schedule = EVERY[name](steps=steps)
@@ -77,18 +78,17 @@ def test_vp_sde_is_its_equation(t: float) -> None:
 
 
 def test_vp_sde_is_the_limit_of_linear() -> None:
-    """β_t = β(t/T)/T from 0.1/T to 20/T: the distance falls as 1/T (Song et al. 2021, appendix B)."""
+    """β_t = β(t/T)/T, scaled with T: from 0.1/T to 20/T: the distance falls as 1/T (Song et al. 2021, appendix B)."""
     errors = []
     for steps in (1000, 2000, 4000):
-        linear = Linear(steps=steps, beta_first=0.1 / steps, beta_last=20 / steps)
+        linear = Linear(steps=steps)
         t = torch.linspace(0, steps, 11, dtype=torch.float64).round()
         errors.append(float((linear.alpha(t) - VPSDE(steps=steps).alpha(t)).abs().max()))
     assert errors[0] < 2e-3
     assert [a / b for a, b in pairwise(errors)] == pytest.approx([2, 2], rel=0.02)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [2, 10, 1000])
+@pytest.mark.parametrize(("name", "steps"), LENGTHS)
 def test_time_at_inverts_level(name: str, steps: int) -> None:
     """t → σ/α → t at 0, below 1, at 1, between, at the indices and at T; T for all larger levels."""
     schedule = EVERY[name](steps=steps)
@@ -145,18 +145,43 @@ def test_vp_grid_is_respaced() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("steps", "total"), [(1, 1000), (5, 1000), (50, 1000), (1000, 1000), (9, 12)])
+@pytest.mark.parametrize(("steps", "total"), [(1, 1000), (5, 1000), (50, 1000), (1000, 1000), (9, 24)])
 def test_spacings(name: str, steps: int, total: int) -> None:
-    """`quadratic`: T (i/S)², rounded, one index apart at least; `karras`: EDM's ρ = 7 between the levels of T and 1."""
+    """`quadratic`: start (i/S)², rounded, one index apart at least; `karras`: EDM's ρ = 7 between the levels of the
+    start and 1."""
     schedule = EVERY[name](steps=total)
+    top = start(name, total) if name in SCHEDULES else total
     quadratic = DDIM(steps=steps, spacing="quadratic").times(schedule)
-    assert quadratic.tolist() == [max(i, round(total * i**2 / steps**2)) for i in range(steps, -1, -1)]
+    assert quadratic.tolist() == [max(i, round(top * i**2 / steps**2)) for i in range(steps, -1, -1)]
     times = DDIM(steps=steps, spacing="karras").times(schedule)
-    first, last = (float(schedule.level(time(t))) ** (1 / 7) for t in (1, total))
+    first, last = (float(schedule.level(time(t))) ** (1 / 7) for t in (1, top))
     u = np.arange(steps) / max(1, steps - 1)
     np.testing.assert_allclose(schedule.level(times[:-1]).numpy(), (last + u * (first - last)) ** 7, rtol=1e-9)
     assert times[-1] == 0 and len(times) == steps + 1 and (times.diff() < 0).all()
-    assert times[0] == total and (steps == 1 or times[-2] == 1)
+    assert times[0] == top and (steps == 1 or times[-2] == 1)
+
+
+def test_start() -> None:
+    """The last index with λ = log α/σ ≥ −5.1 on VP, T on VE, whose σ_max is a parameter."""
+    assert float(VPSDE().start) == 1000 and float(VPSDE(beta_max=40.0).start) == 712
+    with mpmath.workdps(40):
+        u = np.array([712, 713]) / 1000
+        level = np.sqrt(np.expm1(0.5 * u**2 * 39.9 + u * 0.1))
+    assert level[0] <= math.exp(5.1) < level[1]
+    assert float(Karras(sigma_max=500.0).start) == float(Geometric(sigma_max=500.0).start) == 1000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_condition(name: str) -> None:
+    """A network is told log SNR of every image, in the images' type; an infinite one as ±30."""
+    schedule, x = EVERY[name](), torch.zeros(3, 1, 2, 2)
+    expected = [float(2 * mpmath.log(a / s)) for a, s in (exact_scales(name, t) for t in (1, 500, 1000))]
+    assert schedule.condition(time(1, 500, 1000), x).tolist() == pytest.approx(expected, rel=1e-6)
+    assert schedule.condition(time(500), x).tolist() == pytest.approx([expected[1]] * 3, rel=1e-6)
+    assert schedule.condition(time(500), x).dtype == x.dtype
+    assert schedule.condition(time(0), x).tolist() == [30.0] * 3
+    # α_T = 0 to the last digit of a float64.
+    assert Linear(beta_last=0.9).condition(time(1000), x).tolist() == [-30.0] * 3
 
 
 @pytest.mark.parametrize("name", NAMES)

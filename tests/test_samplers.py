@@ -8,7 +8,19 @@ from itertools import count, pairwise
 import numpy as np
 import pytest
 import torch
-from oracles import SCHEDULES, GaussianDenoiser, MixtureDenoiser, alpha_bar, betas, last, noises, randn, time
+from oracles import (
+    SCHEDULES,
+    GaussianDenoiser,
+    MixtureDenoiser,
+    alpha_bar,
+    betas,
+    grid,
+    last,
+    noises,
+    randn,
+    start,
+    time,
+)
 from scipy import stats
 
 from ddpm.denoiser import Denoiser
@@ -21,11 +33,6 @@ MEAN, STD = 0.3, 0.5
 WEIGHTS, MEANS, STDS = (0.3, 0.7), (-0.8, 0.5), (0.15, 0.3)
 # Wide enough that clipping x̂0 to [−1, 1] matters.
 WIDE = (0.4, 0.9)
-
-
-def grid(steps: int, total: int = 1000) -> list[int]:
-    """round(linspace(T, 0, S + 1))."""
-    return [round(float(t)) for t in np.linspace(total, 0, steps + 1)]
 
 
 def affine_map(sampler: Sampler, denoiser: Denoiser) -> tuple[float, np.ndarray]:
@@ -77,19 +84,24 @@ def test_oracles(name: str, t: int) -> None:
         assert float(prediction.eps) == pytest.approx(-math.sqrt(1 - bar) * score, rel=1e-7, abs=1e-9)
 
 
-@pytest.mark.parametrize(("steps", "total"), [(1, 1000), (16, 1000), (32, 1000), (256, 1000), (1000, 1000), (7, 12)])
-def test_times(steps: int, total: int) -> None:
-    """T = τ_S > … > τ_0 = 0, round(linspace(T, 0, S + 1))."""
-    times = DDIM(steps=steps).times(SCHEDULES["linear"](steps=total))
-    assert times.dtype == torch.float64 and times.tolist() == grid(steps, total)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [1, 16, 32, 256, 996, 997, 1000])
+def test_times(steps: int, name: str) -> None:
+    """start = τ_S > … > τ_0 = 0: from T on `linear`, on `cosine` from 996, where σ/α = 160, not from T, where it is
+    20 291; S = T is the whole chain."""
+    assert start(name) == {"linear": 1000, "cosine": 996}[name] == float(SCHEDULES[name]().start)
+    times = DDIM(steps=steps).times(SCHEDULES[name]())
+    assert times.dtype == torch.float64 and times.tolist() == grid(steps, name)
+    assert times[0] == max(steps, start(name)) and (steps < 1000 or times.tolist() == list(range(1000, -1, -1)))
 
 
-@pytest.mark.parametrize("total", [2, 17, 50, 100])
-def test_times_never_repeat(total: int) -> None:
-    """Every S ≤ T gives S + 1 different times from T to 0."""
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("total", [21, 50, 100])
+def test_times_never_repeat(total: int, name: str) -> None:
+    """Every S ≤ T gives S + 1 different times from `start` to 0."""
     for steps in range(1, total + 1):
-        times = Ancestral(steps=steps).times(SCHEDULES["linear"](steps=total))
-        assert len(times) == steps + 1 and times[0] == total and times[-1] == 0
+        times = Ancestral(steps=steps).times(SCHEDULES[name](steps=total))
+        assert len(times) == steps + 1 and times[0] == max(steps, start(name, total)) and times[-1] == 0
         assert (times.diff() <= -1).all()
 
 
@@ -99,11 +111,11 @@ def test_ddim_is_its_affine_map(name: str, steps: int) -> None:
     """Song et al. 2021, eq. 12 with η = 0 on N(m, c²): x_s − α_s m = (α_s α_t c² + σ_s σ_t)/V_t · (x_t − α_t m),
     V_t = α_t² c² + σ_t²; the product over the grid maps x_T to x_0."""
     bar, slope = alpha_bar(name), 1.0
-    for t, s in pairwise(grid(steps)):
+    for t, s in pairwise(grid(steps, name)):
         cross = math.sqrt(bar[s] * bar[t]) * STD**2 + math.sqrt((1 - bar[s]) * (1 - bar[t]))
         slope *= cross / (bar[t] * STD**2 + 1 - bar[t])
     x = randn(0, 4, 1, 2, 2)
-    expected = MEAN + slope * (x - math.sqrt(bar[-1]) * MEAN)
+    expected = MEAN + slope * (x - math.sqrt(bar[grid(steps, name)[0]]) * MEAN)
     ours = last(DDIM(steps=steps), GaussianDenoiser(SCHEDULES[name](), MEAN, STD), x)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
@@ -114,7 +126,7 @@ def test_ancestral_loses_variance(name: str, steps: int) -> None:
     """The variance recursion V_s = (A k + B)² V_t + β̃; no noise in the last step."""
     denoiser = GaussianDenoiser(SCHEDULES[name](), MEAN, STD)
     offset, coefficients = affine_map(Ancestral(steps=steps), denoiser)
-    mean, var = recursion(name, grid(steps), lambda tilde, beta: tilde)
+    mean, var = recursion(name, grid(steps, name), lambda tilde, beta: tilde)
     assert len(coefficients) == steps
     assert offset == pytest.approx(mean, abs=1e-10)
     assert float(coefficients @ coefficients) == pytest.approx(var, abs=1e-10)
@@ -129,10 +141,10 @@ def test_ancestral_with_the_large_variance(name: str, steps: int) -> None:
     """The same recursion with Σ = σ²_ts (β_t at full length), whose samples are wider than with β̃."""
     denoiser = GaussianDenoiser(SCHEDULES[name](), MEAN, STD)
     offset, coefficients = affine_map(Ancestral(steps=steps, variance="large"), denoiser)
-    mean, var = recursion(name, grid(steps), lambda tilde, beta: beta)
+    mean, var = recursion(name, grid(steps, name), lambda tilde, beta: beta)
     assert offset == pytest.approx(mean, abs=1e-10)
     assert float(coefficients @ coefficients) == pytest.approx(var, abs=1e-10)
-    assert var > recursion(name, grid(steps), lambda tilde, beta: tilde)[1]
+    assert var > recursion(name, grid(steps, name), lambda tilde, beta: tilde)[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,7 +154,7 @@ def test_ancestral_with_a_learned_variance(variance: str, v: float, name: str) -
     """000, "Learned variance": Σ = β^v β̃^(1−v) replaces the fixed variance, whichever that is."""
     denoiser = GaussianDenoiser(SCHEDULES[name](), MEAN, STD, v=v)
     _, coefficients = affine_map(Ancestral(steps=32, variance=variance), denoiser)
-    _, var = recursion(name, grid(32), lambda tilde, beta: beta**v * tilde ** (1 - v))
+    _, var = recursion(name, grid(32, name), lambda tilde, beta: beta**v * tilde ** (1 - v))
     assert float(coefficients @ coefficients) == pytest.approx(var, abs=1e-10)
 
 
@@ -152,7 +164,7 @@ def test_ddim_with_noise(name: str, eta: float) -> None:
     """Song et al. 2021, eqs. 12 and 16: x_s = √ᾱ_s x̂0 + √(1 − ᾱ_s − σ²) ε̂ + σ z,
     σ² = η² (1 − ᾱ_s)/(1 − ᾱ_t) (1 − ᾱ_t/ᾱ_s)."""
     steps, bar, var, mean = 40, alpha_bar(name), 1.0, 0.0
-    for t, s in pairwise(grid(steps)):
+    for t, s in pairwise(grid(steps, name)):
         sigma2 = eta**2 * (1 - bar[s]) / (1 - bar[t]) * (1 - bar[t] / bar[s])
         gain = math.sqrt(bar[t]) * STD**2 / (bar[t] * STD**2 + 1 - bar[t])
         to_eps = (1 - math.sqrt(bar[t]) * gain) / math.sqrt(1 - bar[t])
@@ -281,5 +293,5 @@ def test_bad_parameters_are_named(spec: dict, message: str) -> None:
 
 def test_more_steps_than_the_schedule() -> None:
     """S > T is refused, both named."""
-    with pytest.raises(ValueError, match="steps: 11 is more than the schedule's T = 10"):
-        DDIM(steps=11).times(SCHEDULES["linear"](steps=10))
+    with pytest.raises(ValueError, match="steps: 41 is more than the schedule's T = 40"):
+        DDIM(steps=41).times(SCHEDULES["linear"](steps=40))

@@ -20,7 +20,7 @@ def places(count: int) -> Tensor:
 
 
 def importance(steps: int = 6) -> Importance:
-    found = Times.of(Objective(target="eps", times="importance"), EVERY["linear"](steps=steps))
+    found = Times.of(Objective(target="eps", times="importance"), EVERY["cosine"](steps=steps))
     assert isinstance(found, Importance)
     return found
 
@@ -34,7 +34,7 @@ def filled(steps: int = 6, seed: int = 0) -> tuple[Importance, np.ndarray]:
 
 def test_uniform() -> None:
     """Every t of 1 … T from an equal share of (0, 1), weight 1; the ends of the interval stay inside."""
-    times = Times.of(Objective(target="eps"), EVERY["linear"](steps=7))
+    times = Times.of(Objective(target="eps"), EVERY["cosine"](steps=7))
     assert isinstance(times, Uniform)
     t, weight = times.draw(places(700))
     assert t.tolist() == [1 + i // 100 for i in range(700)] and t.dtype == torch.float64
@@ -93,7 +93,7 @@ def test_random_draws_have_the_distribution() -> None:
 @pytest.mark.parametrize("method", ["uniform", "importance"])
 def test_weighted_loss_is_unbiased(method: str) -> None:
     """The mean of weight · L_t over the draws is the mean of L_t over t, whatever L is."""
-    times = filled()[0] if method == "importance" else Uniform(Objective(target="eps"), EVERY["linear"](steps=6))
+    times = filled()[0] if method == "importance" else Uniform(Objective(target="eps"), EVERY["cosine"](steps=6))
     loss = torch.tensor([0.3, -1.0, 4.0, 100.0, 0.01, 2.0], dtype=torch.float64)
     t, weight = times.draw(places(1_000_000))
     assert float((weight * loss[t.long() - 1]).mean()) == pytest.approx(float(loss.mean()), rel=1e-4)

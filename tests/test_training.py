@@ -18,7 +18,7 @@ from ddpm.grid import BASELINES, Grid
 from ddpm.layout import Layout
 from ddpm.objectives import Objective
 from ddpm.results import Results
-from ddpm.schedules import Linear
+from ddpm.schedules import Cosine
 from ddpm.times import Uniform
 
 torch.set_num_threads(1)
@@ -333,7 +333,7 @@ def test_networks_and_steps_have_their_own_draws() -> None:
 
 def times(u: torch.Tensor) -> list[float]:
     """The t of 1 … 10 that the places u stand for."""
-    return Uniform(Objective(target="eps"), Linear(steps=10)).draw(u)[0].tolist()
+    return Uniform(Objective(target="eps"), Cosine(steps=10)).draw(u)[0].tolist()
 
 
 def test_every_batch_covers_all_times() -> None:

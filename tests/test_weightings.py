@@ -223,7 +223,7 @@ def test_the_bounds_decoder_trains_both_heads() -> None:
     def loss(output: Tensor) -> Tensor:
         return objective.loss(answering(output), schedule, x0, eps, t, None, levels=17)[0]
 
-    beta = [1e-4, 1e-4 + (0.02 - 1e-4) / 39]
+    beta = [25 * 1e-4, 25 * (1e-4 + (0.02 - 1e-4) / 39)]  # scaled by 1000/T
     noise = [beta[0], 1 - (1 - beta[0]) * (1 - beta[1])]
     small, v = beta[1] * noise[0] / noise[1], (output[0, 1] + 1) / 2
     x_t = math.sqrt(1 - beta[0]) * x0 + math.sqrt(beta[0]) * eps
