@@ -316,6 +316,13 @@ class Data:
         """(C, H, W) of one image, (D,) of one point."""
         return tuple(self.train.images.shape[1:])
 
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value of a coordinate: −1 and 1 of images; of points, the training half's."""
+        if self.levels:
+            return torch.tensor(-1.0), torch.tensor(1.0)
+        return self.train.images.amin(0), self.train.images.amax(0)
+
     def scale(self, images: Tensor) -> Tensor:
         """Grey levels → [−1, 1], float32; points stay as they are."""
         return images.float() * (2 / (self.levels - 1)) - 1 if self.levels else images

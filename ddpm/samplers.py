@@ -243,11 +243,19 @@ class EulerODE(Sampler):
 
 @dataclass(frozen=True)
 class Heun(Sampler):
-    """EDM's sampler of second order (003, "EDM"; Karras et al. 2022, algorithm 2) for d(x/α)/dς = ε̂ with ς = σ/α.
+    """Heun's method, of second order: an Euler step from t to s, then again with the mean of the slopes at both ends.
 
-    An Euler step from ς_t to ς_s, then again with the mean of the slopes at both ends; Euler's alone at ς_s = 0.
-    Before it, `churn` (S_churn) raises ς_t by the factor 1 + min(S_churn/S, √2 − 1) where it lies between `churn_min`
-    and `churn_max`, with noise of standard deviation `churn_noise` (S_noise); never above the first level.
+    On VE, EDM's sampler (003, "EDM"; Karras et al. 2022, algorithm 2): d(x/α)/dς = ε̂ with ς = σ/α. On VP, where x turns
+    from noise to data by the angle φ = arctan ς, in that angle (Salimans & Ho 2022, appendix D):
+
+        x_s = cos(φ_t − φ_s) x_t − sin(φ_t − φ_s) d,    d = cos φ_t ε̂ − sin φ_t x̂0,
+
+    of which d is the slope dx/dφ at t, and the mean of what it is by x̂0 and ε̂ at t and at s. One step covers any angle:
+    from noise (ς = 160 at the start of `cosine`) to ς = 5 the mean of ε̂ at both ends, times the 155 that ς falls by,
+    would miss x by more than its size; the mean of d errs by no more than x̂0 does. The last step, to s = 0, is x̂0.
+
+    Before a step, `churn` (S_churn) raises ς_t by the factor 1 + min(S_churn/S, √2 − 1) where it lies between
+    `churn_min` and `churn_max`, with noise of standard deviation `churn_noise` (S_noise); never above the first ς.
     """
 
     method = "heun"
@@ -257,21 +265,33 @@ class Heun(Sampler):
     churn_max: float = 1e9
     churn_noise: float = 1.0
 
+    def raised(self, schedule: Schedule, x_t: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """x at the raised noise level, and its time."""
+        level = schedule.level(t)
+        if not (self.churn > 0 and self.churn_min <= level <= self.churn_max):
+            return x_t, t
+        higher = schedule.time_at(level * (1 + min(self.churn / self.steps, 2**0.5 - 1))).clamp(max=schedule.start)
+        alpha, extra = schedule.alpha(higher), (schedule.level(higher) ** 2 - level**2).clamp(min=0).sqrt()
+        grow, std = like(x_t, alpha / schedule.alpha(t), alpha * self.churn_noise * extra)
+        return grow * x_t + std * noise(), higher
+
+    @staticmethod
+    def coordinate(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """a, b, from_x, from_d: x_s = from_x x_t + from_d d with d = a ε̂ − b x̂0, exact for constant x̂0 and ε̂."""
+        alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
+        if schedule.family == "VE":
+            return torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t), sigma_s - sigma_t
+        return alpha_t, sigma_t, alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
+
     def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        schedule, level_t, level_s = denoiser.schedule, denoiser.schedule.level(t), denoiser.schedule.level(s)
-        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
-        if self.churn > 0 and self.churn_min <= level_t <= self.churn_max:
-            t = schedule.time_at(level_t * (1 + min(self.churn / self.steps, 2**0.5 - 1))).clamp(max=schedule.start)
-            raised, alpha_raised = schedule.level(t), schedule.alpha(t)
-            extra = (raised**2 - level_t**2).clamp(min=0).sqrt()
-            grow, std = like(x_t, alpha_raised / alpha_t, alpha_raised * self.churn_noise * extra)
-            x_t, level_t, alpha_t = grow * x_t + std * noise(), raised, alpha_raised
-        shrink, rise = like(x_t, alpha_s / alpha_t, alpha_s * (level_s - level_t))
-        slope = denoiser(x_t, t, y).eps
-        x_s = shrink * x_t + rise * slope
+        x_t, t = self.raised(denoiser.schedule, x_t, t, noise)
+        now = denoiser(x_t, t, y)
         if s == 0:
-            return x_s
-        return shrink * x_t + rise * (slope + denoiser(x_s, s, y).eps) / 2
+            return now.x0
+        a, b, from_x, from_d = like(x_t, *self.coordinate(denoiser.schedule, t, s))
+        slope = a * now.eps - b * now.x0
+        then = denoiser(from_x * x_t + from_d * slope, s, y)
+        return from_x * x_t + from_d * (slope + a * then.eps - b * then.x0) / 2
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,16 @@ def chain(
     yield from sampler.trajectory(denoiser, x, labels, lambda: noise.normal(key, index, next(draws), shape))
 
 
+def reaches(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """How far every image lies from the centre of the data's bounds, in units of half their width: (B,)."""
+    return ((x - (low + high) / 2) / ((high - low) / 2)).abs().flatten(1).amax(1)
+
+
+def variance(images: Tensor) -> float:
+    """The variance over images, summed over coordinates: E‖x − E x‖²."""
+    return float(images.double().flatten(1).var(0, correction=0).sum())
+
+
 def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
     """The `sample` stage: exactly N images as grey levels, uint8 (points: float32), and their labels, with a record.
 
@@ -72,6 +82,7 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
     checkpoint = Checkpoint(layout.checkpoint("sample", job["name"]), recorder, checkpoint_seconds)
     found = checkpoint.load()
     images = [dataset.train.images[:0] if found is None else found[0]["images"]]
+    reach = [torch.zeros(0) if found is None else found[0]["reach"]]
     denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
     first, each = len(images[0]), sampler.steps + 1
     drawn = first
@@ -87,18 +98,16 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
                 status, images, tensors = "diverged", [images[0][:0]], {}
                 break
             images.append(dataset.quantise(x).cpu())
+            reach.append(reaches(x.cpu(), *dataset.bounds))
             if checkpoint.due():
-                checkpoint.save({"images": torch.cat(images)}, {"at": drawn, "evaluated": denoiser.evaluated})
+                tensors_so_far = {"images": torch.cat(images), "reach": torch.cat(reach)}
+                checkpoint.save(tensors_so_far, {"at": drawn, "evaluated": denoiser.evaluated})
     recorder.phase("writing")
-    out = layout.samples(job["name"])
-    write_tensors(out, {"images": torch.cat(images)} | tensors)
-    nfe = round(denoiser.evaluated / max(1, drawn))
-    recorder.finish(
-        layout.record("sample", job["name"]),
-        [out],
-        status,
-        images=sum(map(len, images)),
-        steps=sampler.steps,
-        nfe=nfe,
-    )
+    out, found_images = layout.samples(job["name"]), torch.cat(images)
+    write_tensors(out, {"images": found_images} | tensors)
+    result = {"images": len(found_images), "steps": sampler.steps, "nfe": round(denoiser.evaluated / max(1, drawn))}
+    if len(found_images):
+        result["reach"] = float(torch.cat(reach).max())
+        result["spread"] = variance(dataset.scale(found_images)) / variance(dataset.scale(dataset.train.images))
+    recorder.finish(layout.record("sample", job["name"]), [out], status, **result)
     checkpoint.remove()

@@ -7,9 +7,10 @@ from statistics import median
 from ddpm import kept, lock
 from ddpm.grid import Cell
 from ddpm.results import READS, Job, Results
+from ddpm.verdict import degenerate
 
 # A cell's state, in the order in which they are told.
-STATES = ("finished", "diverged", "running", "failed", "stale", "missing", "n/a")
+STATES = ("finished", "diverged", "degenerate", "running", "failed", "stale", "missing", "n/a")
 
 
 def chain(results: Results, cell: Cell) -> list[Job]:
@@ -40,6 +41,7 @@ def running(results: Results) -> dict[Job, str]:
 def states(results: Results) -> dict[str, tuple[str, str]]:
     """Every cell's state and why it is so."""
     live, found = running(results), {}
+    noise = (results.valid("fidelity", "noise") or {}).get("result")
     for cell in results.grid.cells:
         if cell.reason:
             found[cell.name] = "n/a", cell.reason
@@ -58,6 +60,8 @@ def states(results: Results) -> dict[str, tuple[str, str]]:
             found[cell.name] = "missing" if reason.kind == "missing" else "stale", f"{stage}: {reason}"
         elif bad := [stage for stage, name in jobs if results.record(stage, name)["status"] == "diverged"]:
             found[cell.name] = "diverged", bad[0]
+        elif why := degenerate(*(results.record(s, cell.name)["result"] for s in ("sample", "fidelity")), noise):
+            found[cell.name] = "degenerate", why
         else:
             found[cell.name] = "finished", ""
     return found
@@ -179,7 +183,7 @@ def lines(results: Results) -> Iterator[str]:
     """`ddpm status`."""
     grid, cells = results.grid, states(results)
     counts = Counter(state for state, _ in cells.values())
-    done = counts["finished"] + counts["diverged"]
+    done = counts["finished"] + counts["diverged"] + counts["degenerate"]
     rest = ", ".join(f"{counts[s]} {s}" for s in STATES[1:] if counts[s])
     yield f"{results.layout.root}: {done} of {len(grid.runs)} cells{' (' + rest + ')' if rest else ''}"
     for state in STATES[1:-1]:

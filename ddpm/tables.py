@@ -9,6 +9,7 @@ from ddpm.errors import UserError
 from ddpm.grid import BASELINES, Cell, Grid
 from ddpm.layout import Layout
 from ddpm.results import PUBLISHED, Results
+from ddpm.verdict import degenerate
 
 COLUMNS = [
     "dataset",
@@ -122,7 +123,19 @@ def _row(results: Results, cells: list[Cell]) -> dict:
         row[column] = values.mean()
         if column in SPREADS:
             row[SPREADS[column]] = values.std()
-    return row | {"status": "ok"}
+    return row | _status(results, cells, found)
+
+
+def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -> dict:
+    """`ok`, or `degenerate` where any seed's samples are none of the data, with the reason."""
+    noise = (results.valid("fidelity", "noise") or {}).get("result")
+    bad = []
+    for cell, of in zip(cells, found, strict=True):
+        if why := degenerate(of["sample"]["result"], of["fidelity"]["result"], noise):
+            bad.append(f"seed {cell.seed}: {why}")
+    if not bad:
+        return {"status": "ok"}
+    return {"status": "degenerate", "reason": f"{len(bad)} of {len(cells)} seeds ({'; '.join(bad)})"}
 
 
 def _baseline(results: Results, name: str) -> dict:
@@ -217,7 +230,7 @@ def published(table: pd.DataFrame, source: dict) -> pd.DataFrame:
 
 
 # What a finished cell can be.
-FINISHED = ("ok", "diverged")
+FINISHED = ("ok", "diverged", "degenerate")
 
 READING = [
     c

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_diffusers_ddim(steps: int, spacing: str, clip: bool, eta: float, name: 
     for index, after, state in zip(indices, [*indices[1:], -1], ours, strict=True):
         prediction = free(x, time(index + 1))
         outside |= bool((prediction.x0.abs() > 1).any())
-        scheduler.num_inference_steps = 1000 / (index - after + 0.5)  # its step goes T // this many indices down
+        scheduler.num_inference_steps = Fraction(1000, index - after)  # its step goes T // this many indices down
         # Its last step has no variance, so any noise will do there.
         z = drawn() if eta > 0 else torch.zeros_like(x)
         x = scheduler.step(
@@ -136,15 +137,27 @@ def clean(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def edm(
-    x: np.ndarray, sigmas: list[float], noise: Iterator, churn: float, low: float, high: float, scale: float
+    x: np.ndarray, sigmas: list[float], noise: Iterator, churn: float, low: float, high: float, scale: float, vp: bool
 ) -> Iterator[np.ndarray]:
-    """Karras et al. 2022, algorithm 2, but for σ̂, which stays below the first σ."""
+    """Karras et al. 2022, algorithm 2, but for σ̂, which stays below the first σ; x is x0 + σ ε, noise included.
+
+    vp: Heun's step in the angle instead, where dz/dφ = v for z = x/√(1 + σ²), in the frame of the step's beginning.
+    """
     for t, after in pairwise(sigmas):
         gamma = min(churn / (len(sigmas) - 1), math.sqrt(2) - 1) if low <= t <= high else 0
         raised = min(t + gamma * t, sigmas[0])
         if gamma > 0:
             x = x + math.sqrt(raised**2 - t**2) * scale * next(noise)
         slope = (x - clean(x, raised)) / raised
+        if vp and after > 0:
+            angle, turn = math.atan(raised), math.atan(raised) - math.atan(after)
+            z, v = x * math.cos(angle), math.cos(angle) * slope - math.sin(angle) * clean(x, raised)
+            ahead = (math.cos(turn) * z - math.sin(turn) * v) / math.cos(math.atan(after))
+            there = clean(ahead, after)
+            v = v / 2 + (math.cos(angle) * (ahead - there) / after - math.sin(angle) * there) / 2
+            x = (math.cos(turn) * z - math.sin(turn) * v) / math.cos(math.atan(after))
+            yield x
+            continue
         ahead = x + (after - raised) * slope
         if after > 0:
             ahead = x + (after - raised) * (slope / 2 + (ahead - clean(ahead, after)) / after / 2)
@@ -155,9 +168,14 @@ def edm(
 @pytest.mark.parametrize(
     "churn", [(0.0, 0.0, 1e9, 1.0), (9.0, 0.0, 1e9, 1.0), (3.0, 0.05, 5.0, 1.003), (80.0, 0.1, 20.0, 0.9)]
 )
-@pytest.mark.parametrize(("name", "spacing"), [("karras", "uniform"), ("linear", "karras"), ("cosine", "uniform")])
+@pytest.mark.parametrize(
+    ("name", "spacing"), [("karras", "uniform"), ("geometric", "karras"), ("linear", "karras"), ("cosine", "uniform")]
+)
 def test_edms_algorithm(name: str, spacing: str, churn: tuple[float, float, float, float]) -> None:
-    """In x/α and σ/α, for VE and VP: σ̂ = σ + γ σ, γ = min(S_churn/S, √2 − 1) between S_tmin and S_tmax."""
+    """In x/α and σ/α; on VP the step is taken in the angle.
+
+    σ̂ = σ + γ σ with γ = min(S_churn/S, √2 − 1) between S_tmin and S_tmax.
+    """
     schedule, x = EVERY[name](), randn(20, 6, 1) * EVERY[name]().prior_std
     names = ("churn", "churn_min", "churn_max", "churn_noise")
     sampler = Heun(steps=12, spacing=spacing, **dict(zip(names, churn, strict=True)))
@@ -166,26 +184,23 @@ def test_edms_algorithm(name: str, spacing: str, churn: tuple[float, float, floa
     drawn = [randn(30 + i, 6, 1) for i in range(12)]
     ours, theirs = iter(drawn), (z.numpy() for z in drawn)
     found = sampler.trajectory(MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS), x, None, lambda: next(ours))
-    expected = edm(x.numpy() / alphas[0], levels, theirs, *churn)
+    expected = edm(x.numpy() / alphas[0], levels, theirs, *churn, vp=schedule.family == "VP")
     for alpha, state, other in zip(alphas[1:], found, expected, strict=True):
         np.testing.assert_allclose(state.numpy() / alpha, other, rtol=1e-7, atol=1e-8)
     # Both have drawn the same noise.
     assert len(list(ours)) == len(list(theirs))
 
 
+@pytest.mark.parametrize("name", ["karras", "geometric"])
 @pytest.mark.parametrize("spacing", ["uniform", "karras"])
-def test_diffusers_heun(spacing: str) -> None:
-    """HeunDiscreteScheduler on a VP model, whose state is x/α: two of its steps are one of ours."""
-    schedule, steps = EVERY["linear"](), 10
-    scheduler = HeunDiscreteScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", use_karras_sigmas=spacing == "karras"
-    )
-    sampler, x = Heun(steps=steps, spacing=spacing), randn(21, 3, 1, 2, 2)
+def test_diffusers_heun(spacing: str, name: str) -> None:
+    """HeunDiscreteScheduler, whose state is x/α, on our levels: two of its steps are one of ours."""
+    schedule, steps = EVERY[name](), 10
+    scheduler = HeunDiscreteScheduler(beta_schedule="linear")
+    sampler, x = Heun(steps=steps, spacing=spacing), randn(21, 3, 1, 2, 2) * EVERY[name]().prior_std
     times = sampler.times(schedule)
     level = schedule.level(times)
     scheduler.set_timesteps(steps)
-    if spacing == "karras":
-        torch.testing.assert_close(scheduler.sigmas[::2].double(), level[:-1], rtol=1e-3, atol=0)
     scheduler.sigmas = torch.cat([level[:1], level[1:-1].repeat_interleave(2), level[-1:]])
     scheduler.set_begin_index(0)
     denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)

@@ -125,7 +125,7 @@ def test_order(kind: type[Sampler], order: int, schedule: Schedule, end: float) 
 
 @pytest.mark.parametrize(
     ("schedule", "sizes", "end"),
-    [(VPSDE(steps=4096), (64, 128), 1024), (Geometric(sigma_min=0.1, sigma_max=5.0), (65, 129), 500.5)],
+    [(VPSDE(steps=4096), (256, 512), 1024), (Geometric(sigma_min=0.1, sigma_max=5.0), (65, 129), 500.5)],
     ids=["VP", "NCSN"],
 )
 @pytest.mark.parametrize(("kind", "order"), [("euler-maruyama", 1), ("heun, churn", 2)])
