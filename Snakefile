@@ -1,9 +1,6 @@
 # One graph over objective × schedule × guidance × sampler (× seed). See README.md.
 
 
-configfile: "config.yaml"
-
-
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"

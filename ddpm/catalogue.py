@@ -1,8 +1,9 @@
 """What methods there are, as their source declares them, and what is wrong with a configuration of them. No torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import product
+from itertools import chain, product
+from math import prod
 
 from ddpm import source, terminal
 from ddpm.errors import UserError
@@ -46,11 +47,23 @@ def cast(kind: str, value: object) -> object:
     if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if kind.startswith("tuple[") and isinstance(value, list | tuple):
-        return [cast(kind.removeprefix("tuple[").split(",")[0], v) for v in value]
+        inner = kind.removeprefix("tuple[").removesuffix("]")
+        kinds = [inner.removesuffix(", ...")] * len(value) if inner.endswith(", ...") else inner.split(", ")
+        if len(kinds) != len(value):
+            raise TypeError(kind)
+        return [cast(k, v) for k, v in zip(kinds, value, strict=True)]
     plain = {"int": int, "str": str, "bool": bool}.get(kind)
     if plain is not None and isinstance(value, plain) and not (kind == "int" and isinstance(value, bool)):
         return value
     raise TypeError(kind)
+
+
+def _in_words(kind: str) -> str:
+    """A declared type as YAML has it: `tuple[tuple[float, float], ...]` is `a list of [float, float]`."""
+    if not kind.startswith("tuple["):
+        return kind
+    inner = kind.removeprefix("tuple[").removesuffix("]")
+    return f"a list of {_in_words(inner.removesuffix(', ...'))}" if inner.endswith(", ...") else f"[{inner}]"
 
 
 def complete(declared: source.MethodSource, value: dict) -> dict:
@@ -59,28 +72,45 @@ def complete(declared: source.MethodSource, value: dict) -> dict:
     return named | {n: cast(p.type, value.get(n, p.default)) for n, p in declared.parameters.items()}
 
 
-def mistakes(config: dict) -> Iterator[str]:
-    """Cross-checks that the JSON schema cannot express: one message of one to three lines each."""
+def mistakes(config: dict, malformed: bool = False, more: Iterable[Iterator[str]] = ()) -> Iterator[str]:
+    """Cross-checks that the JSON schema cannot express: one message of one to three lines each.
+
+    malformed: the schema has found mistakes of its own. A check that fails on another one's mistake adds nothing.
+    more: other checks.
+    """
+    for check in chain(_checks(config), more):
+        try:
+            for mistake in check:
+                malformed = True
+                yield mistake
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            if not malformed:
+                raise
+
+
+def _checks(config: dict) -> Iterator[Iterator[str]]:
+    """Every check by itself."""
     for axis, (section, _) in AXES.items():
         key = "target" if axis == "objective" else "method"
-        for name, value in config[section].items():
-            yield from _of_method(
-                f"{section}.{name}", key, value, known_methods(axis), lambda v, a=axis: source_of(a, v)
-            )
-    yield from _of_ends(config)
-    for section, key, known in (("network", "method", source.networks()), ("data", "name", datasets())):
-        yield from _of_method(section, key, config[section], known, lambda v, k=key, d=known: d[v[k]])
-    if continuous(config):
-        yield from _of_points(config)
-    batch, processes = config["training"]["batch"], config["training"]["processes"]
-    if batch % processes:
-        yield f"training.batch: {batch} images cannot be shared evenly by training.processes: {processes}"
-    for i, block in enumerate(config["grid"]):
-        undefined = [(a, s, n) for a, (s, _) in AXES.items() for n in block[a] if n not in config[s]]
-        for axis, section, name in undefined:
-            yield f"grid[{i}].{axis}: {name!r} is not defined under {section}; defined are {', '.join(config[section])}"
-        if not undefined:
-            yield from _of_lengths(f"grid[{i}]", config, block)
+        methods = config.get(section)
+        for name, value in methods.items() if isinstance(methods, dict) else ():
+            known = known_methods(axis)
+            yield _of_method(f"{section}.{name}", key, value, known, lambda v, a=axis: source_of(a, v))
+    known = source.networks()
+    yield _of_method("network", "method", config.get("network"), known, lambda v, d=known: d[v["method"]])
+    yield _of_data(config)
+    yield _of_points(config)
+    yield _of_ends(config)
+    for section, half in (("sampling", "train"), ("likelihood", "test"), ("ode_likelihood", "test")):
+        yield _of_count(config, section, half)
+    yield _of_features(config)
+    yield _of_training(config)
+    yield _of_weights(config)
+    yield _of_results(config)
+    blocks = config.get("grid")
+    for i, block in enumerate(blocks) if isinstance(blocks, list) else ():
+        yield _of_block(f"grid[{i}]", config, block)
+    yield _of_pairs(config)
 
 
 def continuous(config: dict) -> bool:
@@ -91,10 +121,12 @@ def continuous(config: dict) -> bool:
 
 def _of_points(config: dict) -> Iterator[str]:
     """What only images can be used with."""
+    if not continuous(config):
+        return
     points = f"takes images, and data.name {config['data']['name']!r} gives points"
     if config["network"]["method"] == "unet":
         yield f"network.method: 'unet' {points}: it must be mlp"
-    if config.get("fidelity", {}).get("extractor") == "inception":
+    if config["fidelity"]["extractor"] == "inception":
         yield f"fidelity.extractor: 'inception' {points}: it must be identity or classifier"
     used = {name for block in config["grid"] for name in block["guidance"]}
     for name, value in config["guidances"].items():
@@ -102,17 +134,106 @@ def _of_points(config: dict) -> Iterator[str]:
             yield f"guidances.{name}.method: the guide of 'classifier' {points}: it must be none or cfg"
 
 
+def _of_data(config: dict) -> Iterator[str]:
+    yield from _of_method("data", "name", config["data"], datasets(), lambda v: datasets()[v["name"]])
+
+
+def _dataset(config: dict) -> dict:
+    """What the dataset declares, with its parameters: `shape`, `train` and `test` may be None."""
+    if any(_of_data(config)):
+        raise LookupError("reported with the dataset itself")
+    declared = datasets()[config["data"]["name"]]
+    return declared.attributes | complete(declared, config["data"])
+
+
 def _of_ends(config: dict) -> Iterator[str]:
     """Schedules that do not end in noise, for these data."""
-    if (data := datasets().get(config["data"]["name"])) is None:
-        return
+    std = _dataset(config)["std"]
     for name, value in config["schedules"].items():
-        try:
-            parameters = complete(source_of("schedule", value), value)
-            if mistake := terminal.mistake(value["method"], parameters, data.attributes["std"]):
-                yield f"schedules.{name}.{mistake}"
-        except (TypeError, KeyError, ValueError, ArithmeticError):
-            continue  # reported with the method itself
+        parameters = complete(source_of("schedule", value), value)
+        if mistake := terminal.mistake(value["method"], parameters, std):
+            yield f"schedules.{name}.{mistake}"
+
+
+def _of_count(config: dict, section: str, half: str) -> Iterator[str]:
+    """More images than the half that they are taken from holds."""
+    wanted, there, name = config[section]["images"], _dataset(config)[half], config["data"]["name"]
+    if there is not None and wanted > there:
+        of = "the row of real data takes as many" if section == "sampling" else "they are taken"
+        yield f"{section}.images: {wanted}; {of} from the {half} half of {name!r}: it must be at most {there}"
+    if section == "ode_likelihood" and wanted == 1:
+        yield "ode_likelihood.images: 1; a standard error takes two: it must be 0 (not measured) or at least 2"
+
+
+def _of_features(config: dict) -> Iterator[str]:
+    """No more images than features: a covariance of lower rank, which only looks like a FID."""
+    data, extractor, images = _dataset(config), config["fidelity"]["extractor"], config["sampling"]["images"]
+    if data["shape"] is None or (extractor == "inception" and continuous(config)):
+        return
+    features = {"inception": 2048, "identity": prod(data["shape"])}.get(extractor, config["classifier"]["features"])
+    key = "classifier.features: " if extractor == "classifier" else f"fidelity.extractor: {extractor!r} has "
+    halves = [(data[half], half) for half in ("train", "test") if data[half] is not None]
+    fewest, half = min(halves, default=(features + 1, ""))
+    if fewest <= features:
+        cure = "it must be" if extractor == "classifier" else "take an extractor of"
+        yield (
+            f"{key}{features} features; FID needs more images than that, but sampling.images is {images} and the "
+            f"{half} half of {config['data']['name']!r} holds {fewest}: {cure} at most {fewest - 1}"
+        )
+    elif images <= features:
+        yield (
+            f"sampling.images: {images}; FID needs more images than features, and fidelity.extractor {extractor!r} has "
+            f"{features}: it must be at least {features + 1}"
+        )
+
+
+def _of_training(config: dict) -> Iterator[str]:
+    training = config["training"]
+    if training["batch"] % training["processes"]:
+        yield (
+            f"training.batch: {training['batch']} images cannot be shared evenly by training.processes: "
+            f"{training['processes']}"
+        )
+    if training["warmup"] > training["steps"]:
+        yield f"training.warmup: {training['warmup']}; it must be at most training.steps, {training['steps']}"
+
+
+def _of_weights(config: dict) -> Iterator[str]:
+    weights, extractor = config["fidelity"]["weights"], config["fidelity"]["extractor"]
+    if weights and extractor != "inception":
+        yield f"fidelity.weights: {weights!r}; nothing uses it but fidelity.extractor inception: leave it empty"
+
+
+# The folders of a clone, which results would mix with.
+OWN = (".git", ".snakemake", "benchmarks", "data", "ddpm", "docs", "envs", "profiles", "slurm", "tests", "workflow")
+
+
+def _of_results(config: dict) -> Iterator[str]:
+    results = config["results"]
+    if results.split("/")[0] in OWN:
+        yield f"results: {results!r} belongs to the project; it must be a folder of its own, such as results/mine"
+
+
+def _of_block(where: str, config: dict, block: dict) -> Iterator[str]:
+    """Names that no section defines, and samplers that do not fit their schedules."""
+    undefined = [(a, s, n) for a, (s, _) in AXES.items() for n in block[a] if n not in config[s]]
+    for axis, section, name in undefined:
+        yield f"{where}.{axis}: {name!r} is not defined under {section}; defined are {', '.join(config[section])}"
+    if not undefined:
+        yield from _of_lengths(where, config, block)
+
+
+def _of_pairs(config: dict) -> Iterator[str]:
+    """A grid without any pair that can work."""
+    reasons = {}
+    for block in config["grid"]:
+        for row in product(*(block[axis] for axis in AXES)):
+            values = {axis: config[section][name] for (axis, (section, _)), name in zip(AXES.items(), row, strict=True)}
+            if not (reason := incompatibility(values)):
+                return
+            reasons["/".join(row)] = reason
+    for name, reason in list(reasons.items())[:1]:
+        yield f"grid: none of its {len(reasons)} cells can work; {name}: {reason}"
 
 
 def _of_lengths(where: str, config: dict, block: dict) -> Iterator[str]:
@@ -129,6 +250,8 @@ def _of_lengths(where: str, config: dict, block: dict) -> Iterator[str]:
 
 def _of_method(where: str, key: str, value: dict, known: dict, declared: Callable) -> Iterator[str]:
     """What is wrong with one method and its parameters."""
+    if value[key] is None:  # reported by the schema
+        return
     if value[key] not in known:
         yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(known)}"
         return
@@ -147,8 +270,10 @@ def _of_method(where: str, key: str, value: dict, known: dict, declared: Callabl
                 found.append(f"{name}: []; it must name at least one")
         except TypeError:
             hint = " (YAML reads 2e-4 as text: write 2.0e-4)" if kind == "float" and isinstance(given, str) else ""
-            found.append(f"{name}: {given!r} is of type {type(given).__name__}; it must be {kind}{hint}")
-    yield from (f"{where}.{mistake}" for mistake in found or conflicts(complete(method, value), method.attributes))
+            found.append(f"{name}: {given!r} is of type {type(given).__name__}; it must be {_in_words(kind)}{hint}")
+    if not found:
+        found += conflicts(complete(method, value), method.attributes, value)
+    yield from (f"{where}.{mistake}" for mistake in found)
 
 
 def incompatibility(values: dict[str, dict]) -> str:

@@ -7,11 +7,12 @@ import argparse
 import difflib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ddpm import __version__, config, provenance, status
+from ddpm import __version__, config, machine, provenance, status
 from ddpm.checkpoint import SECONDS
 from ddpm.errors import UserError
 from ddpm.grid import STAGES, Grid
@@ -20,8 +21,10 @@ from ddpm.results import Results
 from ddpm.running import run_stage
 
 
-def _grid(args: argparse.Namespace) -> Grid:
-    return config.check(config.read("config.yaml", *args.configfile))
+def _grid(args: argparse.Namespace, here: bool = False) -> Grid:
+    """The configuration's grid; `here`: checked for this machine too, or for the cluster that it belongs to."""
+    more = machine.checks(cluster=bool(shutil.which("sbatch"))) if here else []
+    return config.check(config.read("config.yaml", *args.configfile), *more)
 
 
 def _pick(name: str, known: Collection[str], what: str) -> str:
@@ -60,7 +63,7 @@ def _whole(layout: Layout) -> None:
 
 def cell_command(args: argparse.Namespace) -> None:
     """Run one stage of one network or cell, and what it needs, into the tree that Snakemake uses."""
-    grid = _grid(args)
+    grid = _grid(args, here=True)
     match args.command:
         case "train":
             name = _pick(args.name, grid.networks, "network")
@@ -68,6 +71,8 @@ def cell_command(args: argparse.Namespace) -> None:
             name = _pick(args.name, grid.likelihoods, "network without labels")
         case _:
             name = _pick(args.name, grid.runs, "cell")
+    if args.command == "fidelity":
+        machine.load_inception(grid.config)
     for stage, target in grid.needed(args.command, name):
         again = args.again and stage == args.command
         run_stage(stage, *grid.job(stage, target), grid.results, *grid.how, again=again)
@@ -76,8 +81,8 @@ def cell_command(args: argparse.Namespace) -> None:
 
 
 def check_command(args: argparse.Namespace) -> None:
-    """Check the configuration and list what it expands to."""
-    grid = _grid(args)
+    """Check the configuration, and this machine for it, and list what it expands to."""
+    grid = _grid(args, here=True)
     for cell in grid.cells:
         print(f"{cell.name}{'   n/a: ' + cell.reason if cell.reason else ''}")
     refused = len(grid.cells) - len(grid.runs)

@@ -1,16 +1,65 @@
 """Reading and checking a configuration: schema and cross-checks, all mistakes at once. No torch."""
 
+import copy
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
 
+from ddpm.catalogue import ConfigError, mistakes
 from ddpm.errors import UserError
-from ddpm.grid import ConfigError, Grid
+from ddpm.grid import Grid
 
 SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "config.schema.yaml"
+# More than any configuration: how deep a file may be nested, and how many values it may hold, aliases written out.
+DEPTH = 20
+VALUES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it is meant for a configuration: no deeper than DEPTH, and each key of a mapping once."""
+
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self.depth, self.twice = 0, []
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        if self.depth > DEPTH:
+            where = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=f"nested more than {DEPTH} deep", problem_mark=where)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if first := seen.get(key.value):
+                    self.twice.append(f"line {line}: the key {key.value!r} stands in line {first} already; keep one")
+                seen.setdefault(key.value, line)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as e:  # a date that is none, a number of thousands of digits
+            raise yaml.MarkedYAMLError(problem=str(e), problem_mark=node.start_mark) from None
+
+
+def _large(value: object) -> bool:
+    """Whether there are more than VALUES in it: aliases may stand for many, or for what they are part of."""
+    todo, count = [value], 0
+    while todo and count <= VALUES:
+        found = todo.pop()
+        count += 1
+        if isinstance(found, dict | list):
+            todo += found.values() if isinstance(found, dict) else found
+    return count > VALUES
 
 
 def merge(base: dict, overlay: dict) -> dict:
@@ -22,27 +71,51 @@ def merge(base: dict, overlay: dict) -> dict:
     return merged
 
 
+def load(path: str | Path) -> dict:
+    """One file's mapping; UserError where it holds none."""
+    try:
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        layer = loader.get_single_data()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror}); it must be a file of YAML") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f", line {mark.line + 1}: {e.problem}" if mark else ""
+        raise UserError(f"{path}: is no configuration in YAML and UTF-8{where}") from None
+    if loader.twice:
+        raise UserError("\n".join(f"{path}: {text}" for text in loader.twice))
+    if not isinstance(layer, dict):
+        raise UserError(f"{path}: holds {type(layer).__name__}; a configuration is a mapping of keys to values")
+    if _large(layer):
+        raise UserError(f"{path}: holds more than {VALUES} values once its aliases (*) are written out; use fewer")
+    return layer
+
+
 def read(*paths: str | Path) -> dict:
     """One configuration from several files, the later over the earlier."""
     config: dict = {}
+    wrong: list[str] = []
     for path in paths:
         try:
-            layer = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such configuration file") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
-            mark = getattr(e, "problem_mark", None)
-            where = f", line {mark.line + 1}: {e.problem}" if mark else ""
-            raise UserError(f"{path}: is no YAML in UTF-8{where}") from None
-        if not isinstance(layer, dict):
-            raise UserError(f"{path}: holds {type(layer).__name__}; a configuration is a mapping of keys to values")
-        config = merge(config, layer)
+            config = merge(config, load(path))
+        except UserError as e:
+            wrong.append(str(e))
+    if wrong:
+        raise UserError("\n".join(wrong))
     return config
 
 
 def prune(config: dict) -> dict:
     """The configuration without the keys that an overlay has set to null: that is how it takes one back."""
     return {k: prune(v) if isinstance(v, dict) else v for k, v in config.items() if v is not None}
+
+
+def _shown(value: object) -> str:
+    """A value in a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _messages(error: object) -> Iterator[str]:
@@ -57,24 +130,34 @@ def _messages(error: object) -> Iterator[str]:
         for extra in (k for k in found if k not in known):
             close = difflib.get_close_matches(str(extra), known, 1)
             hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
-            yield f"{where}.{extra}: unknown key{hint}" if where else f"{extra}: unknown key{hint}"
+            name = str(extra) if str(extra).isprintable() else repr(extra)
+            yield f"{where}.{name}: unknown key{hint}" if where else f"{name}: unknown key{hint}"
     elif rule == "required":
         for missing in (k for k in value if k not in found):
             yield f"{prefix}the key {missing!r} is missing"
     elif rule == "type" and isinstance(found, float) and value == "number":
         yield f"{prefix}{found}; it must be a finite number"
     elif rule == "type":
-        hint = " (YAML reads 2e-4 as text: write 2.0e-4)" if value == "number" and isinstance(found, str) else ""
-        yield f"{prefix}{found!r} is of type {type(found).__name__}; it must be {value}{hint}"
+        hint = ""
+        if isinstance(found, str) and value == "number":
+            hint = " (YAML reads 2e-4 as text: write 2.0e-4)"
+        elif isinstance(found, str) and value == "integer" and "e" in found:
+            hint = " (YAML reads 1e3 as text: write 1000)"
+        elif isinstance(found, bool) and value == "string":
+            hint = " (YAML reads on, off, yes and no as true and false: quote them)"
+        yield f"{prefix}{_shown(found)} is of type {type(found).__name__}; it must be {value}{hint}"
     elif rule == "enum":
-        yield f"{prefix}{found!r}; it must be one of {', '.join(map(str, value))}"
+        yield f"{prefix}{_shown(found)}; it must be one of {', '.join(map(str, value))}"
     elif rule == "pattern" and where == "results":
-        yield f"{prefix}{found!r}; it must be a folder below this one, such as results/mine"
+        yield f"{prefix}{_shown(found)}; it must be a folder below this one, such as results/mine"
     elif rule == "pattern":
         hint = "it takes 1 to 64 letters, digits, '.', '_', '-', the first of them a letter or digit"
-        yield f"{prefix}{found!r} cannot be part of a path; {hint}"
+        yield f"{prefix}{_shown(found)} cannot be part of a path; {hint}"
+    elif rule == "uniqueItems":
+        twice = next(v for i, v in enumerate(found) if v in found[:i])
+        yield f"{prefix}{_shown(found)}; its values must be unique, and {twice!r} stands there twice"
     else:
-        yield f"{prefix}{error.message}"
+        yield f"{prefix}{error.message if len(error.message) <= 300 else error.message[:297] + '...'}"
 
 
 def _is_integer(_: object, value: object) -> bool:
@@ -95,8 +178,25 @@ def _floats(config: dict, schema: dict) -> dict:
     return config | sections
 
 
-def check(config: dict) -> Grid:
-    """The configuration's grid; ConfigError with every mistake where there are any."""
+def _blank(config: dict, errors: list) -> dict:
+    """The configuration with None for what the schema refuses, so that no other check complains of it again."""
+    found = copy.deepcopy(config) if errors else config
+    for error in errors:
+        path = list(error.absolute_path)
+        if path and error.validator not in ("additionalProperties", "required"):
+            place = found
+            for part in path[:-1]:
+                place = place[part] if place is not None else None
+            if place is not None and "propertyNames" not in error.absolute_schema_path:
+                place[path[-1]] = None
+    return found
+
+
+def check(config: dict, *more: Callable[[dict], Iterator[str]]) -> Grid:
+    """The configuration's grid; ConfigError with every mistake where there are any.
+
+    more: other checks, such as those of the machine that its jobs are about to run on (ddpm/machine.py).
+    """
     from jsonschema import Draft202012Validator, validators
 
     config = prune(config)
@@ -104,6 +204,9 @@ def check(config: dict) -> Grid:
     types = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _is_integer, "number": _is_number})
     validator = validators.extend(Draft202012Validator, type_checker=types)(schema)
     errors = sorted(validator.iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
-    if errors:
-        raise ConfigError(list(dict.fromkeys(m for e in errors for m in _messages(e))))
+    found = [message for e in errors for message in _messages(e)]
+    rest = _blank(config, errors)
+    found += mistakes(rest, bool(errors), [function(rest) for function in more])
+    if found:
+        raise ConfigError(list(dict.fromkeys(found)))
     return Grid(_floats(config, schema))

@@ -33,11 +33,16 @@ class Dataset(Method):
 
     levels: number of grey levels; level k stands for 2k/(levels − 1) − 1 in [−1, 1]. 0 means continuous data.
     std: about the standard deviation of a coordinate, in [−1, 1] for images: what a schedule's noise must outgrow.
+    shape, train and test: (C, H, W) of an image or (D,) of a point, and how many are in each half, so that a
+    configuration can be checked without the data; None where that is not known before.
     """
 
     levels: ClassVar[int] = 256
     classes: ClassVar[int] = 10
     std: ClassVar[float] = 0.5
+    shape: ClassVar[tuple[int, ...] | None] = None
+    train: ClassVar[int | None] = None
+    test: ClassVar[int | None] = None
 
     def load(self) -> tuple[Split, Split]:
         raise NotImplementedError
@@ -56,6 +61,10 @@ class Digits(Dataset):
 
     method = "digits"
     levels = 17
+    shape = (1, 8, 8)
+    train = 898
+    test = 899
+    limits = {"seed": (0, 4294967295)}  # as scikit-learn takes them
     seed: int = 0
 
     def load(self) -> tuple[Split, Split]:
@@ -91,6 +100,9 @@ class MNIST(Dataset):
     """
 
     method = "mnist"
+    shape = (1, 28, 28)
+    train = 60000
+    test = 10000
 
     def load(self) -> tuple[Split, Split]:
         from torchvision.datasets import MNIST as Torchvision
@@ -135,7 +147,8 @@ class Points(Dataset):
 
     levels = 0
     std = 4.0
-    limits = {"train": (1, None), "test": (2, None)}
+    shape = (2,)
+    limits = {"seed": (0, None), "train": (1, None), "test": (2, None)}
     seed: int = 0
     train: int = 10000
     test: int = 2000
@@ -178,18 +191,14 @@ class GaussianMixture(Gaussians):
     """
 
     method = "mixture"
+    limits = {"weights": (1e-9, 1), "spreads": (1e-6, None)}
+    paired = (("weights", "means", "spreads"),)
+    shares = ("weights",)
     weights: tuple[float, ...] = (0.8, 0.2)
-    means: tuple[tuple[float, ...], ...] = ((5.0, 5.0), (-5.0, -5.0))
+    means: tuple[tuple[float, float], ...] = ((5.0, 5.0), (-5.0, -5.0))
     spreads: tuple[float, ...] = (1.0, 1.0)
 
     def check(self) -> None:
-        counts = len(self.weights), len(self.means), len(self.spreads)
-        if len(set(counts)) > 1:
-            raise ValueError("mixture: {} weights, {} means and {} spreads; one of each per mode".format(*counts))
-        if min(self.weights, default=0) <= 0 or abs(sum(self.weights) - 1) > 1e-9:
-            raise ValueError(f"weights: {list(self.weights)}; they must be positive and sum to 1")
-        if min(self.spreads) <= 0:
-            raise ValueError(f"spreads: {list(self.spreads)}; they must be positive")
         if any(len(mean) != 2 for mean in self.means):
             raise ValueError(f"means: {list(map(list, self.means))}; each must be a point of the plane, [x, y]")
 

@@ -99,15 +99,16 @@ def inception(weights: str) -> FeatureExtractorBase:
         try:
             torch.load(weights, weights_only=True)
         except Exception as e:
-            raise UserError(f"fidelity.weights: {weights}: is no plain state dict of tensors ({e})") from None
+            why = (str(e) or type(e).__name__).splitlines()[0]
+            raise UserError(f"fidelity.weights: {weights}: is no plain state dict of tensors ({why})") from None
     try:
         return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights or None)
     except RuntimeError as e:
         raise UserError(f"fidelity.weights: {weights}: not Inception's weights: {str(e).splitlines()[0]}") from None
     except OSError as e:
         raise UserError(
-            f"Inception's weights could not be downloaded ({e}).\n"
-            "Set fidelity.weights to the file pt_inception-2015-12-05-6726825d.pth, or extractor to classifier."
+            f"fidelity.weights: '', and Inception's weights could not be downloaded ({e}): "
+            "set it to the file pt_inception-2015-12-05-6726825d.pth, or extractor to classifier."
         ) from None
 
 

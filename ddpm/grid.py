@@ -13,13 +13,11 @@ from itertools import product
 from ddpm import source
 from ddpm.catalogue import (
     AXES,
-    ConfigError,
     complete,
     continuous,
     datasets,
     incompatibility,
     known_methods,
-    mistakes,
     source_of,
 )
 from ddpm.provenance import IMPORTS, versions
@@ -108,8 +106,6 @@ class Grid:
     def __init__(self, config: dict):
         self.config = config
         self._jobs: dict[tuple[str, str], tuple[dict, str]] = {}
-        if found := list(mistakes(config)):
-            raise ConfigError(found)
 
     @property
     def results(self) -> str:

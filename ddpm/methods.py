@@ -10,6 +10,9 @@ from typing import ClassVar, Self
 
 from ddpm.limits import conflicts, outside
 
+# What a method may declare of its parameters: `ddpm.limits` reads it.
+DECLARATIONS = {"limits", "choices", "ordered", "needs", "uses", "paired", "shares"}
+
 
 @dataclass(frozen=True)
 class Method:
@@ -25,21 +28,38 @@ class Method:
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     # Two parameters that must be in order: (smaller, "<" or "<=", larger).
     ordered: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    # Parameter → what uses it: any of these, each the values that others must have (none given: any but 0). One that is
+    # not here is always used. Asked of a configuration only: in Python a sweep may set what not every method uses.
+    uses: ClassVar[dict[str, tuple[dict[str, tuple[object, ...]], ...]]] = {}
+    # Lists that must be of one length, and lists that must sum to 1.
+    paired: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    shares: ClassVar[tuple[str, ...]] = ()
     # A value that takes one of another parameter: (parameter, value, other parameter, its value).
     needs: ClassVar[tuple[tuple[str, str, str, str], ...]] = ()
 
     def __post_init__(self) -> None:
-        for line in reversed(type(self).__mro__):
-            limits, choices = vars(line).get("limits", {}), vars(line).get("choices", {})
-            for name in limits.keys() | choices.keys():
-                if mistake := outside(name, getattr(self, name), limits.get(name), choices.get(name)):
-                    raise ValueError(f"{self.method}: {mistake}" if self.method else mistake)
-        for mistake in conflicts(vars(self), {"ordered": self.ordered, "needs": self.needs}):
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        declared = self.declared()
+        limits, choices = declared.get("limits", {}), declared.get("choices", {})
+        for name, value in values.items():
+            if mistake := outside(name, value, limits.get(name), choices.get(name)):
+                raise ValueError(f"{self.method}: {mistake}" if self.method else mistake)
+        for mistake in conflicts(values, declared, ()):
             raise ValueError(f"{self.method}: {mistake}" if self.method else mistake)
         self.check()
 
     def check(self) -> None:
         """Raise ValueError, naming parameters and values, where they do not fit together."""
+
+    @classmethod
+    def declared(cls) -> dict[str, object]:
+        """What the class and its bases declare; mappings add to those of the base."""
+        found: dict[str, object] = {}
+        for line in reversed(cls.__mro__):
+            for name in DECLARATIONS & vars(line).keys():
+                value = vars(line)[name]
+                found[name] = found.get(name, {}) | value if isinstance(value, dict) else value
+        return found
 
     @classmethod
     def all(cls) -> Iterator[type[Self]]:

@@ -179,6 +179,13 @@ class Objective(Method):
         "sigma_data": (1e-8, None),
         "level_std": (1e-8, None),
     }
+    uses = {
+        "gamma": ({"weighting": ("min-snr",)},),
+        "sigma_data": ({"target": ("F",)}, {"weighting": ("edm",)}),
+        "vlb_weight": ({"variance": ("learned",), "weighting": ("simple", "edm", "min-snr")},),
+        "level_mean": ({"times": ("log-normal",)},),
+        "level_std": ({"times": ("log-normal",)},),
+    }
     # Only a score has a divergence that stands in for its target.
     needs = (("matching", "sliced", "target", "score"), ("matching", "sliced", "variance", "fixed"))
     target: str

@@ -19,6 +19,23 @@ from ddpm.errors import UserError
 
 # The version of the record's format, see workflow/schemas/record.schema.yaml.
 FORMAT = 2
+# What every record holds, and how deep its content may be nested.
+FORM = {
+    **dict.fromkeys(("stage", "code", "device", "hardware", "host", "status", "digest"), str),
+    **dict.fromkeys(("job", "inputs", "versions", "outputs", "bytes", "result", "costs"), dict),
+    "commit": str | None,
+    "dirty": bool | None,
+}
+# Of every result, by stage: what tables and status read from it.
+RESULTS = {
+    "train": ("steps", "images_seen", "parameters", "levels", "classes", "shape"),
+    "guide": ("classes", "shape"),
+    "sample": ("images", "steps", "nfe"),
+    "fidelity": ("images", "extractor"),
+    "table": ("cells", "of", "missing"),
+}
+COSTS = {"started": str, "seconds": int | float, "phases": dict, "peak_memory_mb": int | float}
+DEPTH = 20
 # The packages that numbers depend on, and the names by which code imports those that have another one.
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "torchdiffeq", "numpy", "scipy", "scikit-learn")
 IMPORTS = {"torch-fidelity": "torch_fidelity", "scikit-learn": "sklearn"}
@@ -97,14 +114,17 @@ def digest(record: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def read_record(path: str | Path) -> dict:
-    """A record; UserError where it is missing, torn, edited, or of another format."""
+def read_record(path: str | Path, stage: str = "") -> dict:
+    """A record; UserError where it is missing, torn, edited, of another format, or lacks what every record has.
+
+    With `stage`: also where it lacks numbers that the results of this stage are read for.
+    """
     path = Path(path)
     try:
         record = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: missing; run its job first (`snakemake -n` shows it)") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: torn, it is no JSON ({e}); run again, what lies there is kept") from None
     found = record.get("format") if isinstance(record, dict) else type(record).__name__
     if found != FORMAT:
@@ -112,9 +132,34 @@ def read_record(path: str | Path) -> dict:
         raise UserError(
             f"{path}: of {which} version of ddpm: format {found}, this one reads {FORMAT}; run again, it is kept"
         )
+    if lacking := _lacking(record, stage):
+        raise UserError(f"{path}: not a record of ddpm, its {lacking}; run again, what lies there is kept")
     if record.get("digest") != digest(record):
         raise UserError(f"{path}: edited, its content is not that of its digest; run again, what lies there is kept")
     return record
+
+
+def _lacking(record: dict, stage: str) -> str:
+    """What is not as every record has it, whoever wrote it and its digest; empty where all is."""
+    for where, form in (("", FORM), ("costs.", COSTS)):
+        values = record["costs"] if where else record
+        for name, kind in form.items():
+            if name not in values:
+                return f"{where}{name} is missing"
+            if not isinstance(values[name], kind):
+                return f"{where}{name} is of type {type(values[name]).__name__}"
+    if record["status"] == "ok" or stage != "fidelity":  # nothing is measured of what has diverged
+        for name in RESULTS.get(stage, ()):
+            if name not in record["result"]:
+                return f"result.{name} is missing"
+    for name in record["outputs"]:
+        if not isinstance(record["bytes"].get(name), int):
+            return f"bytes[{name!r}] is missing"
+    todo, level = [record], 0
+    while todo and level <= DEPTH:
+        inner = (v.values() if isinstance(v, dict) else v for v in todo if isinstance(v, dict | list))
+        todo, level = [value for values in inner for value in values], level + 1
+    return f"content is nested more than {DEPTH} deep" if todo else ""
 
 
 def changes(found: object, wanted: object, key: str = "") -> Iterator[tuple[str, object, object]]:

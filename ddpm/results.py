@@ -57,7 +57,7 @@ class Results:
         if job not in self._records:
             path = self.layout.record(stage, name)
             try:
-                self._records[job] = provenance.read_record(path)
+                self._records[job] = provenance.read_record(path, stage)
             except UserError as e:
                 self._records[job] = None
                 kind = "record" if path.exists() else "missing"

@@ -123,6 +123,7 @@ class PlainLangevin(Sampler):
 
     method = "plain-langevin"
     limits = {"step_size": (1e-12, None)}
+    uses = {"spacing": ()}
     step_size: float = 2e-5
 
     def times(self, schedule: Schedule) -> Tensor:
@@ -260,6 +261,8 @@ class Heun(Sampler):
 
     method = "heun"
     limits = {"churn": (0, None), "churn_min": (0, None), "churn_max": (0, None), "churn_noise": (0, None)}
+    ordered = (("churn_min", "<=", "churn_max"),)
+    uses = {"churn_min": ({"churn": ()},), "churn_max": ({"churn": ()},), "churn_noise": ({"churn": ()},)}
     churn: float = 0.0
     churn_min: float = 0.0
     churn_max: float = 1e9
@@ -339,6 +342,7 @@ class AdaptiveODE(Sampler):
 
     method = "ode-adaptive"
     limits = {"steps": (2, None), "rtol": (1e-14, 1), "atol": (1e-14, 1)}
+    uses = {"spacing": ()}
     steps: int = 10
     rtol: float = 1e-4
     atol: float = 1e-4

@@ -45,7 +45,7 @@ class Schedule(Method):
 
     # VP (α² + σ² = 1) or VE (α = 1): what a method that works on one of them only asks for.
     family: ClassVar[str] = ""
-    limits = {"steps": (2, None)}
+    limits = {"steps": (2, 1000000)}
     steps: int = 1000
 
     def alpha(self, t: Tensor) -> Tensor:

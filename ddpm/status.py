@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from statistics import median
 
 from ddpm import kept, lock
@@ -86,8 +87,9 @@ class Costs:
         self.results, self.rates = results, {}
         for stage, name in results.grid.jobs:
             if record := results.record(stage, name):
-                rate = record["costs"]["seconds"] / max(1.0, work(stage, record["job"]))
-                self.rates.setdefault(stage, {})[name] = rate
+                with suppress(LookupError, TypeError, AttributeError):  # a job of another form
+                    rate = record["costs"]["seconds"] / max(1.0, work(stage, record["job"]))
+                    self.rates.setdefault(stage, {})[name] = rate
 
     def __call__(self, stage: str, name: str) -> float | None:
         """Seconds, None where no record tells."""

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from oracles import EVERY, MixtureDenoiser, VectorDenoiser, laws, time
+from oracles import EVERY, MixtureDenoiser, VectorDenoiser, laws
 from scipy import stats
 
 from ddpm.denoiser import Denoiser

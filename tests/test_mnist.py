@@ -9,6 +9,7 @@ import pytest
 from project import copy_project, snakemake_files
 
 from ddpm import config
+from ddpm.catalogue import datasets
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,8 @@ def test_short_run(mnist: str, tmp_path: Path) -> None:
     assert list(table["status"]) == ["ok"] * 3
     assert table["fid"].idxmin() == 0
     record = json.loads((results / "data/record.json").read_text())
+    declared = datasets()["mnist"].attributes
+    assert (declared["train"], declared["test"], declared["shape"]) == (60000, 10000, (1, 28, 28))
     assert (record["result"]["train"], record["result"]["test"]) == (60000, 10000)
     # Hardly trained: far above the 1.1 of the poster, below the 8 bits of uniform grey levels.
     assert 1.5 < table.loc[2, "nll_bits_per_dim"] < 8

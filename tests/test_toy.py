@@ -15,7 +15,7 @@ from PIL import Image
 from test_pipeline import ROOT, copy_project
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from ddpm import config, data, fidelity, figures, flow, grid, provenance, sampling
+from ddpm import catalogue, config, data, fidelity, figures, flow, provenance, sampling
 from ddpm.exact import ExactDenoiser, Mixture
 from ddpm.figures import plane
 from ddpm.figures.points import Clouds, law_of
@@ -258,9 +258,9 @@ def test_stored_points_are_exact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"weights": [0.5, 0.4]}, "weights: [0.5, 0.4]; they must be positive and sum to 1"),
-        ({"weights": [1.0]}, "1 weights, 2 means and 2 spreads"),
-        ({"spreads": [1.0, 0.0]}, "spreads: [1.0, 0.0]; they must be positive"),
+        ({"weights": [0.5, 0.4]}, "weights: [0.5, 0.4] sum to 0.9; it must be 1"),
+        ({"weights": [1.0]}, "weights: 1 weights, 2 means, 2 spreads; it must be one of each"),
+        ({"spreads": [1.0, 0.0]}, "spreads: 0.0; it must be at least 1e-06"),
         ({"means": [[1.0], [2.0]]}, "means: [[1.0], [2.0]]; each must be a point of the plane"),
     ],
 )
@@ -280,7 +280,7 @@ def test_impossible_mixtures(parameters: dict, message: str) -> None:
     ],
 )
 def test_what_wants_images_is_refused(change: dict, message: str) -> None:
-    with pytest.raises(grid.ConfigError) as e:
+    with pytest.raises(catalogue.ConfigError) as e:
         config.check(config.merge(TOY, change))
     (found,) = e.value.messages
     assert message in found

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddpm.networks.embedding import Condition
+from ddpm.networks.unet import normalise
 
 Tensor = torch.Tensor
 
@@ -51,7 +52,7 @@ class NoisyClassifier(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=s, padding=1) for a, b, s in zip(widths, widths[1:], strides, strict=False)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(max(1, w // 16), w) for w in widths[1:])
+        self.norms = nn.ModuleList(map(normalise, widths[1:]))
         self.shifts = nn.ModuleList(nn.Linear(4 * width, 2 * w) for w in widths[1:])
         self.head = nn.Linear(4 * width, classes)
 

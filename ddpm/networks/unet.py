@@ -112,6 +112,8 @@ class UNet(nn.Module):
 
     method = "unet"
     limits = {"width": (1, None), "multipliers": (1, None), "blocks": (1, None), "attention": (0, None)}
+    # Levels, the multipliers that they number, what those multiply, and the heads that share the product evenly.
+    attended = (("attention", "multipliers", "width", 4),)
 
     def __init__(
         self,

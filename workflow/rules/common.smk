@@ -12,6 +12,7 @@ from snakemake.jobs import Job
 sys.path.insert(0, str(workflow.basedir))
 
 from ddpm import config as configuration
+from ddpm import machine
 from ddpm.devices import gpus
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, canonical
@@ -23,8 +24,22 @@ from ddpm.status import plan_lines
 # Planning makes objects that all stay: looking among them for garbage would take a quarter of its time.
 gc.disable()
 
+# Snakemake's own reading keeps silent about a key that stands twice, and fails on what is nested too deeply.
 try:
-    GRID = configuration.check(config)
+    if workflow.is_main_process:
+        configuration.read("config.yaml", *workflow.overwrite_configfiles)
+except UserError as e:
+    raise WorkflowError(f"the configuration is wrong:\n{e}") from None
+
+
+configfile: "config.yaml"
+
+
+# Snakemake counts jobs, not cores, where they run on other machines than this one.
+CLUSTER = workflow.resource_settings.nodes is not None
+
+try:
+    GRID = configuration.check(config, *(machine.checks(CLUSTER) if workflow.is_main_process else ()))
 except UserError as e:
     raise WorkflowError(f"the configuration is wrong:\n{e}\n(`ddpm check` lists what it expands to)") from None
 
@@ -133,7 +148,13 @@ def command(stage, device="cpu", options=""):
 
 
 def preflight():
-    """Say what the cluster lacks before anything is submitted."""
+    """Say what the machine or the cluster lacks before anything runs."""
+    if any(job.rule.name == "fidelity" for job in workflow.dag.needrun_jobs()):
+        if not workflow.deployment_settings.deployment_method:  # else torch need not be here
+            try:
+                machine.load_inception(config)
+            except UserError as e:
+                raise WorkflowError(str(e)) from None
     if workflow.executor_plugin.name == "slurm":
         jobs = {workflow.dag.get_job_group(job) or job for job in workflow.dag.needrun_jobs()}
         try:

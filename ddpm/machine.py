@@ -1,0 +1,100 @@
+"""What a machine lacks for a configuration's jobs, said before the first of them. No torch."""
+
+import hashlib
+import os
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+from ddpm.devices import gpus
+
+# What Inception's state dict holds among others, and the file of it that torch-fidelity and pytorch-fid use.
+LAYERS = {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"}
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+
+
+def checks(cluster: bool) -> list[Callable[[dict], Iterator[str]]]:
+    """What to check a configuration with before its jobs run: here, or on a cluster, whose nodes this machine is none
+    of (ddpm/preflight.py asks Slurm about them)."""
+    return [_inception, _folder] + [_devices] * (not cluster)
+
+
+def load_inception(config: dict) -> None:
+    """UserError where Inception cannot be loaded, or downloaded; loads torch, so only for who is about to measure."""
+    if config["fidelity"]["extractor"] == "inception":
+        from ddpm.fidelity import inception
+
+        inception(config["fidelity"]["weights"])
+
+
+def _inception(config: dict) -> Iterator[str]:
+    """Weights that cannot be loaded."""
+    extractor, weights = config["fidelity"]["extractor"], config["fidelity"]["weights"]
+    if extractor == "inception" and weights and (wrong := _weights(Path(weights))):
+        yield f"fidelity.weights: {weights!r} {wrong}: it must be Inception's state dict, {INCEPTION}"
+
+
+def _folder(config: dict) -> Iterator[str]:
+    """Results that would lie where a file does."""
+    folder = Path(config["results"])
+    if file := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
+        yield f"results: {config['results']!r}, but {file} is a file; it must be a folder"
+
+
+def _devices(config: dict) -> Iterator[str]:
+    """More processes or threads than this machine has something to run them on."""
+    processes, device = config["training"]["processes"], config["device"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for key, wanted in (("threads", config["threads"]), ("training.processes", processes)):
+        if wanted > cores:
+            yield f"{key}: {wanted}, but this machine has {cores} cores; it must be at most {cores} here"
+    if device == "cpu" or (device == "auto" and processes == 1):
+        return
+    found = len(gpus())
+    if 0 < found < processes <= cores:
+        yield f"training.processes: {processes}, but this machine has {found} GPUs; it must be at most {found} here"
+    # AMD's are not nvidia-smi's to list.
+    if device == "cuda" and not found and not Path("/dev/kfd").exists():
+        yield "device: cuda, but this machine has no GPU (driver, CUDA_VISIBLE_DEVICES?); cpu or auto would run"
+
+
+def _weights(path: Path) -> str:
+    """Why a file cannot be Inception's weights, as far as it shows without loading them; empty where it may be.
+
+    A name that ends in the first digits of a SHA-256, as torch.hub's do, must tell the truth.
+    """
+    if path.is_dir():
+        return "is a folder"
+    try:
+        if LAYERS - _names(path):
+            return "holds other tensors"
+        if named := re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name):
+            with path.open("rb") as f:
+                found = hashlib.file_digest(f, "sha256").hexdigest()
+            if not found.startswith(named[1]):
+                return f"is truncated or corrupt (its SHA-256 begins with {found[:8]})"
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as e:
+        return f"cannot be read ({e.strerror})"
+    except (ValueError, LookupError, EOFError, zipfile.BadZipFile):
+        return "is no whole file of torch.save"
+    return ""
+
+
+def _names(path: Path) -> set[str]:
+    """Every text in the pickle of a file of torch.save, read without running it: names of tensors among others."""
+    with ExitStack() as stack:
+        file: BinaryIO = stack.enter_context(path.open("rb"))
+        count = 4  # before torch 1.6: a magic number, a version, the system, and then the object
+        if zipfile.is_zipfile(file):
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            member = next(name for name in [*archive.namelist(), ""] if name.endswith("data.pkl") or not name)
+            file, count = stack.enter_context(archive.open(member)), 1
+        else:
+            file.seek(0)
+        return {arg for _ in range(count) for _, arg, _ in pickletools.genops(file) if isinstance(arg, str)}

@@ -1,0 +1,669 @@
+"""What would fail late is said before the first job: each mistake in one line with key, value and cure, all at once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from project import copy_project, snakemake_files
+
+from ddpm import cli, config, data, machine, networks, provenance, status
+from ddpm.catalogue import ConfigError, datasets
+from ddpm.errors import UserError
+from ddpm.layout import Layout
+from ddpm.limits import conflicts
+from ddpm.networks.classifier import NoisyClassifier
+from ddpm.results import Results
+
+ROOT = Path(__file__).parent.parent
+DEFAULT = config.read(ROOT / "config.yaml")
+BASES = {
+    "digits": DEFAULT,
+    "mnist": config.read(ROOT / "config.yaml", ROOT / "workflow" / "config" / "mnist.yaml"),
+    "points": config.read(ROOT / "config.yaml", ROOT / "workflow" / "config" / "toy.yaml"),
+}
+
+
+def said(overlay: str, base: str = "digits", *more: object) -> list[str]:
+    """The lines that an overlay is refused with; none where it is accepted."""
+    try:
+        config.check(config.merge(BASES[base], yaml.safe_load(overlay)), *more)
+    except ConfigError as e:
+        assert all(len(message.splitlines()) == 1 for message in e.messages)
+        return e.messages
+    return []
+
+
+# ---- what does not fit together ---------------------------------------------------------------------------
+
+OUT = "leave it out (an overlay sets it to null)"
+MEAN = "FID needs more images than"
+REAL = "the row of real data takes as many from the train half of"
+LATE = {
+    "heads": (
+        "network: {width: 30, attention: [0]}",
+        "network.attention: 0, where there are 30 channels (width 30 × multipliers 1); 4 heads share them evenly: "
+        "it must be a multiple of 4",
+    ),
+    "heads of a lower level": (
+        "network: {width: 6, multipliers: [2, 3], attention: [0, 1]}",
+        "network.attention: 1, where there are 18 channels (width 6 × multipliers 3); 4 heads share them evenly: "
+        "it must be a multiple of 4",
+    ),
+    "level": ("network: {attention: [9]}", "network.attention: 9; it must be below 2, the number of multipliers"),
+    "first level too many": (
+        "network: {attention: [2]}",
+        "network.attention: 2; it must be below 2, the number of multipliers",
+    ),
+    "images and features": (
+        "sampling: {images: 64}",
+        f"sampling.images: 64; {MEAN} features, and fidelity.extractor 'classifier' has 64: it must be at least 65",
+    ),
+    "images and pixels": (
+        "{fidelity: {extractor: identity}, sampling: {images: 784}}",
+        f"sampling.images: 784; {MEAN} features, and fidelity.extractor 'identity' has 784: it must be at least 785",
+        "mnist",
+    ),
+    "images and Inception": (
+        "{fidelity: {extractor: inception}, sampling: {images: 2048}}",
+        f"sampling.images: 2048; {MEAN} features, and fidelity.extractor 'inception' has 2048: "
+        "it must be at least 2049",
+        "mnist",
+    ),
+    "Inception on digits": (
+        "fidelity: {extractor: inception}",
+        f"fidelity.extractor: 'inception' has 2048 features; {MEAN} that, but sampling.images is 898 and the train "
+        "half of 'digits' holds 898: take an extractor of at most 897",
+    ),
+    "features and the split": (
+        "classifier: {features: 898}",
+        f"classifier.features: 898 features; {MEAN} that, but sampling.images is 898 and the train half of 'digits' "
+        "holds 898: it must be at most 897",
+    ),
+    "features and the test split": (
+        "{data: {test: 64}, fidelity: {extractor: classifier}, likelihood: {images: 64}, ode_likelihood: {images: 0}}",
+        f"classifier.features: 64 features; {MEAN} that, but sampling.images is 2000 and the test half of 'mixture' "
+        "holds 64: it must be at most 63",
+        "points",
+    ),
+    "images and the split": (
+        "sampling: {images: 899}",
+        "sampling.images: 899; the row of real data takes as many from the train half of 'digits': "
+        "it must be at most 898",
+    ),
+    "images and MNIST": (
+        "sampling: {images: 60001}",
+        "sampling.images: 60001; the row of real data takes as many from the train half of 'mnist': "
+        "it must be at most 60000",
+        "mnist",
+    ),
+    "images and points": (
+        "data: {train: 1999}",
+        "sampling.images: 2000; the row of real data takes as many from the train half of 'mixture': "
+        "it must be at most 1999",
+        "points",
+    ),
+    "bound": (
+        "likelihood: {images: 900}",
+        "likelihood.images: 900; they are taken from the test half of 'digits': it must be at most 899",
+    ),
+    "bound on MNIST": (
+        "likelihood: {images: 10001}",
+        "likelihood.images: 10001; they are taken from the test half of 'mnist': it must be at most 10000",
+        "mnist",
+    ),
+    "flow": (
+        "ode_likelihood: {images: 2001}",
+        "ode_likelihood.images: 2001; they are taken from the test half of 'mixture': it must be at most 2000",
+        "points",
+    ),
+    "one image": (
+        "ode_likelihood: {images: 1}",
+        "ode_likelihood.images: 1; a standard error takes two: it must be 0 (not measured) or at least 2",
+    ),
+    "warm-up": (
+        "training: {steps: 99}",
+        "training.warmup: 100; it must be at most training.steps, 99",
+    ),
+    "weights of another extractor": (
+        "fidelity: {weights: pt_inception.pth}",
+        "fidelity.weights: 'pt_inception.pth'; nothing uses it but fidelity.extractor inception: leave it empty",
+    ),
+    "gamma": (
+        "objectives: {eps: {gamma: 5.0}}",
+        f"objectives.eps.gamma: 5.0; nothing uses it but weighting min-snr: {OUT}",
+    ),
+    "sigma_data": (
+        "objectives: {eps: {sigma_data: 0.5}}",
+        f"objectives.eps.sigma_data: 0.5; nothing uses it but target F, or weighting edm: {OUT}",
+    ),
+    "vlb_weight of a fixed variance": (
+        "objectives: {eps: {vlb_weight: 1}}",
+        "objectives.eps.vlb_weight: 1.0; nothing uses it but variance learned and weighting simple or edm or min-snr: "
+        + OUT,
+    ),
+    "vlb_weight of the bound itself": (
+        "objectives: {learned: {weighting: vlb}}",
+        "objectives.learned.vlb_weight: 0.001; nothing uses it but variance learned and weighting simple or edm or "
+        f"min-snr: {OUT}",
+    ),
+    "level_mean": (
+        "objectives: {eps: {level_mean: 0.0}}",
+        f"objectives.eps.level_mean: 0.0; nothing uses it but times log-normal: {OUT}",
+    ),
+    "level_std": (
+        "objectives: {eps: {times: importance, level_std: 1.0}}",
+        f"objectives.eps.level_std: 1.0; nothing uses it but times log-normal: {OUT}",
+    ),
+    "churn_noise": (
+        "samplers: {heun: {churn: 0.0, churn_noise: 1.0}}",
+        f"samplers.heun.churn_noise: 1.0; nothing uses it but churn above 0: {OUT}",
+    ),
+    "churn_min": (
+        "samplers: {heun: {churn: 0, churn_min: 0.1}}",
+        f"samplers.heun.churn_min: 0.1; nothing uses it but churn above 0: {OUT}",
+    ),
+    "churn_max": (
+        "samplers: {heun: {churn: 0, churn_max: 50}}",
+        f"samplers.heun.churn_max: 50.0; nothing uses it but churn above 0: {OUT}",
+    ),
+    "churn between nothing": (
+        "samplers: {heun: {churn_min: 5, churn_max: 1}}",
+        "samplers.heun.churn_min: 5.0; it must be at most churn_max, 1.0",
+    ),
+    "spacing of a solver": (
+        "samplers: {adaptive: {method: ode-adaptive, spacing: uniform}}",
+        f"samplers.adaptive.spacing: 'uniform'; nothing uses it: {OUT}",
+    ),
+    "spacing of one level": (
+        "samplers: {plain: {method: plain-langevin, spacing: karras}}",
+        f"samplers.plain.spacing: 'karras'; nothing uses it: {OUT}",
+    ),
+    "no end": ("guidances: {cfg-w1: {weight: .inf}}", "guidances.cfg-w1.weight: inf; it must be a finite number"),
+    "no number": ("samplers: {ddim: {eta: .nan}}", "samplers.ddim.eta: nan; it must be a finite number"),
+    "T": (
+        "schedules: {linear: {steps: 10000000000}}",
+        "schedules.linear.steps: 10000000000; it must lie in 2 … 1000000",
+    ),
+    "seed of the split": ("data: {seed: -1}", "data.seed: -1; it must lie in 0 … 4294967295"),
+    "seed of the points": ("data: {seed: -1}", "data.seed: -1; it must be at least 0", "points"),
+    "modes": (
+        "data: {weights: [0.2, 0.3, 0.5]}",
+        "data.weights: 3 weights, 2 means, 2 spreads; it must be one of each",
+        "points",
+    ),
+    "shares": ("data: {weights: [0.5, 0.2]}", "data.weights: [0.5, 0.2] sum to 0.7; it must be 1", "points"),
+    "no share": ("data: {weights: [1.0, 0.0]}", "data.weights: 0.0; it must lie in 1e-09 … 1", "points"),
+    "no width": ("data: {spreads: [1, 0]}", "data.spreads: 0.0; it must be at least 1e-06", "points"),
+    "points of space": (
+        "data: {means: [[1, 2, 3], [1, 2, 3]]}",
+        "data.means: [[1, 2, 3], [1, 2, 3]] is of type list; it must be a list of [float, float]",
+        "points",
+    ),
+    "a name twice": (
+        "grid: [{objective: [eps, eps], schedule: [linear], guidance: [none], sampler: [ddim]}]",
+        "grid[0].objective: ['eps', 'eps']; its values must be unique, and 'eps' stands there twice",
+    ),
+    "no cell": (
+        "grid: [{objective: [learned], schedule: [linear], guidance: [none], sampler: [ddim, dpm]}]",
+        "grid: none of its 2 cells can work; learned/linear/none/ddim: this sampler sets its own variance: the learned "
+        "one would not be used",
+    ),
+    "the project's own folder": (
+        "results: ddpm/mine",
+        "results: 'ddpm/mine' belongs to the project; it must be a folder of its own, such as results/mine",
+    ),
+    "tolerance": ("ode_likelihood: {rtol: 1.0e-30}", "ode_likelihood.rtol: 1e-30 is less than the minimum of 1e-14"),
+    "exponent": (
+        "training: {steps: 1e3}",
+        "training.steps: '1e3' is of type str; it must be integer (YAML reads 1e3 as text: write 1000)",
+    ),
+    "on": (
+        "objectives: {on: {target: eps}}",
+        "objectives: True is of type bool; it must be string (YAML reads on, off, yes and no as true and false: quote "
+        "them)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LATE.values(), ids=LATE.keys())
+def test_a_late_mistake_is_said_early(case: tuple[str, ...]) -> None:
+    """One line, and no other, with the key, the value and what would be right."""
+    overlay, line, *base = case
+    assert said(overlay, *base) == [line]
+
+
+FINE = {
+    "heads": "network: {width: 20, attention: [0, 1]}",
+    "heads of the level that attends": "network: {width: 6, multipliers: [1, 2], attention: [1]}",
+    "more halvings than pixels": "network: {multipliers: [1, 1, 1, 1, 1, 1], width: 4, attention: [5]}",
+    "one image more than features": "sampling: {images: 65}",
+    "pixels": "{fidelity: {extractor: identity}, sampling: {images: 65}}",
+    "the whole halves": "{likelihood: {images: 899}, ode_likelihood: {images: 899}}",
+    "warm-up to the end": "training: {steps: 100}",
+    "gamma": "objectives: {eps: {weighting: min-snr, gamma: 3}}",
+    "sigma_data of the target": "objectives: {f: {target: F, sigma_data: 0.3}}",
+    "sigma_data of the weighting": "objectives: {eps: {weighting: edm, sigma_data: 0.3}}",
+    "vlb_weight": "objectives: {eps: {variance: learned, weighting: min-snr, vlb_weight: 0.1}}",
+    "levels": "objectives: {eps: {times: log-normal, level_mean: 0.0, level_std: 1.0}}",
+    "churn": "samplers: {heun: {churn_min: 0.1, churn_max: 50, churn_noise: 1.003}}",
+    "taken back": "objectives: {learned: {weighting: vlb, vlb_weight: null}}",
+    "an extractor without weights": "fidelity: {weights: ''}",
+    "anchors": "{schedules: {a: &a {method: linear}, b: {<<: *a, steps: 500}}}",
+}
+
+
+@pytest.mark.parametrize("overlay", FINE.values(), ids=FINE.keys())
+def test_what_is_right_is_accepted(overlay: str) -> None:
+    """The nearest right value to each wrong one."""
+    assert said(overlay) == []
+
+
+def test_a_dataset_of_unknown_size_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset that does not declare its shape and halves is checked by its jobs."""
+    for name in ("shape", "train", "test"):
+        monkeypatch.setitem(datasets()["digits"].attributes, name, None)
+    assert said("{sampling: {images: 5}, likelihood: {images: 5000}}") == []
+
+
+def test_mistakes_of_form_content_and_machine_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round: what the schema finds, what the cross-checks find beside it, and what the machine lacks."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    overlay = (
+        "{training: {stps: 5, decay: linear, warmup: 4000}, threads: 64, network: {attention: [3]}, "
+        "objectives: {eps: {gamma: 1}, v: {target: velocity}}, samplers: {ddim: 5}, seeds: ['0'], "
+        "likelihood: {images: x}, ode_likelihood: {images: 5000}, fidelity: {extractor: incepton}}"
+    )
+    found = [line.split(";")[0].split(" is of")[0] for line in said(overlay, "digits", *machine.checks(cluster=False))]
+    assert found == [
+        "fidelity.extractor: 'incepton'",
+        "likelihood.images: 'x'",
+        "samplers.ddim: 5",
+        "seeds[0]: '0'",
+        "training.stps: unknown key",
+        "training.decay: 'linear'",
+        "objectives.eps.gamma: 1.0",
+        "objectives.v.target: 'velocity' is unknown",
+        "network.attention: 3",
+        "ode_likelihood.images: 5000",
+        "training.warmup: 4000",
+        "threads: 64, but this machine has 2 cores",
+    ]
+
+
+def test_a_mistake_is_not_said_twice() -> None:
+    """What the schema or the dataset refuses is no reason for a second complaint about the same value."""
+    assert said("sampling: {images: 0}") == ["sampling.images: 0 is less than the minimum of 2"]
+    assert said("data: {train: 0}", "points") == ["data.train: 0; it must be at least 1"]
+    wrong = said("grid: [{objective: [eps], schedule: [linear], guidance: [none], sampler: ddim}]")
+    assert wrong == ["grid[0].sampler: 'ddim' is of type str; it must be array"]
+
+
+def test_a_check_that_fails_on_a_right_configuration_is_no_mistake_of_the_user() -> None:
+    """Only beside a mistake is a check's own failure silent."""
+
+    def broken(_: dict) -> list[str]:
+        yield {}["key"]
+
+    with pytest.raises(KeyError):
+        config.check(DEFAULT, broken)
+    with pytest.raises(ConfigError):
+        config.check(config.merge(DEFAULT, {"foo": 1}), broken)
+
+
+# ---- what is declared is true -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in datasets() if n != "mnist"])
+def test_datasets_are_as_large_as_they_declare(name: str) -> None:
+    """The sizes that a configuration is checked with are those that are loaded."""
+    dataset = data.Dataset.make({"method": name})
+    train, test = dataset.load()
+    assert (len(train.images), len(test.images)) == (dataset.train, dataset.test)
+    assert tuple(train.images.shape[1:]) == tuple(test.images.shape[1:]) == dataset.shape
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"width": 20, "multipliers": [1, 3], "attention": [0, 1]},
+        {"width": 1, "multipliers": [1, 4], "attention": [1]},
+        {"width": 4, "multipliers": [1, 1, 1, 1, 1, 1], "attention": [5]},
+        {"width": 17, "multipliers": [3]},
+    ],
+)
+def test_an_accepted_network_runs(spec: dict) -> None:
+    """Whatever passes the check computes, also where an image has been halved to one pixel."""
+    assert said(json.dumps({"network": {"multipliers": [1, 2], "attention": []} | spec})) == []
+    network = networks.build({"method": "unet"} | spec, (1, 8, 8), 2, 10)
+    x = torch.randn(2, 1, 8, 8)
+    assert network(x, torch.zeros(2), torch.tensor([0, 1])).shape == (2, 2, 8, 8)
+
+
+@pytest.mark.parametrize("spec", [{"width": 30, "attention": [0]}, {"width": 32, "attention": [9]}])
+def test_a_refused_network_is_refused_in_python(spec: dict) -> None:
+    """The same declaration where a network is built."""
+    with pytest.raises(ValueError, match=r"^network: attention: \d"):
+        networks.build({"method": "unet", "multipliers": [1, 2]} | spec, (1, 8, 8), 1, 0)
+
+
+@pytest.mark.parametrize("width", [1, 16, 24, 50])
+def test_a_guide_of_any_width_runs(width: int) -> None:
+    """Group normalisation takes one group where groups of 16 channels do not divide the width."""
+    network = NoisyClassifier((1, 8, 8), 10, width)
+    assert network(torch.randn(2, 1, 8, 8), torch.zeros(2)).shape == (2, 10)
+
+
+def test_a_parameter_needs_one_of_its_uses() -> None:
+    """Any of the alternatives, all conditions of it; of no values: any but 0; and only where it was written."""
+    declared = {"uses": {"a": ({"b": (1, 2), "c": ()}, {"d": ("x",)})}}
+
+    def wrong(b: int, c: float, d: str, written: tuple = ("a",)) -> bool:
+        return bool(list(conflicts({"a": 0, "b": b, "c": c, "d": d}, declared, written)))
+
+    assert not wrong(1, 0.5, "y") and not wrong(2, 1, "x") and not wrong(3, 0, "x")
+    assert wrong(3, 1, "y") and wrong(1, 0.0, "y")
+    assert not wrong(3, 0, "y", ("b",))
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+# Ten lines for 9¹⁰ values.
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+BOMB += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+FILES = {
+    "deep list": ("seeds: " + "[" * 10000 + "]" * 10000, "line 1: nested more than 20 deep"),
+    "deep mapping": ("a: " + "{a: " * 10000 + "1" + "}" * 10000, "line 1: nested more than 20 deep"),
+    "deep blocks": ("".join(" " * i + "a:\n" for i in range(2000)), "line 21: nested more than 20 deep"),
+    "bomb": (BOMB, "more than 100000 values once its aliases"),
+    "itself": ("seeds: &a [*a]", "more than 100000 values once its aliases"),
+    "itself as a mapping": ("training: &a {steps: *a}", "more than 100000 values once its aliases"),
+    "digits": ("seeds: [" + "9" * 10000 + "]", "line 1: Exceeds the limit"),
+    "date": ("a: 1\nseeds: [2026-13-45]", "line 2: month must be in 1..12"),
+    "list": ("- a", "holds list; a configuration is a mapping of keys to values"),
+    "empty": ("", "holds NoneType; a configuration is a mapping of keys to values"),
+    "object": ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    "two documents": ("a: 1\n---\na: 2", "line 2: but found another document"),
+}
+
+
+@pytest.mark.parametrize(("text", "cause"), FILES.values(), ids=FILES.keys())
+def test_a_file_that_cannot_be_a_configuration_is_refused_in_one_line(tmp_path: Path, text: str, cause: str) -> None:
+    """The file, the line where there is one, and the cause, without a traceback and at once."""
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    start = time.process_time()
+    with pytest.raises(UserError) as caught:
+        config.read(ROOT / "config.yaml", path)
+    assert str(caught.value).startswith(f"{path}: ") and cause in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 400
+    assert time.process_time() - start < 2
+
+
+def test_keys_that_stand_twice_and_files_that_cannot_be_read_come_together(tmp_path: Path) -> None:
+    """Of every file, each with its lines."""
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("training: {steps: 500, steps: 600}\nseeds: [1]\ntraining:\n  batch: 16\n")
+    with pytest.raises(UserError) as caught:
+        config.read(ROOT / "config.yaml", one, tmp_path, two)
+    assert str(caught.value).splitlines() == [
+        f"{one}: line 1: the key 'steps' stands in line 1 already; keep one",
+        f"{one}: line 3: the key 'training' stands in line 1 already; keep one",
+        f"{tmp_path}: cannot be read (Is a directory); it must be a file of YAML",
+        f"{two}: no such configuration file",
+    ]
+
+
+# ---- the machine ------------------------------------------------------------------------------------------
+
+LAYERS = {"Conv2d_1a_3x3.conv.weight": 1, "Mixed_7c.branch_pool.conv.weight": 2, "fc.weight": 3, "fc.bias": 4}
+TENSORS = {name: torch.zeros(size) for name, size in LAYERS.items()}
+INCEPTION = "{fidelity: {extractor: inception, weights: %s}}"
+
+
+def test_weights_that_may_be_inceptions_are_accepted(tmp_path: Path) -> None:
+    """Both formats of torch.save; a name that ends in the digits of the file's SHA-256."""
+    torch.save(TENSORS, tmp_path / "new.pth")
+    torch.save(TENSORS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    digits = provenance.sha256(tmp_path / "new.pth")[:8]
+    shutil.copy(tmp_path / "new.pth", tmp_path / f"named-{digits}.pth")
+    for name in ("new.pth", "old.pth", f"named-{digits}.pth"):
+        assert said(INCEPTION % (tmp_path / name), "mnist", *machine.checks(cluster=True)) == [], name
+
+
+def test_weights_that_cannot_be_inceptions_are_refused(tmp_path: Path) -> None:
+    """Missing, a folder, text, other tensors, cut, and another content than the name says: before anything runs."""
+    torch.save(TENSORS, tmp_path / "whole.pth")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
+    (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(content)
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.pth").write_text("weights")
+    found = provenance.sha256(tmp_path / "whole.pth")[:8]
+    wrong = {
+        "nowhere.pth": "does not exist",
+        ".": "is a folder",
+        "text.pth": "is no whole file of torch.save",
+        "empty.pth": "is no whole file of torch.save",
+        "cut.pth": "is no whole file of torch.save",
+        "other.pth": "holds other tensors",
+        "pt_inception-2015-12-05-6726825d.pth": f"is truncated or corrupt (its SHA-256 begins with {found})",
+    }
+    for name, cause in wrong.items():
+        path = str(tmp_path / name)
+        assert said(INCEPTION % path, "mnist", *machine.checks(cluster=True)) == [
+            f"fidelity.weights: {path!r} {cause}: it must be Inception's state dict, "
+            "pt_inception-2015-12-05-6726825d.pth"
+        ]
+    assert said(INCEPTION % (tmp_path / "nowhere.pth"), "mnist") == []  # who only reads results needs none
+
+
+def test_results_where_a_file_lies_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder cannot lie at or below a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    for results in ("taken", "taken/mine"):
+        line = f"results: {results!r}, but taken is a file; it must be a folder"
+        assert said(f"results: {results}", "digits", *machine.checks(cluster=True)) == [line]
+    (tmp_path / "free").mkdir()
+    assert said("results: free", "digits", *machine.checks(cluster=True)) == []
+
+
+def test_more_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cores limit threads and processes, GPUs those processes that compute on one; of a cluster Slurm is asked."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    here, there = [], ["GPU-1", "GPU-2"]
+
+    def lines(overlay: str, gpus: list[str], cluster: bool = False) -> list[str]:
+        monkeypatch.setattr(machine, "gpus", lambda: gpus)
+        return said(overlay, "digits", *machine.checks(cluster))
+
+    assert lines("threads: 5", here) == ["threads: 5, but this machine has 4 cores; it must be at most 4 here"]
+    assert lines("training: {processes: 8}", here) == [
+        "training.processes: 8, but this machine has 4 cores; it must be at most 4 here"
+    ]
+    assert lines("training: {processes: 4}", there) == [
+        "training.processes: 4, but this machine has 2 GPUs; it must be at most 2 here"
+    ]
+    assert lines("{training: {processes: 4}, device: cpu}", there) == []
+    assert lines("{training: {processes: 4}, threads: 4}", here) == []
+    assert lines("training: {processes: 2}", there) == []
+    assert lines("{training: {processes: 8}, threads: 64, device: cuda}", here, cluster=True) == []
+    if not Path("/dev/kfd").exists():
+        assert lines("device: cuda", here) == [
+            "device: cuda, but this machine has no GPU (driver, CUDA_VISIBLE_DEVICES?); cpu or auto would run"
+        ]
+    assert lines("device: cuda", there) == []
+
+
+def test_inception_is_loaded_before_a_cell_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no look at a file can tell is told before training, by who is about to measure; nobody else loads it."""
+    path = tmp_path / "weights.pth"
+    torch.save(TENSORS, path)
+    with pytest.raises(UserError, match=r"fidelity\.weights: .*weights\.pth: not Inception's weights"):
+        machine.load_inception({"fidelity": {"extractor": "inception", "weights": str(path)}})
+    machine.load_inception({"fidelity": {"extractor": "classifier", "weights": ""}})
+
+
+# ---- records ----------------------------------------------------------------------------------------------
+
+
+def forged(layout: Layout, stage: str, name: str, change: dict, result: dict) -> Path:
+    """A record with a right digest, made by another tool."""
+    recorder, path = provenance.Recorder(stage, {"name": name}, "0" * 16, {}), layout.record(stage, name)
+    recorder.finish(path, [], **result)
+    record = json.loads(path.read_text()) | change
+    record = {k: v for k, v in record.items() if v != "gone"}
+    provenance.write_json(path, record | {"digest": provenance.digest(record)})
+    return path
+
+
+def without(values: dict, name: str) -> dict:
+    """All but one."""
+    return {k: v for k, v in values.items() if k != name}
+
+
+TRAIN = {"steps": 1, "images_seen": 2, "parameters": 3, "levels": 17, "classes": 10, "shape": [1, 8, 8]}
+WORDS = ("stage", "code", "device", "hardware", "host", "status")
+TABLES = ("job", "inputs", "versions", "outputs", "bytes", "result", "costs")
+COSTS = {"started": "", "seconds": 1, "phases": {}, "peak_memory_mb": 1}
+FORGED = {
+    **{name: ({name: "gone"}, f"its {name} is missing") for name in (*WORDS, *TABLES, "commit", "dirty")},
+    "number for a name": ({"host": 3}, "its host is of type int"),
+    "list for a job": ({"job": []}, "its job is of type list"),
+    "text for dirty": ({"dirty": "no"}, "its dirty is of type str"),
+    **{
+        f"costs without {name}": (
+            {"costs": {k: v for k, v in COSTS.items() if k != name}},
+            f"its costs.{name} is missing",
+        )
+        for name in COSTS
+    },
+    "seconds as text": ({"costs": COSTS | {"seconds": "1"}}, "its costs.seconds is of type str"),
+    "an output without its size": ({"outputs": {"weights": "0" * 64}}, "its bytes['weights'] is missing"),
+    **{
+        f"result without {name}": (
+            {"result": {k: v for k, v in TRAIN.items() if k != name}},
+            f"its result.{name} is missing",
+        )
+        for name in TRAIN
+    },
+}
+
+
+@pytest.mark.parametrize(("change", "lacking"), FORGED.values(), ids=FORGED.keys())
+def test_a_record_that_lacks_something_is_no_record(tmp_path: Path, change: dict, lacking: str) -> None:
+    """Its digest may be right: what every reader takes for granted is looked for, and the job would run again."""
+    grid = config.check(DEFAULT)
+    name, layout = next(iter(grid.networks)), Layout(tmp_path)
+    path = forged(layout, "train", name, {}, TRAIN)
+    assert provenance.read_record(path, "train")["result"] == TRAIN
+    path = forged(layout, "train", name, change, TRAIN)
+    with pytest.raises(UserError) as caught:
+        provenance.read_record(path, "train")
+    assert str(caught.value) == f"{path}: not a record of ddpm, {lacking}; run again, what lies there is kept"
+    results = Results(grid, layout)
+    assert [str(r) for r in results.todo["train", name] if r.kind == "record"] == [
+        f"record.json: not a record of ddpm, {lacking}"
+    ]
+    assert any(lacking in line for line in status.lines(results))
+    assert status.overview(results)["todo"]
+
+
+@pytest.mark.parametrize("depth", [21, 500, 930, 100_000])
+def test_a_record_nested_deeply_is_no_record(tmp_path: Path, depth: int) -> None:
+    """Whether Python can read it or not."""
+    layout, grid = Layout(tmp_path), config.check(DEFAULT)
+    path = forged(layout, "data", "", {}, {})
+    record = json.loads(path.read_text())
+    if depth < 1000:
+        deep: object = 1
+        for _ in range(depth):
+            deep = [deep]
+        record["result"] = {"x": deep}
+        text = json.dumps(record | {"digest": provenance.digest(record)})
+    else:
+        text = json.dumps(record).replace('"result": {}', '"result": {"x": ' + "[" * depth + "]" * depth + "}")
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        provenance.read_record(path)
+    assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert "nested more than 20 deep" in str(caught.value) or depth > 500
+    results = Results(grid, layout)
+    assert [r.kind for r in results.todo["data", ""]] == ["record"]
+    assert list(status.lines(results))
+
+
+def test_the_form_of_records_is_that_of_the_schema() -> None:
+    """What is asked of a record before it is read is what its schema requires."""
+    schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "record.schema.yaml").read_text(encoding="utf-8"))
+    assert set(schema["required"]) == {"format", *provenance.FORM}
+    assert set(schema["properties"]["costs"]["required"]) == provenance.COSTS.keys()
+
+
+# ---- as a user sees it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_project(tmp_path_factory.mktemp("clone"))
+
+
+def test_the_command_says_all_at_once(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """`ddpm check`, and a stage by hand before it starts; `ddpm status` of the same tree does not mind the machine."""
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    (clone / "wrong.yaml").write_text("{threads: 9, network: {attention: [4]}, training: {stps: 1}}")
+    for command in (["check"], ["train", "eps/linear/unconditional/seed0"]):
+        assert cli.main([*command, "--configfile", "wrong.yaml"]) == 2
+        assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+            "ddpm: training.stps: unknown key",
+            "network.attention: 4",
+            "threads: 9, but this machine has 1 cores",
+        ]
+    (clone / "wide.yaml").write_text("threads: 9")
+    assert cli.main(["status", "--configfile", "wide.yaml"]) == 0
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert cli.main(["check", "--configfile", "wide.yaml"]) == 0
+
+
+def test_snakemake_says_the_same_before_the_first_job(clone: Path) -> None:
+    """The same lines, and what its own reading of files does not see; nothing is made."""
+    (clone / "wrong.yaml").write_text(
+        "{threads: 999, network: {attention: [4]}, training: {stps: 1}, sampling: {images: 10}, guide: {width: 16}}"
+    )
+    run = snakemake_files(clone, "wrong.yaml")
+    assert run.returncode != 0
+    for part in ("training.stps: unknown", "network.attention: 4;", "sampling.images: 10;", "threads: 999, but"):
+        assert sum(part in line for line in (run.stdout + run.stderr).splitlines()) == 1, part
+    (clone / "twice.yaml").write_text("seeds: [1]\nseeds: [2]\n")
+    run = snakemake_files(clone, "twice.yaml")
+    assert run.returncode != 0 and "twice.yaml: line 2: the key 'seeds' stands in line 1 already" in run.stderr
+    assert not (clone / "results").exists()
+
+
+def test_snakemake_refuses_a_default_that_is_nested_deeply(clone: Path) -> None:
+    """config.yaml is read by the Snakefile; without a traceback of Snakemake's own."""
+    kept = (clone / "config.yaml").read_text()
+    (clone / "config.yaml").write_text("seeds: " + "[" * 10000 + "]" * 10000)
+    run = snakemake_files(clone, "tests/tiny.yaml")
+    (clone / "config.yaml").write_text(kept)
+    assert run.returncode != 0 and "nested more than 20 deep" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_the_cores_of_the_login_node_do_not_matter(clone: Path) -> None:
+    """With the Slurm profile the nodes compute: what they have is asked of Slurm."""
+    (clone / "wide.yaml").write_text("{threads: 999, training: {processes: 64, batch: 64}}")
+    command = [sys.executable, "-m", "snakemake", "-n", "--profile", "slurm", "--configfile"]
+    run = subprocess.run([*command, "tests/tiny.yaml", "wide.yaml"], cwd=clone, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
