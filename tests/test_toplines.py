@@ -86,7 +86,7 @@ def test_the_fast_distance_is_torch_fidelitys(size: int) -> None:
 
 def test_counts_by_chance_are_multinomial() -> None:
     """Mean N p and covariance N (diag p − p pᵀ) over many draws; always N; a class that has no image gets none."""
-    sizes, count, draws = torch.tensor([5, 3, 0, 2]), 40, 8000
+    sizes, count, draws = torch.tensor([5, 3, 0, 2]), 20, 2000
     found = torch.stack([toplines.by_chance(sizes, count, draw) for draw in range(draws)]).double()
     p = sizes.double() / 10
     expected = count * (torch.diag(p) - torch.outer(p, p))
