@@ -337,5 +337,6 @@ def published_text(table: pd.DataFrame) -> str:
         heading = f"# {source['title']}\n\n{source['source']} ({source['dataset']})."
         if source["dataset"] != ours:
             heading += f" Ours is `{ours}`: compare the order and the multiples of the topline, not the numbers."
+        heading += " Multiples of ours are of the topline of each row's kind, as table.md has it."
         out.append(f"{heading}\n\n{markdown(beside)}")
     return "\n".join(out) or "No published table has a row in this grid.\n"
