@@ -49,7 +49,7 @@ def by_chance(sizes: Tensor, count: int, draw: int) -> Tensor:
     """Multinomial(count, sizes/Σ sizes): how many of `count` images fall into each class, int64 (C,)."""
     u = noise.uniform(noise.key("classes by chance"), torch.arange(count), draw)
     edges = sizes.double().cumsum(0) / sizes.sum()
-    return torch.searchsorted(edges[:-1], u, right=True).bincount(minlength=len(sizes))
+    return torch.searchsorted(edges[:-1], u).bincount(minlength=len(sizes))
 
 
 def shuffled(label: Tensor, draw: int) -> tuple[Tensor, Tensor]:
