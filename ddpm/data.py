@@ -378,3 +378,20 @@ def reference(dataset: Data, half: str, count: int | None = None) -> Tensor:
     if count is not None and count > len(images):
         raise UserError(f"images: {count} wanted, but the {half} half holds {len(images)}")
     return images[noise.permutation(len(images), "reference", half)][:count]
+
+
+def proportional(sizes: Tensor, count: int) -> Tensor:
+    """`count` shared out in proportion to `sizes` (C,), int64 (C,): by largest remainder, ties to the first."""
+    whole, left = sizes * count // sizes.sum(), sizes * count % sizes.sum()
+    whole[left.argsort(descending=True, stable=True)[: count - int(whole.sum())]] += 1
+    return whole
+
+
+def stratified(split: Split, count: int, *parts: object) -> Tensor:
+    """`count` different images of a half, its classes in their proportions, in an order that depends on `parts`."""
+    if count > len(split.images):
+        raise UserError(f"images: {count} wanted, but there are {len(split.images)}")
+    _, label = split.labels.unique(return_inverse=True)
+    order, wanted = noise.permutation(len(label), *parts), proportional(label.bincount(), count)
+    rank = torch.nn.functional.one_hot(label[order]).cumsum(0).gather(1, label[order][:, None])[:, 0]
+    return split.images[order[rank <= wanted[label[order]]]]

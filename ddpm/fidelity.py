@@ -2,7 +2,7 @@
 
 For points in the plane the features may be the coordinates themselves, and a second distance sees shapes.
 Two FIDs are comparable only if extractor and number of images agree: the extractor's hash stands in every
-record, N is exact, and the real-data row gives the scale (`fid_over_topline`).
+record, N is exact, and the rows of real data give the scale (`ddpm.toplines`).
 """
 
 import json
@@ -18,8 +18,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from tqdm import tqdm
 
-from ddpm import data, noise
-from ddpm.data import Split, reference
+from ddpm import data, noise, toplines
+from ddpm.data import Split, reference, stratified
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, canonical
 from ddpm.layout import Layout
@@ -27,6 +27,8 @@ from ddpm.networks.classifier import Classifier
 from ddpm.provenance import Recorder, read_record, read_tensors, sha256, write_tensors
 
 Tensor = torch.Tensor
+# The rows of real images → whether their classes come by chance.
+REAL = {"real": False, "real-by-chance": True}
 
 
 class ClassifierExtractor(FeatureExtractorBase):
@@ -143,11 +145,15 @@ class Extractor:
         )
 
 
-def statistics(features: Tensor) -> dict[str, np.ndarray]:
-    """Mean and covariance as torch-fidelity wants them; refuses what would only look like a FID."""
-    n, d = features.shape
+def enough(n: int, d: int) -> None:
+    """Refuse a covariance of d features that n images cannot give."""
     if n <= d:
         raise UserError(f"sampling.images: {n} images for {d} features; FID needs more images than features")
+
+
+def statistics(features: Tensor) -> dict[str, np.ndarray]:
+    """Mean and covariance as torch-fidelity wants them; refuses what would only look like a FID."""
+    enough(*features.shape)
     return fid_features_to_statistics(features)
 
 
@@ -232,8 +238,18 @@ class Yardstick:
         return within_classes(self.extractor(images), self.extractor.predict(images))
 
     @cache  # noqa: B019
+    def features(self, half: str, binarized: bool) -> Tensor:
+        return self.extractor(getattr(self.dataset, half).images, binarized)
+
+    @cache  # noqa: B019
     def of(self, half: str, binarized: bool) -> dict[str, np.ndarray]:
-        return self.statistics(reference(self.dataset, half), binarized)
+        return statistics(self.features(half, binarized))
+
+    def topline(self, count: int, chance: bool, binarized: bool) -> tuple[float, float, float]:
+        """FID of `count` fresh real images against the test half: mean, and interval of 95 %."""
+        features = self.features("train", binarized)
+        enough(count, features.shape[1])
+        return toplines.topline(features, self.dataset.train.labels, self.of("test", binarized), count, chance)
 
 
 @lru_cache(maxsize=1)
@@ -243,7 +259,7 @@ def _yardstick(layout: Layout, hashes: tuple[str, ...], spec: str, device: str) 
 
 
 def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
-    """The `fidelity` stage of one cell, or of a baseline: real training images, or uniform noise.
+    """The `fidelity` stage of one cell, or of a baseline: real training images (`ddpm.toplines`), or uniform noise.
 
     FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized (of points,
     which have no binary form, the sliced Wasserstein distance to the test half instead); the variance of the features
@@ -267,8 +283,8 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     if name not in BASELINES:
         tensors, _ = read_tensors(layout.samples(name))
         images, labels = tensors["images"], tensors.get("labels")
-    elif name == "real":
-        images = reference(dataset, "train", count)
+    elif name in REAL:
+        images = stratified(dataset.train, count, "real row")
     else:
         u, real = noise.uniform(noise.key("noise row"), torch.arange(count), 0, dataset.shape), dataset.train.images
         # Over all grey levels, or over the rectangle that holds the points.
@@ -284,10 +300,13 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     recorder.phase("measuring")
     result: dict[str, object] = {}
     for suffix, binarized in (("", False), ("_binarized", True)) if dataset.levels else (("", False),):
+        if name in REAL:
+            found = yardstick.topline(count, REAL[name], binarized)
+            result |= zip((f"fid{suffix}", f"fid{suffix}_low", f"fid{suffix}_high"), found, strict=True)
+            continue
         ours = yardstick.statistics(images, binarized)
         for half, key in (("test", "fid"), ("train", "fid_train")):
-            if not (name == "real" and half == "train"):
-                result[key + suffix] = frechet(ours, yardstick.of(half, binarized))
+            result[key + suffix] = frechet(ours, yardstick.of(half, binarized))
     result["diversity"] = yardstick.diversity(images) / yardstick.real_diversity()
     if not dataset.levels:
         result["sliced_wasserstein"] = sliced_wasserstein(images, dataset.test.images)

@@ -44,8 +44,8 @@ UNUSED = {
     "figures": ("results", *HOW, "likelihood", "ode_likelihood", "fidelity", "classifier"),
 }
 
-# The rows that bound the table: real training images (ceiling) and uniform noise (floor).
-BASELINES = ("real", "noise")
+# The rows that bound the table: real training images, with classes in proportion and by chance, and uniform noise.
+BASELINES = ("real", "real-by-chance", "noise")
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,12 @@ class Grid:
         """Whether labels steer the cell: then it samples from no likelihood model."""
         return self.guide(cell) is not None or self.network(cell).labels == "conditional"
 
+    def is_given_classes(self, cell: Cell) -> bool:
+        """Whether the cell's classes are those of labels that it is given; otherwise they come by chance."""
+        guidance = source_of("guidance", self.config["guidances"][cell.guidance])
+        weight = self.axis("guidance", cell.guidance).get("weight")
+        return self.is_guided(cell) and weight != guidance.attributes["unguided"]
+
     @cached_property
     def likelihoods(self) -> list[str]:
         """The networks whose bound is measured: those that cells sample from as they are."""
@@ -244,7 +250,7 @@ class Grid:
         }
 
     def fidelity_job(self, name: str) -> dict:
-        """`name`: a cell, or one of the two baselines `real` and `noise`."""
+        """`name`: a cell, or one of the baselines."""
         return {
             "name": name,
             "images": self.config["sampling"]["images"],

@@ -19,11 +19,13 @@ class Guidance(Method):
     """How labels steer x̂0.
 
     `labels` is the kind of network it needs: `unconditional`, or `conditional` (trained with label dropout);
-    `guide` says whether it needs a classifier of noisy images too (`ddpm.guide`).
+    `guide` says whether it needs a classifier of noisy images too (`ddpm.guide`); `unguided` is the weight at which
+    labels play no part.
     """
 
     labels: ClassVar[str] = "unconditional"
     guide: ClassVar[bool] = False
+    unguided: ClassVar[float | None] = None
 
     @property
     def evaluations(self) -> int:
@@ -74,6 +76,7 @@ class ClassifierFree(Guidance):
 
     method = "cfg"
     labels = "conditional"
+    unguided = -1.0
     limits = {"weight": (-1, None)}
     weight: float = 1.0
 
@@ -109,6 +112,7 @@ class ClassifierGuidance(Guidance):
 
     method = "classifier"
     guide = True
+    unguided = 0.0
     limits = {"weight": (0, None)}
     weight: float = 1.0
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ddpm import data, guide, networks, noise
 from ddpm.checkpoint import SECONDS, Checkpoint
-from ddpm.data import Data
+from ddpm.data import Data, proportional
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance
 from ddpm.layout import Layout
@@ -32,10 +32,9 @@ def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
 
 
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
-    """Labels with the training half's frequencies, in a seeded order; int64 (count,)."""
-    labels = dataset.train.labels
-    order = noise.permutation(len(labels), "labels", name)
-    return labels[order[torch.arange(count) % len(labels)]]
+    """Labels in the training half's proportions, by largest remainder, in a seeded order; int64 (count,)."""
+    labels, sizes = dataset.train.labels.unique(return_counts=True)
+    return labels.repeat_interleave(proportional(sizes, count))[noise.permutation(count, "labels", name)]
 
 
 @torch.no_grad()

@@ -27,6 +27,13 @@ COLUMNS = [
     "fid_binarized",
     "fid_binarized_std",
     "fid_binarized_over_topline",
+    "topline",
+    "fid_topline",
+    "fid_topline_low",
+    "fid_topline_high",
+    "fid_binarized_topline",
+    "fid_binarized_topline_low",
+    "fid_binarized_topline_high",
     "fid_train",
     "sliced_wasserstein",
     "nll_bits_per_dim",
@@ -62,6 +69,8 @@ SPREADS = {
     "nll_bits_per_dim": "nll_std",
     "nll_ode_bits_per_dim": "nll_ode_std",
 }
+# Topline → the baseline that it is, the first row or the second; a row is divided by that of its kind.
+TOPLINES = {"stratified": "real", "by chance": "real-by-chance"}
 
 
 def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tuple[str, str] | None:
@@ -112,6 +121,7 @@ def _row(results: Results, cells: list[Cell]) -> dict:
         reason = f"{len(diverged)} of {len(cells)} seeds ({', '.join(diverged)})"
         return row | {"status": "diverged", "reason": reason}
     row |= {
+        "topline": "stratified" if grid.is_given_classes(first) else "by chance",
         "samples": sample["images"],
         "images_seen": train["images_seen"],
         "extractor": found[0]["fidelity"]["result"]["extractor"],
@@ -139,8 +149,9 @@ def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -
 
 
 def _baseline(results: Results, name: str) -> dict:
-    """The real-data row (ceiling) or the noise row (floor)."""
-    row = {"objective": {"real": "real data", "noise": "noise"}[name]}
+    """A row of real data (ceiling) or the noise row (floor)."""
+    titles = {"real": "real data", "real-by-chance": "real data, classes by chance", "noise": "noise"}
+    row = {"objective": titles[name], "topline": "stratified" if name == "real" else "by chance"}
     record = results.valid("fidelity", name)
     if record is None:
         return row | {"status": "missing", "reason": f"fidelity: {results.todo['fidelity', name][0]}"}
@@ -155,7 +166,7 @@ def _baseline(results: Results, name: str) -> dict:
 
 
 def collect(results: Results) -> pd.DataFrame:
-    """The whole table: one row per cell, after the two baselines."""
+    """The whole table: one row per cell, after the baselines."""
     grid = results.grid
     rows: dict[tuple, list[Cell]] = {}
     for cell in grid.cells:
@@ -165,7 +176,14 @@ def collect(results: Results) -> pd.DataFrame:
     table["dataset"] = grid.config["data"]["name"]
     for column in ("fid", "fid_binarized"):
         table[column] = pd.to_numeric(table[column])
-        table[f"{column}_over_topline"] = table[column] / table.loc[0, column]
+        for part in ("", "_low", "_high"):
+            of = {
+                name: record["result"].get(f"{column}{part}")
+                for name, baseline in TOPLINES.items()
+                if (record := results.valid("fidelity", baseline))
+            }
+            table[f"{column}_topline{part}"] = pd.to_numeric(table["topline"].map(of))
+        table[f"{column}_over_topline"] = table[column] / table[f"{column}_topline"]
     for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen"):
         table[column] = table[column].astype("Int64")
     return table
@@ -202,7 +220,7 @@ def markdown(table: pd.DataFrame, digits: int = 2) -> str:
 
 def published(table: pd.DataFrame, source: dict) -> pd.DataFrame:
     """A published table with our numbers beside it, both also as multiples of their own toplines (ours alone where none
-    was published); columns without any number are left out."""
+    was published; ours by the topline of each row's kind); columns without any number are left out."""
     real, rows = table.iloc[0], []
     top = source.get("topline", {})
 
@@ -212,7 +230,7 @@ def published(table: pd.DataFrame, source: dict) -> pd.DataFrame:
             their, our = theirs.get(column), None if ours is None else ours[column]
             row[f"{short} published"], row[f"{short} ours"] = their, our
             row[f"{short}/top published"] = their / top[column] if their and column in top else None
-            row[f"{short}/top ours"] = our / real[column] if our is not None else None
+            row[f"{short}/top ours"] = None if ours is None else ours[f"{column}_over_topline"]
         row["NLL published"] = theirs.get("nll_bits_per_dim")
         row["NLL ours"] = None if ours is None else ours["nll_bits_per_dim"]
         row["status"] = "not in this grid" if ours is None else ours["status"]
@@ -236,6 +254,7 @@ READING = [
     c
     for c in COLUMNS
     if c not in ("dataset", "parameters", "images_seen", "extractor", "seeds", "samples", "fid_train")
+    and "_topline" not in c.replace("_over_topline", "")
 ]
 
 
@@ -251,10 +270,31 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
     )
     return (
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
-        f"FID of N = {real['samples']} {things} against the test half, features of extractor `{real['extractor']}`; "
-        f"`fid_over_topline` is FID ÷ FID of real training {things} (1 is as good as data). "
+        f"FID of N = {real['samples']} {things} against the test half, features of extractor `{real['extractor']}`. "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
-        f"{exact}\n\n" + markdown(table[columns], 3) + weights(grid)
+        f"{exact}\n\n{ratios(table, things)}\n" + markdown(table[columns], 3) + weights(grid)
+    )
+
+
+def ratios(table: pd.DataFrame, things: str) -> str:
+    """What 1 means in every row's `fid_over_topline`, and which values around it are chance."""
+    rows = []
+    for name, (_, real) in zip(TOPLINES, table.iloc[: len(TOPLINES)].iterrows(), strict=True):
+        row: dict[str, object] = {"topline": name}
+        for column, short in (("fid", "FID"), ("fid_binarized", "FID Bin.")):
+            ends = [real[f"{column}_topline_{end}"] for end in ("low", "high")]
+            known = pd.notna(ends).all()
+            row[short] = real[column]
+            row[f"{short}, 95 % of sets"] = "{:.3f} to {:.3f}".format(*ends) if known else None
+            row[f"{short} ratio"] = "{:.2f} to {:.2f}".format(*(end / real[column] for end in ends)) if known else None
+        rows.append(row)
+    return (
+        f"`fid_over_topline` is FID ÷ the mean FID of fresh sets of N real training {things}: 1 is as good as data. "
+        "Rows that are given labels have every class in proportion, and are divided by the topline of sets that have "
+        f"too (`stratified`). All other rows draw their classes by chance, which costs real {things} as well: they are "
+        "divided by the topline of sets with classes drawn `by chance`. "
+        f"95 of 100 sets of real {things} have a ratio in these intervals, so a row in its own cannot be told from "
+        "data:\n\n" + markdown(pd.DataFrame(rows).dropna(axis="columns", how="all"), 3)
     )
 
 
@@ -310,5 +350,6 @@ def published_text(table: pd.DataFrame) -> str:
         heading = f"# {source['title']}\n\n{source['source']} ({source['dataset']})."
         if source["dataset"] != ours:
             heading += f" Ours is `{ours}`: compare the order and the multiples of the topline, not the numbers."
+        heading += " Multiples of ours are of the topline of each row's kind, as table.md has it."
         out.append(f"{heading}\n\n{markdown(beside)}")
     return "\n".join(out) or "No published table has a row in this grid.\n"

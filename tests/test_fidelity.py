@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from torch_fidelity import registry
 
-from ddpm import config, data, fidelity, noise, provenance
+from ddpm import config, data, fidelity, noise, provenance, toplines
 from ddpm.errors import UserError
 from ddpm.grid import Grid
 from ddpm.layout import Layout
@@ -307,17 +307,33 @@ def by_hand(extractor: fidelity.Extractor, digits: data.Data, images: torch.Tens
     return found
 
 
-def test_the_real_row_compares_training_images_with_the_test_half(
-    layout: Layout, digits: data.Data, extractor: fidelity.Extractor
+@pytest.mark.parametrize("name", ["real", "real-by-chance"])
+@pytest.mark.parametrize("count", [60, 898])
+def test_the_real_rows_compare_training_images_with_the_test_half(
+    layout: Layout, digits: data.Data, extractor: fidelity.Extractor, name: str, count: int
 ) -> None:
-    """N seeded training images; against the half that they come from there is nothing to measure."""
-    fidelity.evaluate(*grid().job("fidelity", "real"), layout)
-    found = provenance.read_record(layout.record("fidelity", "real"))["result"]
-    expected = by_hand(extractor, digits, fidelity.reference(digits, "train", 60))
-    for key in ("fid", "fid_binarized"):
-        assert found[key] == pytest.approx(expected[key], rel=1e-9)
-    assert found["images"] == 60
+    """N fresh training images, with classes in proportion or by chance; there is nothing to measure against their own
+    half; and where N is the whole half and its classes stay, FID is that half's."""
+    job, code = grid(sampling={"images": count}).job("fidelity", name)
+    fidelity.evaluate(job, code, layout)
+    found = provenance.read_record(layout.record("fidelity", name))["result"]
+    for suffix, binarized in (("", False), ("_binarized", True)):
+        train, test = (extractor(half.images, binarized) for half in (digits.train, digits.test))
+        expected = toplines.topline(
+            train, digits.train.labels, fidelity.statistics(test), count, name == "real-by-chance"
+        )
+        keys = (f"fid{suffix}", f"fid{suffix}_low", f"fid{suffix}_high")
+        assert tuple(found[k] for k in keys) == pytest.approx(expected, rel=1e-9)
+        if name == "real" and count == 898:
+            assert found[f"fid{suffix}"] == pytest.approx(by_hand(extractor, digits, digits.train.images)[keys[0]])
+    assert found["images"] == count
     assert "fid_train" not in found and "fid_train_binarized" not in found
+
+
+def test_real_rows_refuse_too_few_images(layout: Layout) -> None:
+    """As every row does: N above the number of features."""
+    with pytest.raises(UserError, match=f"{FEATURES} images for {FEATURES} features"):
+        fidelity.evaluate(*grid(sampling={"images": FEATURES}).job("fidelity", "real"), layout)
 
 
 def test_the_noise_row_is_uniform_over_the_grey_levels(

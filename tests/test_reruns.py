@@ -17,6 +17,7 @@ import yaml
 from project import command, copy_project, planned, snakemake
 
 from ddpm import provenance
+from ddpm.grid import BASELINES
 from ddpm.layout import Layout
 
 EPS, LEARNED, SCORE = (
@@ -256,7 +257,7 @@ def test_what_happened_to_the_results(copy: Path, damage: Callable, expected: Jo
     assert set(planned(copy)) == expected
     found = json.loads(status(copy, "--json"))
     batches = {cell: network for network, cells in CELLS.items() for cell in cells}
-    batches |= {"real": "baselines", "noise": "baselines"}
+    batches |= dict.fromkeys(BASELINES, "baselines")
     told = {(j["stage"], batches.get(j["name"], "") if j["stage"] == "fidelity" else j["name"]) for j in found["todo"]}
     assert told == expected
 
@@ -344,7 +345,7 @@ def test_a_failure_leaves_no_old_table(copy: Path) -> None:
     assert run.returncode == 0 and run.stdout == "results/tiny/table.csv: 3 of 4 cells\n"
     assert "# digits: 3 of 4 cells" in (at.root / "table.md").read_text()
     rows = pd.read_csv(at.root / "table.csv", keep_default_na=False)
-    assert list(rows["status"]) == ["ok"] * 5 + ["n/a", "failed"]
+    assert list(rows["status"]) == ["ok"] * 6 + ["n/a", "failed"]
     assert rows["reason"].iloc[-1] == "1 of 1 seeds; sample: no luck today"
     assert set(planned(copy)) >= drawn(SCORE_DDIM)
     path.write_text(text)

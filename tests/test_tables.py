@@ -93,10 +93,11 @@ def row(table: pd.DataFrame, *axes: str) -> pd.Series:
 
 
 def test_rows_come_in_order(table: pd.DataFrame) -> None:
-    """Real data first, noise second, then the cells in the order of the configuration, one row for all seeds."""
+    """Real data first, in both ways, then noise, then the cells in the configuration's order, one row for all seeds."""
     axes = table[["objective", "schedule", "guidance", "sampler"]].fillna("").agg("/".join, axis=1).tolist()
     assert axes == [
         "real data///",
+        "real data, classes by chance///",
         "noise///",
         "eps/linear/none/ancestral",
         "eps/linear/none/ddim",
@@ -104,7 +105,7 @@ def test_rows_come_in_order(table: pd.DataFrame) -> None:
         "learned/linear/none/ancestral",
         "score/cosine/cfg-w1/ddim",
     ]
-    assert table["status"].tolist() == ["ok", "ok", "ok", "ok", "n/a", "ok", "ok"]
+    assert table["status"].tolist() == ["ok", "ok", "ok", "ok", "ok", "n/a", "ok", "ok"]
     assert set(table["dataset"]) == {"digits"}
 
 
@@ -148,16 +149,56 @@ def test_one_seed_has_no_spread(finished: Layout) -> None:
 
 
 def test_fid_is_given_as_a_multiple_of_the_topline(finished: Layout, table: pd.DataFrame) -> None:
-    """FID ÷ FID of the real-data row, for plain and binarized FID."""
+    """FID ÷ FID of real data whose classes come as the row's do, plain and binarized; the interval beside it."""
+    kinds = ["stratified", "by chance", "by chance", "by chance", "by chance", None, "by chance", "stratified"]
+    assert [None if pd.isna(kind) else kind for kind in table["topline"]] == kinds
+    baselines = {"stratified": "real", "by chance": "real-by-chance"}
     for column in ("fid", "fid_binarized"):
-        top = number(finished, "fidelity", "real", column)
-        assert table.loc[0, column] == top
-        assert table.loc[0, f"{column}_over_topline"] == 1
-        measured = table[table["status"] == "ok"]
-        for _, found in measured.iterrows():
-            assert found[f"{column}_over_topline"] == pytest.approx(found[column] / top, rel=1e-12)
-    assert table.loc[1, "fid"] == number(finished, "fidelity", "noise", "fid")
-    assert table.loc[1, "fid_over_topline"] > 1
+        for _, found in table[table["status"] == "ok"].iterrows():
+            of = provenance.read_record(finished.record("fidelity", baselines[found["topline"]]))["result"]
+            assert found[f"{column}_over_topline"] == pytest.approx(found[column] / of[column], rel=1e-12)
+            assert found[f"{column}_topline"] == of[column]
+            assert found[f"{column}_topline_low"] == of[f"{column}_low"] < of[column]
+            assert found[f"{column}_topline_high"] == of[f"{column}_high"] > of[column]
+        assert table.loc[:1, f"{column}_over_topline"].tolist() == [1, 1]
+        assert table.loc[1, column] == number(finished, "fidelity", "real-by-chance", column) != table.loc[0, column]
+    assert table.loc[2, "fid"] == number(finished, "fidelity", "noise", "fid")
+    assert table.loc[2, "fid_over_topline"] > 1
+
+
+def test_a_missing_topline_leaves_its_rows_without_a_ratio(layout: Layout) -> None:
+    """Their own FID stays."""
+    layout.record("fidelity", "real-by-chance").unlink()
+    found = tables.collect(Results(GRID, layout))
+    for _, of in found[found["status"] == "ok"].iterrows():
+        assert pd.notna(of["fid"]) and pd.isna(of["fid_over_topline"]) == (of["topline"] == "by chance")
+    assert found.loc[1, "status"] == "missing"
+    write(layout)
+    assert "95 of 100 sets" in (layout.root / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("weight", "given"), [(-1.0, False), (0.0, True), (1.0, True)])
+def test_which_cells_are_given_classes(weight: float, given: bool) -> None:
+    """Those whose labels play a part: w = −1 of classifier-free guidance is the unconditional model."""
+    read = config.merge(configured(), {"guidances": {"cfg-w1": {"weight": weight}}})
+    grid = config.check(read)
+    assert [grid.is_given_classes(c) for c in grid.runs.values() if c.guidance == "cfg-w1"] == [given, given]
+    assert not any(grid.is_given_classes(c) for c in grid.runs.values() if c.guidance == "none")
+
+
+def test_the_heading_says_what_one_means(layout: Layout) -> None:
+    """Both toplines with their intervals, as FID and as ratio, and nothing else of them in the rows."""
+    write(layout)
+    text = (layout.root / "table.md").read_text(encoding="utf-8")
+    for name, baseline in (("stratified", "real"), ("by chance", "real-by-chance")):
+        of = provenance.read_record(layout.record("fidelity", baseline))["result"]
+        line = next(line for line in text.splitlines() if line.split("|")[1:2] and line.split("|")[1].strip() == name)
+        for column in ("fid", "fid_binarized"):
+            mean, low, high = (of[column + end] for end in ("", "_low", "_high"))
+            assert f"{mean:.3f} " in line and f"{low:.3f} to {high:.3f}" in line
+            assert f"{low / mean:.2f} to {high / mean:.2f}" in line
+    rows = next(line for line in text.splitlines() if line.startswith("| objective"))
+    assert " topline " in rows and "fid_over_topline" in rows and "topline_low" not in rows
 
 
 def test_a_pair_that_cannot_work_is_a_row_with_its_reason(table: pd.DataFrame) -> None:
@@ -215,7 +256,7 @@ def test_writing_twice_gives_the_same_bytes(layout: Layout, table: pd.DataFrame)
     read = pd.read_csv(layout.root / "table.csv", keep_default_na=False, na_values=[""])
     assert list(read.columns) == list(table.columns)
     assert read["status"].tolist() == table["status"].tolist()
-    assert read["guidance"].tolist()[2] == "none"
+    assert read["guidance"].tolist()[3] == "none"
     for column in ("fid", "fid_std", "nll_bits_per_dim"):
         assert read[column].tolist() == pytest.approx(table[column].round(4).tolist(), abs=1e-4, nan_ok=True)
 
@@ -272,7 +313,7 @@ def test_a_record_of_another_configuration_is_left_out(layout: Layout, stage: st
     edit(layout.record(stage, name), lambda record: record["job"].update({key: 7}))
     rows = told(layout)
     if stage in ("data", "classifier"):
-        assert len(rows) == 6 and all(stage in reason for _, reason in rows.values())
+        assert len(rows) == 7 and all(stage in reason for _, reason in rows.values())
     elif name == "noise":
         assert rows == {"noise///": ("missing", "fidelity: threads: 7 → 1")}
     else:
@@ -346,7 +387,7 @@ def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:
 def test_an_empty_folder_gives_a_table_of_missing_rows(tmp_path: Path) -> None:
     """Nothing was run: every row stands there as missing, but for those that never will be."""
     found = tables.collect(Results(GRID, Layout(tmp_path)))
-    assert found["status"].tolist() == ["missing"] * 4 + ["n/a"] + ["missing"] * 2
+    assert found["status"].tolist() == ["missing"] * 5 + ["n/a"] + ["missing"] * 2
     assert found["fid"].isna().all()
 
 

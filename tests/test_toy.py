@@ -16,6 +16,7 @@ from test_pipeline import ROOT, copy_project
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from ddpm import catalogue, config, data, fidelity, figures, flow, provenance, sampling
+from ddpm import noise as rng
 from ddpm.exact import ExactDenoiser, Mixture
 from ddpm.figures import plane
 from ddpm.figures.points import Clouds, law_of
@@ -314,12 +315,19 @@ def test_frechet_distance_of_coordinates(tmp_path: Path) -> None:
         fidelity.evaluate(job | {"name": name}, "0" * 16, layout)
     real, noise = (provenance.read_record(layout.record("fidelity", n))["result"] for n in ("real", "noise"))
     both = data.read(layout.data)
-    ours, theirs = fidelity.reference(both, "train", 2000).double(), both.test.images.double()
+    box = torch.lerp(
+        both.train.images.amin(0),
+        both.train.images.amax(0),
+        rng.uniform(rng.key("noise row"), torch.arange(2000), 0, (2,)).float(),
+    )
+    ours, theirs = box.double(), both.test.images.double()
     (a, b), difference = (x.T.cov() for x in (ours, theirs)), ours.mean(0) - theirs.mean(0)
     roots = torch.linalg.eigvals(a @ b).sqrt().real.sum()
     expected = difference.square().sum() + a.trace() + b.trace() - 2 * roots
-    assert real["fid"] == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
-    assert real["sliced_wasserstein"] == fidelity.sliced_wasserstein(ours, theirs)
+    assert noise["fid"] == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
+    assert 0 < real["fid_low"] < real["fid"] < real["fid_high"] < noise["fid"]
+    some = data.stratified(both.train, 2000, "real row")
+    assert real["sliced_wasserstein"] == fidelity.sliced_wasserstein(some, both.test.images)
     assert "fid_binarized" not in real and real["extractor"] == noise["extractor"] == "identity"
     assert noise["sliced_wasserstein"] > 5 * real["sliced_wasserstein"]
 
@@ -367,13 +375,21 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_table_of_points(tree: Path) -> None:
     """Exact bits/dim stand in the row of real data; what only images have is empty; VP refuses annealed Langevin."""
     table = pd.read_csv(tree / "table.csv", keep_default_na=False, na_values=[""])
-    assert list(table["objective"]) == ["real data", "noise", "eps", "eps", "score", "score"]
-    assert list(table["status"]) == ["ok", "ok", "ok", "n/a", "ok", "ok"]
-    assert "VE" in table.loc[3, "reason"]
+    assert list(table["objective"]) == [
+        "real data",
+        "real data, classes by chance",
+        "noise",
+        "eps",
+        "eps",
+        "score",
+        "score",
+    ]
+    assert list(table["status"]) == ["ok", "ok", "ok", "ok", "n/a", "ok", "ok"]
+    assert "VE" in table.loc[4, "reason"]
     test = data.GaussianMixture(test=300).load()[1].images.double()
     exact = -independent(data.GaussianMixture().law()).log_prob(test).mean() / (2 * math.log(2))
     assert table.loc[0, "nll_bits_per_dim"] == pytest.approx(float(exact), abs=1e-4)
-    done = table.loc[[2, 4, 5]]
+    done = table.loc[[3, 5, 6]]
     assert done[["nll_bits_per_dim", "nll_ode_bits_per_dim", "sliced_wasserstein", "diversity"]].notna().all(axis=None)
     assert table["fid_binarized"].isna().all() and set(table["extractor"].dropna()) == {"identity"}
     assert table["sliced_wasserstein"].idxmin() == 0 and table["fid"].idxmin() == 0
