@@ -50,10 +50,15 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor, levels:
 
 def reverse_log_variance(schedule: Schedule, x: Tensor, v: Tensor | None, t: Tensor, s: Tensor, large: bool) -> Tensor:
     """log Σ of p(x_s | x_t): v log σ²_ts + (1 − v) log β̃ where learned (000, "Learned variance"; 001, eq. 4.1),
-    otherwise log β̃ (small) or log σ²_ts (large)."""
-    log_small, log_large = like(x, *schedule.log_variances(t, s))
+    otherwise log β̃ (small) or log σ²_ts (large).
+
+    The decoder, s = 0, has Σ = β̃_2 in both fixed cases: Ho et al. 2020, whose published code appends β_2 … β_T to β̃_2
+    for `fixedlarge` and β̃_2 … β̃_T for `fixedsmall`. Where learned its upper end is β_1 (Nichol & Dhariwal 2021).
+    """
+    log_small, log_large = schedule.log_variances(t, s)
     if v is None:
-        return log_large if large else log_small
+        return like(x, torch.where(s < 1, log_small, log_large) if large else log_small)[0]
+    log_small, log_large = like(x, log_small, log_large)
     return v * log_large + (1 - v) * log_small
 
 
