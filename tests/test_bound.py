@@ -101,19 +101,28 @@ def test_reverse_log_variance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_decoder_of_the_fixed_variances(name: str) -> None:
-    """Ho et al. 2020, as published with the paper: log Σ_t is that of β̃_2, β_2, …, β_T (fixedlarge) or of
-    β̃_2, β̃_2, …, β̃_T (fixedsmall); the learned one reaches from β̃_2 to β_1 at t = 1 (Nichol & Dhariwal 2021)."""
-    steps, x = 30, torch.zeros(30, 1, 1, 1, dtype=torch.float64)
-    schedule, bar, beta = SCHEDULES[name](steps=steps), alpha_bar(name, steps), betas(name, steps)
-    tilde = beta * (1 - bar[:-1]) / (1 - bar[1:])
-    t = time(*range(1, steps + 1))
-    for large, rest in ((True, beta[1:]), (False, tilde[1:])):
-        ours = bound.reverse_log_variance(schedule, x, None, t, t - 1, large).flatten()
-        np.testing.assert_allclose(ours.numpy(), np.log(np.append(tilde[1], rest)), rtol=1e-9)
-    for v, end in ((0.0, tilde[1]), (1.0, beta[0])):
-        ours = bound.reverse_log_variance(schedule, x[:1], torch.full_like(x[:1], v), t[:1], t[:1] - 1, False)
-        assert float(ours) == pytest.approx(math.log(end), rel=1e-9)
+@pytest.mark.parametrize(("levels", "large"), list(product([0, 17], [False, True])))
+def test_the_variance_of_the_decoder(name: str, levels: int, large: bool) -> None:
+    """Ho et al. 2020, as published with the paper: log Σ_1 is that of β̃_2, with `fixedlarge` and with `fixedsmall`.
+
+    The density of continuous data has β_1 with `large`. Learned, it reaches from β̃_2 to β_1 in any case (Nichol &
+    Dhariwal 2021).
+    """
+    steps, schedule = 30, SCHEDULES[name](steps=30)
+    bar, beta = alpha_bar(name, steps), betas(name, steps)
+    tilde = float(beta[1] * (1 - bar[1]) / (1 - bar[2]))
+    x0, x0_hat = scalar(0.25).reshape(1, 1, 1, 1), scalar(0.24).reshape(1, 1, 1, 1)
+
+    def expected(var: float) -> float:
+        if levels:
+            return -float(level_log_probability(0.25, 0.24, math.sqrt(var), levels))
+        return -float(Normal(scalar(0.24), math.sqrt(var)).log_prob(scalar(0.25)))
+
+    fixed = float(beta[0]) if large and not levels else tilde
+    for v, var in ((None, fixed), (0.0, tilde), (1.0, float(beta[0])), (0.5, math.sqrt(tilde * beta[0]))):
+        fraction = None if v is None else torch.full_like(x0, v)
+        ours = bound.vlb_term(schedule, x0, x0, x0_hat, fraction, time(1), levels, large)
+        assert float(ours) == pytest.approx(expected(var), rel=1e-8), v
 
 
 def expected_term(
@@ -265,3 +274,14 @@ def test_vlb_does_not_depend_on_the_batch() -> None:
             alone = likelihood.vlb(denoiser, x0[i : i + 1], index[i : i + 1], KEY, 17, times, False, batch=1000)
             for part in together:
                 torch.testing.assert_close(together[part][i], alone[part][0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_the_decoder_costs_at_best(large: bool) -> None:
+    """At 256 levels and x̂0 = x0: −log2 P(|z| < (1/255)/√β̃_2) = 1.305 bits/dim on `linear`; β_1 takes 1.713."""
+    x0 = scalar(1 / 255).reshape(1, 1, 1, 1)
+    found = float(bound.vlb_term(SCHEDULES["linear"](), x0, x0, x0, None, time(1), 256, large)) / math.log(2)
+    bar, beta = alpha_bar("linear"), betas("linear")
+    std = math.sqrt(beta[1] * (1 - bar[1]) / (1 - bar[2]))
+    assert found == pytest.approx(-math.log2(math.erf(1 / 255 / std / math.sqrt(2))), rel=1e-9)
+    assert found == pytest.approx(1.305, abs=5e-4)
