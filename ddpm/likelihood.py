@@ -47,12 +47,12 @@ def time_shares(schedule: Schedule) -> Tensor:
 def stratified_times(u: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """One time in each of K strata of {2, …, T} of equal share, from u (…, K) in (0, 1), and its weight 1/(K q_t).
 
-    With Q the running sum of q, the k-th time is the smallest t with Q_t > (k + u_k)/K: every t has the expected count
+    With Q the running sum of q, the k-th time is the smallest t with Q_t ≥ (k + u_k)/K: every t has the expected count
     K q_t, so that Σ_k L_{t_k − 1}/(K q_{t_k}) is unbiased for Σ_{t≥2} L_{t−1}. Both float64, of u's shape.
     """
     count = u.shape[-1]
     position = (torch.arange(count, dtype=torch.float64) + u) / count
-    at = torch.searchsorted(share.cumsum(0), position, right=True).clamp(max=len(share) - 1)
+    at = torch.searchsorted(share.cumsum(0), position).clamp(max=len(share) - 1)
     return (2 + at).double(), 1 / (count * share[at])
 
 
@@ -182,7 +182,8 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
         parts = result["prior_bits_per_dim"], result["decoder_bits_per_dim"]
         text = terms_table(*parts, terms, strata(denoiser.schedule, settings["times"]), steps)
         temporary.write_text(text, encoding="utf-8")
-    each = {"bits_per_dim" if k == "bound" else k: v for k, v in total.items()}
+    # In an order of its own: that of a checkpoint's tensors is another one.
+    each = {"bits_per_dim": total["bound"]} | {k: total[k] for k in ("prior", "kl", "decoder")}
     write_images(layout.images("likelihood", name), each)
     if not total["bound"].isfinite().all():
         recorder.finish(out, outputs, "diverged")

@@ -18,7 +18,7 @@ READING = """
 ## Differences in bits/dim
 
 Each network minus the first one, image by image: networks of one seed see the same noise on the same test images.
-`standard_error` is that of the difference, over test images and the noise of the draw; `std` is its spread over seeds.
+`standard_error` is over test images and the noise of the draw; `std`, of several seeds, is the spread over them.
 
 """
 
