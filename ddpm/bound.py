@@ -71,18 +71,23 @@ def vlb_term(
 
     x0_hat is the prediction at x_t; v the learned variance's fraction or None; t has shape (B, 1, 1, 1). `levels` = 0
     means continuous data, whose decoder is the density p(x0 | x1) itself.
+
+    The decoder of grey levels has Σ = β̃_2 with either fixed variance: Ho et al. 2020, whose published code reads
+    β̃_2, β_2, …, β_T for `fixedlarge` and β̃_2, β̃_2, …, β̃_T for `fixedsmall`. Where it is learned, Σ lies between β̃_2
+    and β_1 (Nichol & Dhariwal 2021). Continuous data, which no paper here has, keep σ²_10 with `large`.
     """
     s = t - 1
     a, b, _ = like(x0, *schedule.posterior(t, s))
     log_var_q, _ = like(x0, *schedule.log_variances(t, s))
     log_var_p = reverse_log_variance(schedule, x0, v, t, s, large)
     mean_p = a * x0_hat + b * x_t
-    log_var_p = log_var_p.expand_as(x0)
+    log_decoder = log_var_q if v is None and levels else log_var_p
+    log_decoder = log_decoder.expand_as(x0)
     term = normal_kl(a * x0 + b * x_t, log_var_q, mean_p, log_var_p).flatten(1).mean(1)
     # The decoder for its own rows only, in float64: elsewhere it underflows and would spoil the gradient.
     first = (t.flatten() == 1).nonzero().flatten().to(x0.device)
     if len(first):
-        x, mean, log_std = x0[first].double(), mean_p[first].double(), 0.5 * log_var_p[first].double()
+        x, mean, log_std = x0[first].double(), mean_p[first].double(), 0.5 * log_decoder[first].double()
         log_p = discretised_log_likelihood(x, mean, log_std, levels) if levels else log_normal(x, mean, log_std)
         decoder = -log_p.flatten(1).mean(1)
         term = term.index_copy(0, first, decoder.to(term.dtype))

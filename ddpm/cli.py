@@ -102,7 +102,7 @@ def status_command(args: argparse.Namespace) -> None:
 
 
 def table_command(args: argparse.Namespace) -> None:
-    """Write table.csv, table.md, published.md and costs.csv of the cells that are there, and say how many they are.
+    """Write the tables (table.csv, its twin and what lies beside it) of the cells that are there, and say how many.
 
     Cells that were sampled but not measured, because another cell of their network has failed, are measured first.
     """

@@ -283,6 +283,7 @@ class Grid:
         return {
             "name": name,
             "model": self.model(name),
+            "seed": self.networks[name].seed,
             stage: self.config[stage],
             "threads": self.config["threads"],
         }

@@ -38,6 +38,10 @@ class Layout:
         """A network's variational bound, term by term."""
         return self.network(name) / "terms.csv"
 
+    def images(self, stage: str, name: str) -> Path:
+        """What every test image costs under a network: `stage` is likelihood or ode_likelihood."""
+        return self.record(stage, name).with_suffix(".csv")
+
     def cell(self, name: str) -> Path:
         """The folder of a cell."""
         return self.root / "cells" / name
@@ -89,11 +93,14 @@ class Layout:
             case "guide":
                 return [self.guide(name)]
             case "likelihood":
-                return [self.terms(name)]
+                return [self.terms(name), self.images(stage, name)]
+            case "ode_likelihood":
+                return [self.images(stage, name)]
             case "sample":
                 return [self.samples(name)]
             case "table":
-                return [self.root / file for file in ("table.csv", "table.md", "published.md", "costs.csv")]
+                files = ("table.csv", "table.md", "published.md", "differences.csv", "costs.csv")
+                return [self.root / file for file in files]
         return []
 
     def code(self, fingerprint: str) -> Path:

@@ -1,9 +1,17 @@
 """−log p(x0) of test images in bits/dim: the variational bound, and the exact likelihood of the probability flow.
 
 The two measure different models, the chain p(x_{t−1} | x_t) and the flow, and are never put in one column.
+
+What the standard error speaks of: images are drawn from the law of the data, and every one has its own noise (ε, times,
+dequantisation, probes), so that the values of a network's images are independent and of one law. Their standard
+deviation over √N is the standard error of their mean about the network's expected value on that law; it contains both
+the images' spread and the noise of the draw. The noise depends on the image and the seed and not on the objective or
+schedule: networks of one seed see the same noise on the same images, so that differences between them are paired and
+small (ddpm/paired.py), while seeds share nothing but the images.
 """
 
 import math
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -16,18 +24,36 @@ from ddpm.denoiser import Denoiser
 from ddpm.layout import Layout
 from ddpm.provenance import Recorder, atomic, read_record
 from ddpm.sampling import load_denoiser
+from ddpm.schedules import Schedule
 
 Tensor = torch.Tensor
 
 
-def stratified_times(u: Tensor, steps: int) -> Tensor:
-    """One time in each of K equal strata of {2, …, T}, from u (…, K) in (0, 1); float64, of u's shape.
+def time_shares(schedule: Schedule) -> Tensor:
+    """q_2 … q_T, the share of the draws of every time, positive and of sum 1; float64, (T − 1,).
 
-    Every t in 2 … T has the expected count K/(T − 1), so (T − 1)/K Σ L_{t−1} is unbiased for Σ_{t≥2} L_{t−1}.
+    q_t = 0.9 g_t/Σ g + 0.1/(T − 1) with g_t = (SNR_{t−1} − SNR_t)/(1 + SNR_t), which is twice the term L_{t−1} of the
+    perfect denoiser of pixels of unit variance: L_{t−1} = ½ (SNR_{t−1} − SNR_t) E‖x0 − x̂0‖² (Kingma et al. 2021,
+    eq. 13). Where q follows the terms, L_{t−1}/q_t hardly depends on t, and the draw adds little variance. The tenth
+    that is spread evenly keeps L_{t−1}/q_t below ten times what even draws give, however wrong a network is at some
+    time (defensive importance sampling; Hesterberg 1995).
+    """
+    t = torch.arange(1, schedule.steps + 1, dtype=torch.float64)
+    snr = schedule.level(t) ** -2
+    gain = (snr[:-1] - snr[1:]) / (1 + snr[1:])
+    return 0.9 * gain / gain.sum() + 0.1 / (schedule.steps - 1)
+
+
+def stratified_times(u: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """One time in each of K strata of {2, …, T} of equal share, from u (…, K) in (0, 1), and its weight 1/(K q_t).
+
+    With Q the running sum of q, the k-th time is the smallest t with Q_t ≥ (k + u_k)/K: every t has the expected count
+    K q_t, so that Σ_k L_{t_k − 1}/(K q_{t_k}) is unbiased for Σ_{t≥2} L_{t−1}. Both float64, of u's shape.
     """
     count = u.shape[-1]
-    position = (torch.arange(count, dtype=torch.float64) + u) * ((steps - 1) / count)
-    return (2 + position.floor()).clamp(max=steps)
+    position = (torch.arange(count, dtype=torch.float64) + u) / count
+    at = torch.searchsorted(share.cumsum(0), position).clamp(max=len(share) - 1)
+    return (2 + at).double(), 1 / (count * share[at])
 
 
 @torch.no_grad()
@@ -35,6 +61,7 @@ def vlb(
     denoiser: Denoiser,
     x0: Tensor,
     index: Tensor,
+    key: int,
     levels: int,
     times: int,
     large: bool,
@@ -43,16 +70,18 @@ def vlb(
 ) -> dict[str, Tensor]:
     """The bound of every image in bits/dim and its three parts, each (N,), float64; `terms` (N, K) are those of `kl`.
 
-    Σ_{t≥2} is exact where times ≥ T − 1, else a stratified draw of `times` terms per image; the decoder
-    (t = 1) and the prior are always exact. ε of the image number `index[i]` at its k-th time is its own.
+    Σ_{t≥2} holds every term where times ≥ T − 1, else `times` weighted ones per image (`stratified_times`), whose
+    expectation it is; the decoder (t = 1) and the prior are always there. ε of the image number `index[i]` at its k-th
+    time is its own, and a function of `key`.
     """
     schedule, per_image = denoiser.schedule, x0[0].numel()
-    key, exact = noise.key("likelihood"), times >= schedule.steps - 1
-    count = schedule.steps - 1 if exact else times
-    if exact:
+    count = min(times, schedule.steps - 1)
+    if times >= schedule.steps - 1:
         inner = torch.arange(2, schedule.steps + 1, dtype=torch.float64).expand(len(x0), -1)
+        weight = torch.ones_like(inner)
     else:
-        inner = stratified_times(noise.uniform(key, index.cpu(), 2**31, (count,)), schedule.steps)
+        u = noise.uniform(key, index.cpu(), 2**31, (count,))
+        inner, weight = stratified_times(u, time_shares(schedule))
     t = torch.cat([torch.ones(len(x0), 1, dtype=torch.float64), inner], dim=1)
     eps = noise.normal(key, index, 0, (1 + count, per_image)).reshape(len(x0), 1 + count, *x0.shape[1:])
     terms = []
@@ -67,45 +96,62 @@ def vlb(
         if progress is not None:
             progress.update(len(chunk))
     term = torch.cat(terms).reshape(len(x0), 1 + count) / math.log(2)
-    decoder, kl = term[:, 0], term[:, 1:] * ((schedule.steps - 1) / count)
+    decoder, kl = term[:, 0], term[:, 1:] * weight
     prior = prior_term(schedule, x0.double()).cpu() / math.log(2)
     return {"bound": prior + kl.sum(1) + decoder, "prior": prior, "kl": kl.sum(1), "decoder": decoder, "terms": kl}
 
 
-def terms_table(prior: float, decoder: float, terms: Tensor, steps: int) -> str:
+def strata(schedule: Schedule, times: int) -> list[tuple[int, int]]:
+    """The first and the last time of every stratum of `vlb`; single times where times ≥ T − 1."""
+    if times >= schedule.steps - 1:
+        return [(t, t) for t in range(2, schedule.steps + 1)]
+    edge = torch.tensor([0.0, 1 - 2**-32], dtype=torch.float64)
+    first, last = (stratified_times(u.expand(times), time_shares(schedule))[0].long().tolist() for u in edge)
+    return list(zip(first, last, strict=True))
+
+
+def terms_table(prior: float, decoder: float, terms: Tensor, ranges: list[tuple[int, int]], steps: int) -> str:
     """The bound term by term as CSV: `bits_per_dim` is what the times `first` … `last` contribute on average.
 
-    t = 1 is the decoder, T + 1 stands for the prior; terms (K,) are the KLs of K equal strata of 2 … T.
+    t = 1 is the decoder, T + 1 stands for the prior; terms (K,) are the KLs of the strata `ranges` of 2 … T. Strata
+    overlap where a boundary cuts a time, and a time of more than one stratum has several lines.
     """
-    lines, width = ["term,first,last,bits_per_dim", f"decoder,1,1,{decoder:.9g}"], (steps - 1) / len(terms)
-    for k, value in enumerate(terms.tolist()):
-        first, last = 2 + math.floor(k * width), min(steps, 1 + math.ceil((k + 1) * width))
-        lines.append(f"kl,{first},{last},{value:.9g}")
+    lines = ["term,first,last,bits_per_dim", f"decoder,1,1,{decoder:.9g}"]
+    lines += [f"kl,{a},{b},{value:.9g}" for (a, b), value in zip(ranges, terms.tolist(), strict=True)]
     return "\n".join([*lines, f"prior,{steps + 1},{steps + 1},{prior:.9g}"]) + "\n"
+
+
+def write_images(path: Path, columns: dict[str, Tensor]) -> None:
+    """One line per test image, in the order of `data.reference`: its number and its values, in bits/dim."""
+    lines = ["image," + ",".join(columns)]
+    for i, values in enumerate(zip(*(v.tolist() for v in columns.values()), strict=True)):
+        lines.append(f"{i}," + ",".join(f"{v:.9g}" for v in values))
+    with atomic(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
     """The `likelihood` stage: mean bits/dim over the test images with its standard error, and its parts.
 
-    The standard error is over images; with `times` < T it contains the noise of the draw as well. An interrupted job
-    goes on with the images after those that its checkpoint holds.
+    It is over images and the noise of the draw (see the module). The terms and every image's own bound lie beside the
+    record. An interrupted job goes on with the images after those that its checkpoint holds.
     """
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
     name, settings = job["name"], job["likelihood"]
-    recorder, out = (
-        Recorder("likelihood", job, code, layout.inputs("likelihood", name), device),
-        layout.record("likelihood", name),
-    )
+    recorder = Recorder("likelihood", job, code, layout.inputs("likelihood", name), device)
+    out, outputs = layout.record("likelihood", name), layout.outputs("likelihood", name)
     status = read_record(layout.record("train", name))["status"]
     if status != "ok":
         with atomic(layout.terms(name)) as temporary:
             temporary.write_text("term,first,last,bits_per_dim\n", encoding="utf-8")
-        recorder.finish(out, [layout.terms(name)], status)
+        write_images(layout.images("likelihood", name), {})
+        recorder.finish(out, outputs, status)
         return
     dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
     x0 = dataset.scale(reference(dataset, "test", settings["images"]))
-    per_image = 1 + min(settings["times"], denoiser.schedule.steps - 1)
+    steps, key = denoiser.schedule.steps, noise.key("likelihood", job["seed"])
+    per_image = 1 + min(settings["times"], steps - 1)
     checkpoint = Checkpoint(layout.checkpoint("likelihood", name), recorder, checkpoint_seconds)
     found = checkpoint.load()
     total: dict[str, Tensor] = {} if found is None else found[0]
@@ -120,6 +166,7 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
                 denoiser,
                 x0[index].to(device),
                 index.to(device),
+                key,
                 dataset.levels,
                 settings["times"],
                 settings["variance"] == "large",
@@ -129,28 +176,34 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
             total = {k: torch.cat([total[k], v]) if total else v for k, v in part.items()}
             if checkpoint.due():
                 checkpoint.save(total, {"at": start + len(index)})
-    terms, table = total.pop("terms").mean(0), layout.terms(name)
+    terms = total.pop("terms").mean(0)
     result = {f"{k}_bits_per_dim": float(v.mean()) for k, v in total.items()}
-    with atomic(table) as temporary:
-        steps = denoiser.schedule.steps
-        prior, decoder = result["prior_bits_per_dim"], result["decoder_bits_per_dim"]
-        temporary.write_text(terms_table(prior, decoder, terms, steps), encoding="utf-8")
+    with atomic(layout.terms(name)) as temporary:
+        parts = result["prior_bits_per_dim"], result["decoder_bits_per_dim"]
+        text = terms_table(*parts, terms, strata(denoiser.schedule, settings["times"]), steps)
+        temporary.write_text(text, encoding="utf-8")
+    # In an order of its own: that of a checkpoint's tensors is another one.
+    each = {"bits_per_dim": total["bound"]} | {k: total[k] for k in ("prior", "kl", "decoder")}
+    write_images(layout.images("likelihood", name), each)
     if not total["bound"].isfinite().all():
-        recorder.finish(out, [table], "diverged")
+        recorder.finish(out, outputs, "diverged")
     else:
         result["standard_error"] = float(total["bound"].std() / math.sqrt(len(x0)))
-        recorder.finish(out, [table], images=len(x0), times=per_image, **result)
+        recorder.finish(out, outputs, images=len(x0), times=per_image, **result)
     checkpoint.remove()
 
 
-def ode(denoiser: Denoiser, x0: Tensor, index: Tensor, levels: int, probes: int, rtol: float, atol: float) -> Tensor:
+def ode(
+    denoiser: Denoiser, x0: Tensor, index: Tensor, key: int, levels: int, probes: int, rtol: float, atol: float
+) -> Tensor:
     """−log2 p(x0)/D of every image under the probability flow, in bits/dim, (N,) (Song et al. 2021, section 4.3).
 
     p is the law of the flow at t = 1, the smallest noise level that a network is trained on. Grey levels are spread
     uniformly over their bins first (uniform dequantisation): with bins of width b, −log2 p/D − log2 b bounds the
     discrete bits/dim from above (Theis et al. 2016). `probes` vectors of random signs estimate the trace.
+    Both are functions of `key` and the image's number `index[i]`.
     """
-    key, shape, x = noise.key("ode likelihood"), tuple(x0.shape[1:]), x0
+    shape, x = tuple(x0.shape[1:]), x0
     width = 2 / (levels - 1) if levels else 1.0
     if levels:
         x = x0 + width * (noise.uniform(key, index, 0, shape) - 0.5).to(x0.dtype)
@@ -167,16 +220,18 @@ def evaluate_ode(
 ) -> None:
     """The `ode_likelihood` stage: mean bits/dim over the test images with its standard error, the NFE and ς at t = 1.
 
-    The standard error is over images and contains the noise of dequantisation and probes.
+    It is over images, dequantisation and probes (see the module); every image's own value lies beside the record.
     """
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision("high")
     name, settings = job["name"], job["ode_likelihood"]
     recorder = Recorder("ode_likelihood", job, code, layout.inputs("ode_likelihood", name), device)
-    out = layout.record("ode_likelihood", name)
+    out, outputs = layout.record("ode_likelihood", name), layout.outputs("ode_likelihood", name)
+    images, key = layout.images("ode_likelihood", name), noise.key("ode likelihood", job["seed"])
     status = read_record(layout.record("train", name))["status"]
     if status != "ok":
-        recorder.finish(out, [], status)
+        write_images(images, {})
+        recorder.finish(out, outputs, status)
         return
     dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
     denoiser.clip = False  # the density of the network's own flow
@@ -190,16 +245,17 @@ def evaluate_ode(
         for start in range(done, len(x0), settings["batch"]):
             index = torch.arange(start, min(start + settings["batch"], len(x0))).to(device)
             solver = (settings["probes"], settings["rtol"], settings["atol"])
-            bits = torch.cat([bits, ode(denoiser, x0[index.cpu()].to(device), index, dataset.levels, *solver)])
+            bits = torch.cat([bits, ode(denoiser, x0[index.cpu()].to(device), index, key, dataset.levels, *solver)])
             progress.update(len(index))
             if checkpoint.due():
                 checkpoint.save({"bits": bits}, {"at": len(bits), "evaluated": denoiser.evaluated})
+    write_images(images, {"bits_per_dim": bits})
     if not bits.isfinite().all():
-        recorder.finish(out, [], "diverged")
+        recorder.finish(out, outputs, "diverged")
     else:
         recorder.finish(
             out,
-            [],
+            outputs,
             images=len(x0),
             bits_per_dim=float(bits.mean()),
             standard_error=float(bits.std() / math.sqrt(len(x0))),

@@ -1,9 +1,10 @@
-"""Records → tables: results/table.csv, its Markdown twin, the published numbers beside ours, and the costs."""
+"""Records → tables: results/table.csv, its Markdown twin, the published numbers beside ours, the
+differences in bits/dim with their errors, and the costs."""
 
 import pandas as pd
 import yaml
 
-from ddpm import provenance
+from ddpm import paired, provenance
 from ddpm.catalogue import continuous
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, Cell, Grid
@@ -298,6 +299,11 @@ def ratios(table: pd.DataFrame, things: str) -> str:
     )
 
 
+def pairs_text(pairs: pd.DataFrame) -> str:
+    """The differences between networks in bits/dim, where there are any."""
+    return paired.READING + markdown(pairs.dropna(axis="columns", how="all"), 4) if len(pairs) else ""
+
+
 def weights(grid: Grid) -> str:
     """The weights of classifier-free guidance in the three conventions of the documents."""
     used = dict.fromkeys(c.guidance for c in grid.cells)
@@ -313,7 +319,7 @@ def weights(grid: Grid) -> str:
 
 
 def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
-    """The `table` stage: table.csv, table.md, published.md and costs.csv of what is there.
+    """The `table` stage: table.csv, table.md, published.md, differences.csv and costs.csv of what is there.
 
     A result that is not valid is left out, its row says why, and the heading says how many cells there are.
     """
@@ -325,10 +331,12 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     if len(lacking) == len(table[table["status"] != "n/a"]):
         why = results.todo[results.grid.jobs[0]][0]
         raise UserError(f"{layout.root}/cells: none is finished (data: {why}); run snakemake first")
+    pairs = paired.differences(results)
     texts = {
         "table.csv": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-        "table.md": reading(table, results.grid),
+        "table.md": reading(table, results.grid) + pairs_text(pairs),
         "published.md": published_text(table),
+        "differences.csv": pairs.to_csv(index=False, float_format="%.5f", lineterminator="\n"),
         "costs.csv": costs(results).to_csv(index=False, lineterminator="\n"),
     }
     for name, text in texts.items():

@@ -159,6 +159,7 @@ class Run:
             "table.md",
             "table.json",
             "published.md",
+            "differences.csv",
             "costs.csv",
         }
         if position is None:
@@ -172,5 +173,5 @@ class Run:
         """The table of these results is the one of the run that nothing happened to."""
         command = [*self.python, "ddpm", "table", "--configfile", "run.yaml"]
         subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
-        for name in ("table.csv", "table.md", "published.md"):
+        for name in ("table.csv", "table.md", "published.md", "differences.csv"):
             assert (self.results / name).read_bytes() == (self.kept / name).read_bytes(), name

@@ -94,11 +94,11 @@ def interrupt(stage: str, name: str, layout: Layout, stop: int, seconds: float =
     return layout.checkpoint(stage, name)
 
 
-def result(stage: str, name: str, layout: Layout) -> tuple[dict, bytes]:
-    """The record's own numbers, and the images' bytes where there are any."""
+def result(stage: str, name: str, layout: Layout) -> tuple[dict, list[bytes]]:
+    """The record's own numbers, and its outputs' bytes."""
     record = provenance.read_record(layout.record(stage, name))
     assert record["status"] == "ok"
-    return record["result"], layout.samples(name).read_bytes() if stage == "sample" else b""
+    return record["result"], [path.read_bytes() for path in layout.outputs(stage, name)]
 
 
 @pytest.mark.parametrize(("stage", "name"), JOBS)

@@ -38,7 +38,11 @@ def test_the_whole_graph_gives_the_same_bytes(run: Run) -> None:
     fast = ["--slurm-init-seconds-before-status-checks", "1"]
     run.call("results/run/table.csv", "--profile", "slurm", *fast)
     assert files(run.results) == files(run.kept)
-    compared = [n for n in files(run.kept) if n.endswith((".safetensors", ".md", "table.csv", "loss.csv", "terms.csv"))]
+    compared = [
+        n
+        for n in files(run.kept)
+        if n.endswith((".safetensors", ".md", "table.csv", "loss.csv", "terms.csv", "likelihood.csv"))
+    ]
     assert len(compared) > 6
     for name in compared:
         assert (run.results / name).read_bytes() == (run.kept / name).read_bytes(), name

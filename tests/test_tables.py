@@ -239,7 +239,7 @@ def test_every_record_has_the_form_of_the_schema(finished: Layout) -> None:
 
 # ---- what is written --------------------------------------------------------------------------------------
 
-FILES = ("table.csv", "table.md", "published.md", "costs.csv")
+FILES = ("table.csv", "table.md", "published.md", "differences.csv", "costs.csv")
 
 
 def write(layout: Layout) -> None:
@@ -266,7 +266,7 @@ def test_another_run_of_everything_gives_the_same_table(finished: Layout, layout
     again = build(tmp_path / "again")
     write(layout)
     write(again)
-    for name in ("table.csv", "table.md", "published.md"):
+    for name in ("table.csv", "table.md", "published.md", "differences.csv"):
         assert (layout.root / name).read_bytes() == (again.root / name).read_bytes()
     for network in GRID.networks:
         assert finished.weights(network).read_bytes() == again.weights(network).read_bytes()

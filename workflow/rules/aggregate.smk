@@ -5,6 +5,7 @@ rule table:
         report(PATHS.root / "table.csv", caption="../report/table.rst", category="Tables"),
         PATHS.root / "table.md",
         report(PATHS.root / "published.md", caption="../report/published.rst", category="Tables"),
+        PATHS.root / "differences.csv",
         PATHS.root / "costs.csv",
         PATHS.record("table"),
     log:

@@ -23,8 +23,8 @@ rule likelihood:
     input:
         inputs_of("likelihood", "network"),
     output:
-        terms=PATHS.terms("{network}"),
-        record=PATHS.record("likelihood", "{network}"),
+        PATHS.outputs("likelihood", "{network}"),
+        PATHS.record("likelihood", "{network}"),
     log:
         PATHS.log("likelihood", "{network}"),
     conda:
@@ -44,6 +44,7 @@ rule ode_likelihood:
     input:
         inputs_of("ode_likelihood", "network"),
     output:
+        PATHS.outputs("ode_likelihood", "{network}"),
         PATHS.record("ode_likelihood", "{network}"),
     log:
         PATHS.log("ode_likelihood", "{network}"),

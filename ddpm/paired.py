@@ -1,0 +1,67 @@
+"""Differences in bits/dim between the networks of a grid, image by image, with errors of their own. No torch.
+
+Networks of one seed see the same noise on the same test images (ddpm/likelihood.py), so what is hard for one image or
+draw is hard for both, and the error of a difference is smaller than that of either number.
+"""
+
+import pandas as pd
+
+from ddpm.grid import Network
+from ddpm.results import Results
+
+AXES = ["objective", "schedule"]
+COLUMNS = ["measure", *AXES, "against", "seeds", "images", "difference", "standard_error", "std"]
+# Stage → what `measure` calls it: the column of the table that it explains.
+MEASURES = {"likelihood": "nll_bits_per_dim", "ode_likelihood": "nll_ode_bits_per_dim"}
+
+READING = """
+## Differences in bits/dim
+
+Each network minus the first one, image by image: networks of one seed see the same noise on the same test images.
+`standard_error` is over test images and the noise of the draw; `std`, of several seeds, is the spread over them.
+
+"""
+
+
+def differences(results: Results) -> pd.DataFrame:
+    """One row per objective, schedule and measure: its bits/dim minus those of the first one that was measured.
+
+    With d_si the difference of image i under the networks of seed s and d_i its mean over the S seeds: `difference` is
+    the mean of d_i over the N images, `standard_error` sd(d_i)/√N, which holds the images' spread and the noise of the
+    draw, for these networks; `std` is the spread over seeds of the mean of d_si over i, which holds the chance of
+    training as well. Networks without a valid, finite result for every seed are left out: the table says why.
+    """
+    rows = []
+    for stage, measure in MEASURES.items():
+        read = {of: _read(results, stage, networks) for of, networks in _networks(results, stage).items()}
+        found = {of: images for of, images in read.items() if images is not None}
+        first = next(iter(found), None)
+        for of, images in found.items():
+            if of != first:
+                paired = images - found[first]
+                each = paired.mean(axis="columns")
+                row = {"measure": measure, **dict(zip(AXES, of, strict=True)), "against": "/".join(first)}
+                row |= {"seeds": paired.shape[1], "images": len(paired), "difference": each.mean()}
+                rows.append(row | {"standard_error": each.std() / len(each) ** 0.5, "std": paired.mean().std()})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _networks(results: Results, stage: str) -> dict[tuple[str, str], list[Network]]:
+    """Objective and schedule → their networks, one per seed."""
+    grid, found = results.grid, {}
+    for name in {"likelihood": grid.likelihoods, "ode_likelihood": grid.ode_likelihoods}[stage]:
+        network = grid.networks[name]
+        found.setdefault((network.objective, network.schedule), []).append(network)
+    return found
+
+
+def _read(results: Results, stage: str, networks: list[Network]) -> pd.DataFrame | None:
+    """Bits/dim of every image (row) for every seed (column); None where a network has no valid, finite result."""
+    found = {}
+    for network in networks:
+        record = results.valid(stage, network.name)
+        if record is None or record["status"] != "ok":
+            return None
+        read = pd.read_csv(results.layout.images(stage, network.name), index_col="image")
+        found[network.seed] = read["bits_per_dim"]
+    return pd.DataFrame(found)

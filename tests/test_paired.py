@@ -1,0 +1,122 @@
+"""Differences between networks in bits/dim: which are taken, their values and errors, and where they are read."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm import config, data, likelihood, paired, provenance, tables, training
+from ddpm.grid import Grid
+from ddpm.layout import Layout
+from ddpm.results import Results
+
+ROOT = Path(__file__).parent.parent
+SEEDS, OBJECTIVES, IMAGES = (0, 1), ("eps", "x0", "learned"), 10
+
+
+def configured() -> Grid:
+    """Two seeds of three objectives, each measured with both likelihoods, in seconds."""
+    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
+    read["network"] = {"method": "mlp", "width": 8, "depth": 1}
+    axes = {"schedule": ["linear"], "guidance": ["none"], "sampler": ["ancestral"]}
+    read["grid"] = [{"objective": list(OBJECTIVES)} | axes]
+    small = {
+        "seeds": list(SEEDS),
+        "training": {"steps": 6, "batch": 16, "warmup": 2},
+        "likelihood": {"images": IMAGES, "times": 5},
+        "ode_likelihood": {"images": 4, "rtol": 1e-2, "atol": 1e-2},
+    }
+    return config.check(config.merge(read, small))
+
+
+GRID = configured()
+
+
+def name(objective: str, seed: int) -> str:
+    return f"{objective}/linear/unconditional/seed{seed}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Networks and their likelihoods; read only."""
+    layout = Layout(tmp_path_factory.mktemp("paired"))
+    data.prepare(*GRID.job("data"), layout)
+    for network in GRID.networks:
+        training.train(*GRID.job("train", network), layout)
+        likelihood.evaluate(*GRID.job("likelihood", network), layout)
+        likelihood.evaluate_ode(*GRID.job("ode_likelihood", network), layout)
+    return layout
+
+
+@pytest.fixture
+def layout(finished: Layout, tmp_path: Path) -> Layout:
+    """A copy of it that a test may spoil."""
+    shutil.copytree(finished.root, tmp_path / "results")
+    return Layout(tmp_path / "results")
+
+
+def bits(layout: Layout, stage: str, objective: str, seed: int) -> np.ndarray:
+    """Every image's bits/dim, read without pandas' index."""
+    lines = layout.images(stage, name(objective, seed)).read_text(encoding="utf-8").splitlines()
+    at = lines[0].split(",").index("bits_per_dim")
+    return np.array([float(line.split(",")[at]) for line in lines[1:]])
+
+
+def test_values_and_errors(finished: Layout) -> None:
+    """Against the first objective, for both measures: the mean over seeds and images, and both spreads."""
+    found = paired.differences(Results(GRID, finished))
+    assert list(found.columns) == paired.COLUMNS and len(found) == 4
+    measures = {"likelihood": ("nll_bits_per_dim", IMAGES), "ode_likelihood": ("nll_ode_bits_per_dim", 4)}
+    for stage, (measure, images) in measures.items():
+        for objective in OBJECTIVES[1:]:
+            (row,) = found[(found["measure"] == measure) & (found["objective"] == objective)].to_dict("records")
+            d = np.array([bits(finished, stage, objective, s) - bits(finished, stage, "eps", s) for s in SEEDS])
+            assert d.shape == (2, images)
+            assert (row["schedule"], row["against"]) == ("linear", "eps/linear")
+            assert (row["seeds"], row["images"]) == (2, images)
+            assert row["difference"] == pytest.approx(d.mean(), rel=1e-9)
+            assert row["standard_error"] == pytest.approx(d.mean(0).std(ddof=1) / math.sqrt(images), rel=1e-9)
+            assert row["std"] == pytest.approx(abs(d[0].mean() - d[1].mean()) / math.sqrt(2), rel=1e-9)
+
+
+def test_they_are_differences_of_the_table_s_numbers(finished: Layout) -> None:
+    """The mean of an objective's records minus the mean of the first one's."""
+    found = paired.differences(Results(GRID, finished)).iloc[0]
+
+    def mean(objective: str) -> float:
+        records = [provenance.read_record(finished.record("likelihood", name(objective, s))) for s in SEEDS]
+        return sum(r["result"]["bound_bits_per_dim"] for r in records) / 2
+
+    assert found["difference"] == pytest.approx(mean("x0") - mean("eps"), rel=1e-6)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "diverged", "edited"])
+def test_what_is_not_there_is_left_out(layout: Layout, spoil: str) -> None:
+    """One seed of the first objective is missing, diverged or edited: the next one stands in for it, and it says so."""
+    path = layout.record("likelihood", name("eps", 1))
+    if spoil == "missing":
+        path.unlink()
+    elif spoil == "edited":
+        layout.images("likelihood", name("eps", 1)).write_text("image,bits_per_dim\n0,0.0\n", encoding="utf-8")
+    else:
+        weights = {k: v * torch.nan for k, v in provenance.read_tensors(layout.weights(name("eps", 1)))[0].items()}
+        provenance.write_tensors(layout.weights(name("eps", 1)), weights)
+        likelihood.evaluate(*GRID.job("likelihood", name("eps", 1)), layout)
+        assert provenance.read_record(path)["status"] == "diverged"
+        assert len(bits(layout, "likelihood", "eps", 1)) == IMAGES
+    found = paired.differences(Results(GRID, layout))
+    bound = found[found["measure"] == "nll_bits_per_dim"]
+    assert bound[["objective", "against"]].values.tolist() == [["learned", "x0/linear"]]
+
+
+def test_where_they_are_read(finished: Layout) -> None:
+    """A section of table.md; none where there is nothing to compare, and no column without a value."""
+    found = paired.differences(Results(GRID, finished))
+    text = tables.pairs_text(found)
+    assert "## Differences in bits/dim" in text and text.count("x0/linear") == 0 and text.count("| eps/linear ") == 4
+    assert f"{found['difference'][0]:.4f}" in text and f"{found['standard_error'][0]:.4f}" in text
+    assert tables.pairs_text(found.iloc[:0]) == ""
+    assert "std" not in tables.pairs_text(found.assign(std=math.nan)).split("\n\n")[-1]
