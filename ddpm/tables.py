@@ -6,7 +6,7 @@ import yaml
 from ddpm import provenance
 from ddpm.catalogue import continuous
 from ddpm.errors import UserError
-from ddpm.grid import BASELINES, Cell, Grid
+from ddpm.grid import Cell, Grid
 from ddpm.layout import Layout
 from ddpm.results import PUBLISHED, Results
 
@@ -34,6 +34,7 @@ COLUMNS = [
     "nll_ode_bits_per_dim",
     "nll_ode_std",
     "nll_ode_standard_error",
+    "nll_minus_histogram",
     "label_accuracy",
     "diversity",
     "parameters",
@@ -126,8 +127,8 @@ def _row(results: Results, cells: list[Cell]) -> dict:
 
 
 def _baseline(results: Results, name: str) -> dict:
-    """The real-data row (ceiling) or the noise row (floor)."""
-    row = {"objective": {"real": "real data", "noise": "noise"}[name]}
+    """A row without a network: real data (ceiling), noise (floor) or a histogram."""
+    row = {"objective": {"real": "real data"}.get(name, name)}
     record = results.valid("fidelity", name)
     if record is None:
         return row | {"status": "missing", "reason": f"fidelity: {results.todo['fidelity', name][0]}"}
@@ -135,6 +136,8 @@ def _baseline(results: Results, name: str) -> dict:
     row |= {
         k: result.get(k) for k in ("fid", "fid_binarized", "fid_train", "sliced_wasserstein", "diversity", "extractor")
     }
+    if "bits_per_dim" in result:
+        row |= {"nll_bits_per_dim": result["bits_per_dim"], "nll_standard_error": result["standard_error"]}
     if name == "real" and (of := results.valid("data", "")):
         # Known for points of a law in closed form: the bits/dim that a perfect model would have.
         row["nll_bits_per_dim"] = of["result"].get("test_bits_per_dim")
@@ -142,17 +145,20 @@ def _baseline(results: Results, name: str) -> dict:
 
 
 def collect(results: Results) -> pd.DataFrame:
-    """The whole table: one row per cell, after the two baselines."""
+    """The whole table: one row per cell, after the baselines."""
     grid = results.grid
     rows: dict[tuple, list[Cell]] = {}
     for cell in grid.cells:
         rows.setdefault(cell.row, []).append(cell)
-    found = [_baseline(results, b) for b in BASELINES] + [_row(results, cells) for cells in rows.values()]
+    found = [_baseline(results, b) for b in grid.baselines] + [_row(results, cells) for cells in rows.values()]
     table = pd.DataFrame(found, columns=COLUMNS)
     table["dataset"] = grid.config["data"]["name"]
     for column in ("fid", "fid_binarized"):
         table[column] = pd.to_numeric(table[column])
         table[f"{column}_over_topline"] = table[column] / table.loc[0, column]
+    if "histogram" in grid.baselines:
+        nll = pd.to_numeric(table["nll_bits_per_dim"])
+        table["nll_minus_histogram"] = nll - nll[grid.baselines.index("histogram")]
     for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen"):
         table[column] = table[column].astype("Int64")
     return table
@@ -229,7 +235,7 @@ READING = [
 def reading(table: pd.DataFrame, grid: Grid) -> str:
     """The table for reading: the columns that compare, with what all rows share in the heading."""
     real = table.iloc[0]
-    runs = table[~table["status"].isin(["n/a"])].iloc[len(BASELINES) :]
+    runs = table[~table["status"].isin(["n/a"])].iloc[len(grid.baselines) :]
     done = int(runs["status"].isin(FINISHED).sum())
     columns = [c for c in READING if table[c].notna().any()]
     things = "points" if continuous(grid.config) else "images"
@@ -241,8 +247,36 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
         f"FID of N = {real['samples']} {things} against the test half, features of extractor `{real['extractor']}`; "
         f"`fid_over_topline` is FID ÷ FID of real training {things} (1 is as good as data). "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
-        f"{exact}\n\n" + markdown(table[columns], 3) + weights(grid)
+        f"{exact}\n\n{against_histograms(table, grid)}" + markdown(table[columns], 3) + weights(grid)
     )
+
+
+def against_histograms(table: pd.DataFrame, grid: Grid) -> str:
+    """Which networks code the test half worse than histograms do, and why those that predict x0 are among them."""
+    if "histogram" not in grid.baselines or table["nll_minus_histogram"].isna().all():
+        return ""
+    mixture = table["nll_minus_histogram"].iloc[grid.baselines.index("class-histogram")]
+    ours = table.iloc[len(grid.baselines) :].dropna(subset=["nll_minus_histogram"])
+    over = {(r.objective, r.schedule): r.nll_minus_histogram for r in ours.itertuples()}
+
+    def listed(chosen: dict) -> str:
+        return ", ".join(f"`{o}/{s}` ({difference:+.2f})" for (o, s), difference in chosen.items()) or "none"
+
+    worse = {network: difference for network, difference in over.items() if difference > 0}
+    best = {network: difference for network, difference in over.items() if difference < mixture}
+    text = (
+        "Of `noise` it is log2 of the number of grey levels; of `histogram` (independent pixels) and `class-histogram` "
+        "(pixels independent given the class), with the training images' frequencies, the exact −log2 p of the test "
+        "half. `nll_minus_histogram` above 0: the network codes images worse than independent pixels do. "
+        f"**Worse than `histogram`: {listed(worse)}; better than `class-histogram`: {listed(best)}.**"
+    )
+    if any(grid.config["objectives"][objective]["target"] == "x0" for objective, _ in worse):
+        text += (
+            " A network that puts out x0 itself errs near t = 1 by as much as at later times, where "
+            "x̂0 = (x_t − σ ε̂)/α of one that puts out ε errs by less than σ/α, and the bound weights the squared error "
+            "by ½ (SNR_{t−1} − SNR_t), which is largest there: the first rows of its `terms.csv` hold most of the bits."
+        )
+    return f"{text}\n\n"
 
 
 def weights(grid: Grid) -> str:
@@ -281,8 +315,9 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     for name, text in texts.items():
         with provenance.atomic(layout.root / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    runs = len(table) - len(BASELINES) - int((table["status"] == "n/a").sum())
-    done = int(table["status"][len(BASELINES) :].isin(FINISHED).sum())
+    first = len(results.grid.baselines)
+    runs = len(table) - first - int((table["status"] == "n/a").sum())
+    done = int(table["status"][first:].isin(FINISHED).sum())
     recorder.finish(layout.record("table"), layout.outputs("table"), cells=done, of=runs, missing=len(lacking))
 
 

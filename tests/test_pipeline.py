@@ -16,14 +16,16 @@ from project import ROOT, command, copy_project, snakemake
 def test_table(tree: Path) -> None:
     """The table has its rows in order, every cell is ok or n/a with a reason, and real data is nearest."""
     table = pd.read_csv(tree / "results/tiny/table.csv", keep_default_na=False, na_values=[""])
-    assert list(table["objective"]) == ["real data", "noise", "eps", "eps", "learned", "learned", "score"]
-    assert list(table["status"]) == ["ok"] * 5 + ["n/a", "ok"]
-    assert "variance" in table.loc[5, "reason"]
+    reference = ["real data", "noise", "histogram", "class-histogram"]
+    assert list(table["objective"]) == [*reference, "eps", "eps", "learned", "learned", "score"]
+    assert list(table["status"]) == ["ok"] * 7 + ["n/a", "ok"]
+    assert "variance" in table.loc[7, "reason"]
     assert table.loc[0, "fid_over_topline"] == 1
     assert table["fid"].idxmin() == 0
     assert list(table["nfe"].dropna()) == [4, 4, 4, 8]
-    assert table.loc[[2, 3, 4], "nll_bits_per_dim"].notna().all()
-    assert table.loc[6, ["nll_bits_per_dim"]].isna().all()
+    assert table.loc[[1, 2, 3], "nll_bits_per_dim"].tolist() == [4.0875, 2.4361, 2.2633]
+    assert table.loc[[4, 5, 6], "nll_bits_per_dim"].notna().all()
+    assert table.loc[8, ["nll_bits_per_dim"]].isna().all()
 
 
 def test_pictures(tree: Path) -> None:

@@ -17,6 +17,7 @@ import yaml
 from project import command, copy_project, planned, snakemake
 
 from ddpm import provenance
+from ddpm.grid import BASELINES
 from ddpm.layout import Layout
 
 EPS, LEARNED, SCORE = (
@@ -117,6 +118,12 @@ EDITS = {
     "a sampler": ("ddpm/samplers.py", "self.eta**2 *", "1.0 * self.eta**2 *", drawn(EPS_DDIM, SCORE_DDIM)),
     "a method that no cell uses": ("ddpm/samplers.py", "", "\n\nclass Spare(Sampler):\n    method = 'spare'\n", set()),
     "training": ("ddpm/training.py", "rise * fall", "fall * rise", trained(*NETWORKS)),
+    "a histogram": (
+        "ddpm/baselines.py",
+        "= counts.reshape",
+        "= 1.0 * counts.reshape",
+        of("fidelity", "baselines") | BOTH,
+    ),
     "FID": ("ddpm/fidelity.py", "(images >= 128)", "(images > 127)", MEASURED),
     "the table": ("ddpm/tables.py", '"status": "n/a"', '"status": str("n/a")', TABLE),
     "the pictures": ("ddpm/figures/canvas.py", "len(columns) + 0.6", "len(columns) + 0.7", FIGURES),
@@ -256,7 +263,7 @@ def test_what_happened_to_the_results(copy: Path, damage: Callable, expected: Jo
     assert set(planned(copy)) == expected
     found = json.loads(status(copy, "--json"))
     batches = {cell: network for network, cells in CELLS.items() for cell in cells}
-    batches |= {"real": "baselines", "noise": "baselines"}
+    batches |= dict.fromkeys(BASELINES, "baselines")
     told = {(j["stage"], batches.get(j["name"], "") if j["stage"] == "fidelity" else j["name"]) for j in found["todo"]}
     assert told == expected
 
