@@ -80,7 +80,7 @@ class ClassHistogram(Baseline):
         (labels, classes), levels = self.groups(), self.dataset.levels
         dims = math.prod(self.dataset.shape)
         counts = torch.zeros(classes * dims * levels, dtype=torch.float64)
-        for x, y in zip(self.dataset.train.images.split(1024), labels.split(1024), strict=True):
+        for x, y in zip(self.dataset.train.images.split(256), labels.split(256), strict=True):
             place = (y[:, None] * dims + torch.arange(dims)) * levels + x.flatten(1)
             counts += torch.bincount(place.flatten(), minlength=len(counts))
         images = torch.bincount(labels, minlength=classes).double() + 0.5

@@ -272,9 +272,9 @@ def against_histograms(table: pd.DataFrame, grid: Grid) -> str:
     )
     if any(grid.config["objectives"][objective]["target"] == "x0" for objective, _ in worse):
         text += (
-            " A network that puts out x0 itself errs near t = 1 by as much as at later times, where "
-            "x̂0 = (x_t − σ ε̂)/α of one that puts out ε errs by less than σ/α, and the bound weights the squared error "
-            "by ½ (SNR_{t−1} − SNR_t), which is largest there: the first rows of its `terms.csv` hold most of the bits."
+            " A network that puts out x0 itself has an error that does not shrink with σ, where x̂0 = (x_t − σ ε̂)/α of "
+            "one that puts out ε errs by less than σ/α, and the bound weights its square by ½ (SNR_{t−1} − SNR_t), "
+            "which is largest at t = 2: the first rows of its `terms.csv` hold most of the bits."
         )
     return f"{text}\n\n"
 

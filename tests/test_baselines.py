@@ -14,8 +14,8 @@ from ddpm.data import Data, Digits, GaussianMixture, Split, reference
 torch.set_num_threads(1)
 
 LEVELS = 3
-# Images of two pixels; no 2 in the first pixel, no image of class 1, another number of every class.
-TRAIN = [((0, 1), 0), ((0, 2), 0), ((1, 2), 0), ((1, 0), 2)]
+# Images of two pixels; no 2 in the first pixel, no image of class 2, another number of every class.
+TRAIN = [((0, 1), 0), ((0, 2), 0), ((1, 2), 0), ((1, 0), 1)]
 CLASSES = 3
 
 
