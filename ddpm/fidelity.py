@@ -19,7 +19,8 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from tqdm import tqdm
 
 from ddpm import data, noise, toplines
-from ddpm.data import Split, reference, stratified
+from ddpm.baselines import Baseline
+from ddpm.data import Split, reference
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, canonical
 from ddpm.layout import Layout
@@ -259,12 +260,13 @@ def _yardstick(layout: Layout, hashes: tuple[str, ...], spec: str, device: str) 
 
 
 def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
-    """The `fidelity` stage of one cell, or of a baseline: real training images (`ddpm.toplines`), or uniform noise.
+    """The `fidelity` stage of one cell, or of a baseline.
 
     FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized (of points,
     which have no binary form, the sliced Wasserstein distance to the test half instead); the variance of the features
     within classes, as a multiple of the test half's (`diversity`); the share of conditional images that the classifier
-    gives the label that was asked for (`label_accuracy`).
+    gives the label that was asked for (`label_accuracy`). Of a baseline whose law is known, also its −log2 p/D of the
+    whole test half (`bits_per_dim`, exact, with its standard error over images).
     """
     torch.set_num_threads(job["threads"])
     name = job["name"]
@@ -279,20 +281,13 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
             return
     hashes = tuple(recorder.record["inputs"][of] for of in ("data", "extractor"))
     yardstick = _yardstick(layout, hashes, canonical(job["fidelity"]), device)
-    dataset, count, labels = yardstick.dataset, job["images"], None
+    dataset, count, labels, bits = yardstick.dataset, job["images"], None, None
     if name not in BASELINES:
         tensors, _ = read_tensors(layout.samples(name))
         images, labels = tensors["images"], tensors.get("labels")
-    elif name in REAL:
-        images = stratified(dataset.train, count, "real row")
     else:
-        u, real = noise.uniform(noise.key("noise row"), torch.arange(count), 0, dataset.shape), dataset.train.images
-        # Over all grey levels, or over the rectangle that holds the points.
-        images = (
-            (u * dataset.levels).floor().to(torch.uint8)
-            if dataset.levels
-            else torch.lerp(real.amin(0), real.amax(0), u.float())
-        )
+        baseline = Baseline.make({"method": name, "dataset": dataset})
+        images, bits = baseline.draw(count), baseline.bits_per_dim(dataset.test.images)
     if len(images) != count:
         raise UserError(
             f"{layout.samples(name)}: {len(images)} images; the configuration says {count}: delete it and run again"
@@ -310,6 +305,8 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     result["diversity"] = yardstick.diversity(images) / yardstick.real_diversity()
     if not dataset.levels:
         result["sliced_wasserstein"] = sliced_wasserstein(images, dataset.test.images)
+    if bits is not None:
+        result["bits_per_dim"], result["standard_error"] = float(bits.mean()), float(bits.std() / len(bits) ** 0.5)
     if labels is not None:
         result["label_accuracy"] = float((yardstick.extractor.predict(images) == labels).double().mean())
     recorder.finish(out, [], "ok", images=count, extractor=yardstick.extractor.hash, **result)

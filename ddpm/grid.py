@@ -44,8 +44,10 @@ UNUSED = {
     "figures": ("results", *HOW, "likelihood", "ode_likelihood", "fidelity", "classifier"),
 }
 
-# The rows that bound the table: real training images, with classes in proportion and by chance, and uniform noise.
-BASELINES = ("real", "real-by-chance", "noise")
+# The rows without a network (`ddpm.baselines`): real training images, with classes in proportion and by chance
+# (ceilings), uniform noise (floor), and histograms, which images alone have.
+HISTOGRAMS = ("histogram", "class-histogram")
+BASELINES = ("real", "real-by-chance", "noise", *HISTOGRAMS)
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ class Grid:
     def runs(self) -> dict[str, Cell]:
         """The cells that are run, by name."""
         return {c.name: c for c in self.cells if not c.reason}
+
+    @property
+    def baselines(self) -> list[str]:
+        """The rows without a network: points of continuous coordinates have no histograms."""
+        return [b for b in BASELINES if not (continuous(self.config) and b in HISTOGRAMS)]
 
     @cached_property
     def networks(self) -> dict[str, Network]:
@@ -262,7 +269,7 @@ class Grid:
     def batches(self) -> dict[str, list[str]]:
         """What is measured in one job, because one cell takes less than the start of a job: all cells of a network
         under the network's name, and the baselines."""
-        found: dict[str, list[str]] = {"baselines": list(BASELINES)}
+        found: dict[str, list[str]] = {"baselines": self.baselines}
         for name, cell in self.runs.items():
             found.setdefault(self.network(cell).name, []).append(name)
         return found
@@ -349,7 +356,7 @@ class Grid:
             *(("likelihood", n) for n in self.likelihoods),
             *(("ode_likelihood", n) for n in self.ode_likelihoods),
             *(("sample", n) for n in self.runs),
-            *(("fidelity", n) for n in [*self.runs, *BASELINES]),
+            *(("fidelity", n) for n in [*self.runs, *self.baselines]),
         ]
 
 
@@ -367,6 +374,8 @@ def roots(stage: str, job: dict) -> frozenset[tuple[str, str]]:
             found.add((f"ddpm.networks.{network}", source.networks()[network].name))
     if stage == "data":
         found.add(("ddpm.data", datasets()[job["data"]["name"]].name))
+    if stage == "fidelity" and job["name"] in BASELINES:  # all of them, because they are one batch
+        found |= {("ddpm.baselines", b.name) for b in source.methods("ddpm.baselines", "Baseline").values()}
     return frozenset(found)
 
 

@@ -7,7 +7,7 @@ import yaml
 from ddpm import paired, provenance
 from ddpm.catalogue import continuous
 from ddpm.errors import UserError
-from ddpm.grid import BASELINES, Cell, Grid
+from ddpm.grid import Cell, Grid
 from ddpm.layout import Layout
 from ddpm.results import PUBLISHED, Results
 from ddpm.verdict import degenerate
@@ -43,6 +43,7 @@ COLUMNS = [
     "nll_ode_bits_per_dim",
     "nll_ode_std",
     "nll_ode_standard_error",
+    "nll_minus_histogram",
     "label_accuracy",
     "diversity",
     "parameters",
@@ -150,9 +151,9 @@ def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -
 
 
 def _baseline(results: Results, name: str) -> dict:
-    """A row of real data (ceiling) or the noise row (floor)."""
-    titles = {"real": "real data", "real-by-chance": "real data, classes by chance", "noise": "noise"}
-    row = {"objective": titles[name], "topline": "stratified" if name == "real" else "by chance"}
+    """A row without a network: real data (ceilings), noise (floor) or a histogram."""
+    titles = {"real": "real data", "real-by-chance": "real data, classes by chance"}
+    row = {"objective": titles.get(name, name), "topline": "stratified" if name == "real" else "by chance"}
     record = results.valid("fidelity", name)
     if record is None:
         return row | {"status": "missing", "reason": f"fidelity: {results.todo['fidelity', name][0]}"}
@@ -160,6 +161,8 @@ def _baseline(results: Results, name: str) -> dict:
     row |= {
         k: result.get(k) for k in ("fid", "fid_binarized", "fid_train", "sliced_wasserstein", "diversity", "extractor")
     }
+    if "bits_per_dim" in result:
+        row |= {"nll_bits_per_dim": result["bits_per_dim"], "nll_standard_error": result["standard_error"]}
     if name == "real" and (of := results.valid("data", "")):
         # Known for points of a law in closed form: the bits/dim that a perfect model would have.
         row["nll_bits_per_dim"] = of["result"].get("test_bits_per_dim")
@@ -172,7 +175,7 @@ def collect(results: Results) -> pd.DataFrame:
     rows: dict[tuple, list[Cell]] = {}
     for cell in grid.cells:
         rows.setdefault(cell.row, []).append(cell)
-    found = [_baseline(results, b) for b in BASELINES] + [_row(results, cells) for cells in rows.values()]
+    found = [_baseline(results, b) for b in grid.baselines] + [_row(results, cells) for cells in rows.values()]
     table = pd.DataFrame(found, columns=COLUMNS)
     table["dataset"] = grid.config["data"]["name"]
     for column in ("fid", "fid_binarized"):
@@ -185,6 +188,9 @@ def collect(results: Results) -> pd.DataFrame:
             }
             table[f"{column}_topline{part}"] = pd.to_numeric(table["topline"].map(of))
         table[f"{column}_over_topline"] = table[column] / table[f"{column}_topline"]
+    if "histogram" in grid.baselines:
+        nll = pd.to_numeric(table["nll_bits_per_dim"])
+        table["nll_minus_histogram"] = nll - nll[grid.baselines.index("histogram")]
     for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen"):
         table[column] = table[column].astype("Int64")
     return table
@@ -262,7 +268,7 @@ READING = [
 def reading(table: pd.DataFrame, grid: Grid) -> str:
     """The table for reading: the columns that compare, with what all rows share in the heading."""
     real = table.iloc[0]
-    runs = table[~table["status"].isin(["n/a"])].iloc[len(BASELINES) :]
+    runs = table[~table["status"].isin(["n/a"])].iloc[len(grid.baselines) :]
     done = int(runs["status"].isin(FINISHED).sum())
     columns = [c for c in READING if table[c].notna().any()]
     things = "points" if continuous(grid.config) else "images"
@@ -273,7 +279,9 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
         f"FID of N = {real['samples']} {things} against the test half, features of extractor `{real['extractor']}`. "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
-        f"{exact}\n\n{ratios(table, things)}\n" + markdown(table[columns], 3) + weights(grid)
+        f"{exact}\n\n{ratios(table, things)}\n{against_histograms(table, grid)}"
+        + markdown(table[columns], 3)
+        + weights(grid)
     )
 
 
@@ -302,6 +310,34 @@ def ratios(table: pd.DataFrame, things: str) -> str:
 def pairs_text(pairs: pd.DataFrame) -> str:
     """The differences between networks in bits/dim, where there are any."""
     return paired.READING + markdown(pairs.dropna(axis="columns", how="all"), 4) if len(pairs) else ""
+
+
+def against_histograms(table: pd.DataFrame, grid: Grid) -> str:
+    """Which networks code the test half worse than histograms do, and why those that predict x0 are among them."""
+    if "histogram" not in grid.baselines or table["nll_minus_histogram"].isna().all():
+        return ""
+    mixture = table["nll_minus_histogram"].iloc[grid.baselines.index("class-histogram")]
+    ours = table.iloc[len(grid.baselines) :].dropna(subset=["nll_minus_histogram"])
+    over = {(r.objective, r.schedule): r.nll_minus_histogram for r in ours.itertuples()}
+
+    def listed(chosen: dict) -> str:
+        return ", ".join(f"`{o}/{s}` ({difference:+.2f})" for (o, s), difference in chosen.items()) or "none"
+
+    worse = {network: difference for network, difference in over.items() if difference > 0}
+    best = {network: difference for network, difference in over.items() if difference < mixture}
+    text = (
+        "Of `noise` it is log2 of the number of grey levels; of `histogram` (independent pixels) and `class-histogram` "
+        "(pixels independent given the class), with the training images' frequencies, the exact −log2 p of the test "
+        "half. `nll_minus_histogram` above 0: the network codes images worse than independent pixels do. "
+        f"**Worse than `histogram`: {listed(worse)}; better than `class-histogram`: {listed(best)}.**"
+    )
+    if any(grid.config["objectives"][objective]["target"] == "x0" for objective, _ in worse):
+        text += (
+            " A network that puts out x0 itself has an error that does not shrink with σ, where x̂0 = (x_t − σ ε̂)/α of "
+            "one that puts out ε errs by less than σ/α, and the bound weights its square by ½ (SNR_{t−1} − SNR_t), "
+            "which is largest at t = 2: the first rows of its `terms.csv` hold most of the bits."
+        )
+    return f"{text}\n\n"
 
 
 def weights(grid: Grid) -> str:
@@ -342,8 +378,9 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     for name, text in texts.items():
         with provenance.atomic(layout.root / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    runs = len(table) - len(BASELINES) - int((table["status"] == "n/a").sum())
-    done = int(table["status"][len(BASELINES) :].isin(FINISHED).sum())
+    first = len(results.grid.baselines)
+    runs = len(table) - first - int((table["status"] == "n/a").sum())
+    done = int(table["status"][first:].isin(FINISHED).sum())
     recorder.finish(layout.record("table"), layout.outputs("table"), cells=done, of=runs, missing=len(lacking))
 
 

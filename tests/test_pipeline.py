@@ -17,14 +17,16 @@ def test_table(tree: Path) -> None:
     """The table has its rows in order, every cell is ok or n/a with a reason, and real data is nearest."""
     table = pd.read_csv(tree / "results/tiny/table.csv", keep_default_na=False, na_values=[""])
     real = ["real data", "real data, classes by chance"]
-    assert list(table["objective"]) == [*real, "noise", "eps", "eps", "learned", "learned", "score"]
-    assert list(table["status"]) == ["ok"] * 6 + ["n/a", "ok"]
-    assert "variance" in table.loc[6, "reason"]
+    reference = [*real, "noise", "histogram", "class-histogram"]
+    assert list(table["objective"]) == [*reference, "eps", "eps", "learned", "learned", "score"]
+    assert list(table["status"]) == ["ok"] * 8 + ["n/a", "ok"]
+    assert "variance" in table.loc[8, "reason"]
     assert list(table.loc[:1, "fid_over_topline"]) == [1, 1]
     assert table["fid"].idxmin() == 0
     assert list(table["nfe"].dropna()) == [4, 4, 4, 8]
-    assert table.loc[[3, 4, 5], "nll_bits_per_dim"].notna().all()
-    assert table.loc[7, ["nll_bits_per_dim"]].isna().all()
+    assert table.loc[[2, 3, 4], "nll_bits_per_dim"].tolist() == [4.0875, 2.4361, 2.2633]
+    assert table.loc[[5, 6, 7], "nll_bits_per_dim"].notna().all()
+    assert table.loc[9, ["nll_bits_per_dim"]].isna().all()
 
 
 def test_pictures(tree: Path) -> None:

@@ -118,6 +118,12 @@ EDITS = {
     "a sampler": ("ddpm/samplers.py", "self.eta**2 *", "1.0 * self.eta**2 *", drawn(EPS_DDIM, SCORE_DDIM)),
     "a method that no cell uses": ("ddpm/samplers.py", "", "\n\nclass Spare(Sampler):\n    method = 'spare'\n", set()),
     "training": ("ddpm/training.py", "rise * fall", "fall * rise", trained(*NETWORKS)),
+    "a histogram": (
+        "ddpm/baselines.py",
+        "= counts.reshape",
+        "= 1.0 * counts.reshape",
+        of("fidelity", "baselines") | BOTH,
+    ),
     "FID": ("ddpm/fidelity.py", "(images >= 128)", "(images > 127)", MEASURED),
     "the table": ("ddpm/tables.py", '"status": "n/a"', '"status": str("n/a")', TABLE),
     "the pictures": ("ddpm/figures/canvas.py", "len(columns) + 0.6", "len(columns) + 0.7", FIGURES),

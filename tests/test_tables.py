@@ -1,6 +1,7 @@
 """Tables: the rows and numbers that the records hold, in order, and a refusal of records that do not match."""
 
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Callable
@@ -93,19 +94,21 @@ def row(table: pd.DataFrame, *axes: str) -> pd.Series:
 
 
 def test_rows_come_in_order(table: pd.DataFrame) -> None:
-    """Real data first, in both ways, then noise, then the cells in the configuration's order, one row for all seeds."""
+    """Real data first, in both ways, noise and the histograms, then the cells as configured, one row for all seeds."""
     axes = table[["objective", "schedule", "guidance", "sampler"]].fillna("").agg("/".join, axis=1).tolist()
     assert axes == [
         "real data///",
         "real data, classes by chance///",
         "noise///",
+        "histogram///",
+        "class-histogram///",
         "eps/linear/none/ancestral",
         "eps/linear/none/ddim",
         "learned/linear/none/ddim",
         "learned/linear/none/ancestral",
         "score/cosine/cfg-w1/ddim",
     ]
-    assert table["status"].tolist() == ["ok", "ok", "ok", "ok", "ok", "n/a", "ok", "ok"]
+    assert table["status"].tolist() == ["ok"] * 7 + ["n/a", "ok", "ok"]
     assert set(table["dataset"]) == {"digits"}
 
 
@@ -227,6 +230,19 @@ def test_the_bound_belongs_to_the_network(table: pd.DataFrame) -> None:
     assert pd.isna(one["label_accuracy"])
 
 
+def test_histograms_stand_beside_the_networks(finished: Layout, table: pd.DataFrame) -> None:
+    """Exact bits/dim of noise and histograms, and how far above the first histogram every other row is."""
+    assert table.loc[1, "nll_bits_per_dim"] == pytest.approx(math.log2(17), rel=1e-14)
+    for place, name in ((2, "histogram"), (3, "class-histogram")):
+        assert table.loc[place, "objective"] == name
+        assert table.loc[place, "nll_bits_per_dim"] == number(finished, "fidelity", name, "bits_per_dim")
+        assert table.loc[place, "nll_standard_error"] == number(finished, "fidelity", name, "standard_error") > 0
+        assert table.loc[place, "fid"] == number(finished, "fidelity", name, "fid")
+    expected = table["nll_bits_per_dim"] - table.loc[2, "nll_bits_per_dim"]
+    assert table["nll_minus_histogram"].tolist() == pytest.approx(expected.tolist(), rel=1e-12, nan_ok=True)
+    assert table["nll_minus_histogram"].notna().tolist() == [False, True, True, True, True, True, False, True, False]
+
+
 def test_every_record_has_the_form_of_the_schema(finished: Layout) -> None:
     """All stages write records of the same form, for the job and the code of the configuration."""
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "record.schema.yaml").read_text(encoding="utf-8"))
@@ -256,7 +272,7 @@ def test_writing_twice_gives_the_same_bytes(layout: Layout, table: pd.DataFrame)
     read = pd.read_csv(layout.root / "table.csv", keep_default_na=False, na_values=[""])
     assert list(read.columns) == list(table.columns)
     assert read["status"].tolist() == table["status"].tolist()
-    assert read["guidance"].tolist()[3] == "none"
+    assert read["guidance"].tolist()[5] == "none"
     for column in ("fid", "fid_std", "nll_bits_per_dim"):
         assert read[column].tolist() == pytest.approx(table[column].round(4).tolist(), abs=1e-4, nan_ok=True)
 
@@ -281,6 +297,46 @@ def test_costs_stand_apart(layout: Layout) -> None:
     assert sorted(zip(costs["stage"], costs["name"], strict=True)) == sorted(GRID.jobs)
     assert (costs["seconds"] >= 0).all() and (costs["peak_memory_mb"] > 10).all()
     assert not {"seconds", "peak_memory_mb", "host", "device"} & set(pd.read_csv(layout.root / "table.csv").columns)
+
+
+def test_reading_says_which_networks_are_worse_than_a_histogram(layout: Layout) -> None:
+    """Every network once, by its sign; what x0 pays for stands there only where it does."""
+
+    def measured(**bounds: float) -> pd.DataFrame:
+        for objective, value in bounds.items():
+            for seed in SEEDS:
+                path = layout.record("likelihood", f"{objective}/linear/unconditional/seed{seed}")
+                edit(path, lambda record, value=value: record["result"].update(bound_bits_per_dim=value))
+        return tables.collect(Results(GRID, layout))
+
+    best = tables.against_histograms(measured(eps=5.0, learned=2.0), GRID)
+    assert (
+        "**Worse than `histogram`: `eps/linear` (+2.56); better than `class-histogram`: `learned/linear` (-0.44).**"
+        in best
+    )
+    between = measured(eps=2.4, learned=2.4)
+    assert "**Worse than `histogram`: none; better than `class-histogram`: none.**" in tables.against_histograms(
+        between, GRID
+    )
+    predicts = {
+        name: config.check(config.merge(configured(), {"objectives": {name: {"target": "x0"}}}))
+        for name in ("eps", "score")
+    }
+    worse = measured(eps=5.0)
+    assert "puts out x0 itself" in tables.against_histograms(worse, predicts["eps"])
+    assert "puts out x0 itself" not in tables.against_histograms(worse, predicts["score"])
+    assert "puts out x0 itself" not in tables.against_histograms(between, predicts["eps"])
+    write(layout)
+    text = (layout.root / "table.md").read_text(encoding="utf-8")
+    assert tables.against_histograms(worse, GRID) in text and "nll_minus_histogram" in text
+
+
+def test_without_the_histogram_nothing_is_said_of_it(layout: Layout) -> None:
+    """A missing baseline is a row that says so."""
+    layout.record("fidelity", "histogram").unlink()
+    found = tables.collect(Results(GRID, layout))
+    assert found["nll_minus_histogram"].isna().all() and tables.against_histograms(found, GRID) == ""
+    assert found.loc[2, "status"] == "missing"
 
 
 # ---- what is left out -------------------------------------------------------------------------------------
@@ -313,9 +369,9 @@ def test_a_record_of_another_configuration_is_left_out(layout: Layout, stage: st
     edit(layout.record(stage, name), lambda record: record["job"].update({key: 7}))
     rows = told(layout)
     if stage in ("data", "classifier"):
-        assert len(rows) == 7 and all(stage in reason for _, reason in rows.values())
-    elif name == "noise":
-        assert rows == {"noise///": ("missing", "fidelity: threads: 7 → 1")}
+        assert len(rows) == 9 and all(stage in reason for _, reason in rows.values())
+    elif name == "class-histogram":
+        assert rows == {"class-histogram///": ("missing", "fidelity: threads: 7 → 1")}
     else:
         cell = {"score": "score/cosine/cfg-w1/ddim", "learned": "learned/linear/none/ancestral"}[name.split("/")[0]]
         assert rows == {cell: ("stale", f"1 of 2 seeds; {stage}: threads: 7 → 1")}
@@ -387,7 +443,7 @@ def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:
 def test_an_empty_folder_gives_a_table_of_missing_rows(tmp_path: Path) -> None:
     """Nothing was run: every row stands there as missing, but for those that never will be."""
     found = tables.collect(Results(GRID, Layout(tmp_path)))
-    assert found["status"].tolist() == ["missing"] * 5 + ["n/a"] + ["missing"] * 2
+    assert found["status"].tolist() == ["missing"] * 7 + ["n/a"] + ["missing"] * 2
     assert found["fid"].isna().all()
 
 

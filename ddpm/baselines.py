@@ -1,0 +1,122 @@
+"""The rows without a network, which say what a number means: real images, uniform noise, and histograms.
+
+A baseline is sampled like a cell (`draw`) and, where its law is known, evaluated exactly (`bits_per_dim`), so that it
+stands in the table with the same measures as the cells.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ddpm import noise
+from ddpm.data import Data, stratified
+from ddpm.methods import Method
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Baseline(Method):
+    """Base of the baselines: each is a law over images, or points, and knows no more than the training half."""
+
+    dataset: Data
+
+    def draw(self, count: int) -> Tensor:
+        """`count` images as the data are stored, the same at every call."""
+        raise NotImplementedError
+
+    def bits_per_dim(self, images: Tensor) -> Tensor | None:
+        """−log2 p(x)/D of every image, exact, float64 (N,); None where the baseline has no p."""
+        return None
+
+
+@dataclass(frozen=True)
+class Real(Baseline):
+    """The ceiling: real images of the training half, every class in proportion (`ddpm.toplines`)."""
+
+    method = "real"
+
+    def draw(self, count: int) -> Tensor:
+        return stratified(self.dataset.train, count, "real row")
+
+
+@dataclass(frozen=True)
+class RealByChance(Real):
+    """The ceiling of rows that draw their classes by chance: measured with class counts by chance."""
+
+    method = "real-by-chance"
+
+
+@dataclass(frozen=True)
+class Noise(Baseline):
+    """The floor: uniform over all grey levels, log2 of their number in bits/dim; of points, over their rectangle."""
+
+    method = "noise"
+
+    def draw(self, count: int) -> Tensor:
+        u = noise.uniform(noise.key("noise row"), torch.arange(count), 0, self.dataset.shape)
+        if self.dataset.levels:
+            return (u * self.dataset.levels).floor().to(torch.uint8)
+        points = self.dataset.train.images
+        return torch.lerp(points.amin(0), points.amax(0), u.float())
+
+    def bits_per_dim(self, images: Tensor) -> Tensor | None:
+        levels = self.dataset.levels
+        return torch.full((len(images),), math.log2(levels), dtype=torch.float64) if levels else None
+
+
+@dataclass(frozen=True)
+class ClassHistogram(Baseline):
+    """Pixels that are independent given the class: p(x) = Σ_y p(y) Π_d p(x_d | y), of images with K grey levels.
+
+    The probabilities are Krichevsky & Trofimov's (1981), half a count added to every level and every class (Jeffreys'
+    prior), so that no image is impossible: p(x_d = k | y) = (n_ydk + ½)/(n_y + K/2), p(y) = (n_y + ½)/(N + C/2).
+    """
+
+    method = "class-histogram"
+
+    def groups(self) -> tuple[Tensor, int]:
+        """The class of every training image, and how many classes there are."""
+        return self.dataset.train.labels, self.dataset.classes
+
+    @cached_property
+    def probabilities(self) -> tuple[Tensor, Tensor]:
+        """p(y) (C,) and p(x_d = k | y) (C, D, K), float64."""
+        (labels, classes), levels = self.groups(), self.dataset.levels
+        dims = math.prod(self.dataset.shape)
+        counts = torch.zeros(classes * dims * levels, dtype=torch.float64)
+        for x, y in zip(self.dataset.train.images.split(256), labels.split(256), strict=True):
+            place = (y[:, None] * dims + torch.arange(dims)) * levels + x.flatten(1)
+            counts += torch.bincount(place.flatten(), minlength=len(counts))
+        images = torch.bincount(labels, minlength=classes).double() + 0.5
+        counts = counts.reshape(classes, dims, levels) + 0.5
+        return images / images.sum(), counts / counts.sum(2, keepdim=True)
+
+    def draw(self, count: int) -> Tensor:
+        # u falls on a level with the level's probability. The last edge is 1 up to rounding, and u < 1 − 2^−34.
+        class_edges, level_edges = (p.cumsum(-1) for p in self.probabilities)
+        key, index = noise.key(f"{self.method} row"), torch.arange(count)
+        y = torch.searchsorted(class_edges, noise.uniform(key, index, 0), right=True)
+        u = noise.uniform(key, index, 1, (level_edges.shape[1],))
+        x = [torch.searchsorted(level_edges[c], v[:, None], right=True) for c, v in zip(y, u, strict=True)]
+        return torch.stack(x).to(torch.uint8).reshape(-1, *self.dataset.shape)
+
+    def bits_per_dim(self, images: Tensor) -> Tensor:
+        log_class, log_level = (p.log2() for p in self.probabilities)
+        dims, found = torch.arange(log_level.shape[1]), []
+        for x in images.flatten(1).long().split(256):
+            joint = log_class + log_level[:, dims, x].sum(2).T
+            found.append(-(joint * math.log(2)).logsumexp(1) / (math.log(2) * len(dims)))
+        return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Histogram(ClassHistogram):
+    """Independent pixels: p(x) = Π_d p(x_d), the class histogram of a single class."""
+
+    method = "histogram"
+
+    def groups(self) -> tuple[Tensor, int]:
+        return torch.zeros_like(self.dataset.train.labels), 1
