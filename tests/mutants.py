@@ -27,9 +27,13 @@ MODULES = {
     "ddpm/flow.py": ["flow", "ode_likelihood"],
     "ddpm/times.py": ["times"],
     "ddpm/likelihood.py": ["bound", "checkpoint", "ode_likelihood"],
-    "ddpm/fidelity.py": ["fidelity"],
-    "ddpm/training.py": ["training"],
-    "ddpm/sampling.py": ["checkpoint", "training"],
+    "ddpm/fidelity.py": ["fidelity", "stages"],
+    "ddpm/training.py": ["stages", "training"],
+    "ddpm/sampling.py": ["stages", "checkpoint"],
+    "ddpm/networks/embedding.py": ["networks"],
+    "ddpm/networks/unet.py": ["networks"],
+    "ddpm/networks/mlp.py": ["networks"],
+    "ddpm/networks/classifier.py": ["networks"],
 }
 # Lines whose expressions only words for people come from.
 WORDS = [r"\braise ", r"\btqdm\(", r"\bprogress = ", r"recorder\.phase\("]
@@ -51,14 +55,14 @@ def undecorated(source: str) -> str:
 def lay(folder: Path, module: str) -> None:
     """A copy of what the tests read, and mutmut's settings for one module."""
     shutil.rmtree(folder, ignore_errors=True)
-    for part in ("ddpm", "tests"):
+    for part in ("ddpm", "tests", "workflow"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "config.yaml", folder)
     (folder / module).write_text(undecorated((ROOT / module).read_text(encoding="utf-8")), encoding="utf-8")
     settings = {
         "source_paths": ["ddpm"],
         "only_mutate": [module],
-        "also_copy": ["config.yaml"],
+        "also_copy": ["config.yaml", "workflow"],
         "do_not_mutate_patterns": WORDS,
         "pytest_add_cli_args": ["-p", "mutants"],
         "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in MODULES[module]],
@@ -95,7 +99,7 @@ def test(module: str, cores: int) -> tuple[int, list[str]]:
         command = [str(Path(sys.executable).with_name("mutmut")), *words]
         run = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=quiet)
         if run.returncode:
-            sys.exit(f"{' '.join(command)}: failed in {folder}\n{run.stderr or ''}")
+            sys.exit(f"{' '.join(command)}: failed in {folder}\n{run.stdout}{run.stderr}")
         return run.stdout or ""
 
     mutmut("run", "--max-children", str(cores), quiet=not sys.stdout.isatty())

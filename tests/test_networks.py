@@ -66,7 +66,7 @@ def linear(w: Weights, name: str, x: Array) -> Array:
 
 
 def convolve(w: Weights, name: str, x: Array, stride: int = 1) -> Array:
-    """y[o, i, j] = b[o] + Σ_{c, u, v} W[o, c, u, v] x[c, s i + u − p, s j + v − p] (0 outside) for kernels of 2p + 1."""
+    """y[o, i, j] = b[o] + Σ_{c, u, v} W[o, c, u, v] x[c, s i + u − p, s j + v − p], 0 outside; kernels of 2p + 1."""
     kernel = w(f"{name}.weight")
     size, p = kernel.shape[-1], kernel.shape[-1] // 2
     padded = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)))
