@@ -22,7 +22,7 @@ MODULES = {
     "ddpm/objectives.py": ["objectives", "weightings"],
     "ddpm/samplers.py": ["samplers", "orders", "continuous"],
     "ddpm/guidance.py": ["guidance", "guide"],
-    "ddpm/denoiser.py": ["objectives", "samplers", "guidance"],
+    "ddpm/denoiser.py": ["denoiser", "objectives", "guidance"],
     "ddpm/bound.py": ["bound"],
     "ddpm/flow.py": ["flow", "ode_likelihood"],
     "ddpm/times.py": ["times"],
