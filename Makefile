@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 BIN := .venv/bin
 
-.PHONY: env table test faults lint lock clean-env
+.PHONY: env table test faults mutants lint lock clean-env
 
 env: .venv/installed
 
@@ -30,6 +30,11 @@ test: .venv/installed-dev lint
 # What clusters do to jobs, done to a real run on a throw-away Slurm cluster: forty minutes, as root.
 faults: .venv/installed-dev
 	$(BIN)/python tests/faults.py
+
+# Every line of the mathematics, metrics and stages broken, and whether the tests notice: an hour on two cores; for one
+# module: make mutants ONLY=ddpm/bound.py
+mutants: .venv/installed-dev
+	$(BIN)/python tests/mutants.py --cores $(CORES) $(ONLY)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -333,3 +333,34 @@ def test_unknown_target_is_named() -> None:
     """The message names the target and lists those that are known."""
     with pytest.raises(ValueError, match="'epsilon'; known are F, eps, mu, score, v, x0"):
         _ = Objective(target="epsilon").parameterisation
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective(target="eps"),
+        Objective(target="score", matching="sliced"),
+        Objective(target="eps", variance="learned"),
+        Objective(target="eps", variance="learned", weighting="vlb"),
+    ],
+)
+def test_labels_reach_the_network_in_training(objective: Objective) -> None:
+    """Of every loss: the labels that it is given, unchanged."""
+    heads, seen = 2 if objective.learns_variance else 1, []
+
+    def network(x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
+        seen.append(y)
+        return torch.cat([x] * heads, dim=1)
+
+    (x0, eps, t), y = sample([1, 400]), torch.tensor([7, 3])
+    objective.loss(network, Linear(), x0, eps, t, y, 17, lambda: torch.ones_like(x0))
+    assert len(seen) == 1 and torch.equal(seen[0], y)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_coefficients_of_whole_times_are_float64(target: str) -> None:
+    """Times that come as integers give the same float64 coefficients and weights."""
+    made, t = Target.make({"method": target}), torch.tensor([1, 500])
+    for of in (made.coefficients, lambda *given: (made.simple_weight(*given),)):
+        for found, expected in zip(of(Linear(), t), of(Linear(), t.double()), strict=True):
+            assert found.dtype == torch.float64 and torch.equal(found, expected)

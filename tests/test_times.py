@@ -141,3 +141,11 @@ def test_state_resumes() -> None:
         assert torch.equal(one.probabilities(), two.probabilities())
         assert torch.equal(one.seen, two.seen) and torch.equal(one.history, two.history)
     assert Uniform(Objective(target="eps"), EVERY["linear"]()).state() == {}
+
+
+def test_the_end_of_the_interval_is_the_last_time() -> None:
+    """Σ p may round to less than 1: a place beyond it still stands for t = T."""
+    times = importance(14)
+    end = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert float(times.probabilities().cumsum(0)[-1]) < float(end)
+    assert times.draw(end)[0].tolist() == [14]

@@ -1,0 +1,392 @@
+"""The value of every stage's result against an independent computation, from the stored data to the stored numbers.
+
+Draws are stated by what they are for (`ddpm.noise`), everything else by the formulas: the loops here know nothing of
+schedules, objectives, samplers and optimisers.
+"""
+
+import csv
+import math
+from collections import deque
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from ddpm import config, data, fidelity, guide, networks, noise, provenance, sampling, training
+from ddpm.grid import Grid
+from ddpm.layout import Layout
+from ddpm.networks.classifier import Classifier, NoisyClassifier
+
+torch.set_num_threads(1)
+
+Tensor = torch.Tensor
+ROOT = Path(__file__).parent.parent
+SMALL = {"method": "mlp", "width": 16, "depth": 1}
+# T = 4 with β = 0.05, 0.2, 0.35, 0.5, and ᾱ_0 … ᾱ_4.
+BETA = torch.tensor([0.0, 0.05, 0.2, 0.35, 0.5], dtype=torch.float64)
+BAR = (1 - BETA).cumprod(0)
+MIXED, PLAIN = "mixed/short/conditional/seed0", "v/short/unconditional/seed0"
+CELL = "v/short/cfg/steps/seed0"
+
+
+def grid() -> Grid:
+    """Two networks on a chain of four steps: one with everything that training can do, one without."""
+    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
+    read["network"] = SMALL
+    own = {
+        "schedules": {"short": {"method": "linear", "steps": 4, "beta_first": 0.05, "beta_last": 0.5}},
+        "objectives": {
+            "mixed": {"target": "eps", "variance": "learned", "vlb_weight": 0.05, "times": "importance"},
+            "v": {"target": "v"},
+        },
+        "guidances": {"cfg": {"method": "cfg", "weight": 1.5}, "guided": {"method": "classifier", "weight": 1.0}},
+        "samplers": {"steps": {"method": "ancestral", "steps": 4, "variance": "large"}, "ddim": {"steps": 2}},
+        "training": {
+            "steps": 12,
+            "batch": 24,
+            "warmup": 3,
+            "learning_rate": 0.01,
+            "decay": "cosine",
+            "ema_decay": 0.4,
+            "gradient_clip": 0.15,
+            "label_dropout": 0.3,
+        },
+        "guide": {"steps": 6, "batch": 20, "width": 16, "learning_rate": 0.01},
+        "sampling": {"images": 50, "batch": 32},
+        "classifier": {"width": 4, "features": 16, "epochs": 2, "batch": 100, "learning_rate": 0.01},
+        "grid": [
+            {"objective": ["mixed"], "schedule": ["short"], "guidance": ["cfg"], "sampler": ["steps"]},
+            {"objective": ["v"], "schedule": ["short"], "guidance": ["cfg", "none"], "sampler": ["steps", "ddim"]},
+            {"objective": ["v"], "schedule": ["short"], "guidance": ["guided"], "sampler": ["ddim"]},
+        ],
+    }
+    return config.check(config.merge(read, own))
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A tree with the data."""
+    found = Layout(tmp_path_factory.mktemp("stages"))
+    data.prepare(*grid().job("data"), found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def digits(layout: Layout) -> dict[str, Tensor]:
+    """The stored data, their images as 17 grey levels in [−1, 1]."""
+    found = load_file(layout.data)
+    return found | {k: found[k].double() / 8 - 1 for k in ("train_images", "test_images")}
+
+
+def seeded(*parts: object) -> None:
+    """What is drawn for these parts next comes from torch's own generator."""
+    torch.manual_seed(noise.key(*parts) % 2**63)
+
+
+class Adam:
+    """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← θ − lr (wd θ + m̂/(√v̂ + 1e-8)) (Kingma & Ba 2015)."""
+
+    def __init__(self, network: nn.Module, beta2: float, decay: float = 0.0):
+        self.parameters, self.beta2, self.decay = list(network.parameters()), beta2, decay
+        self.m = [torch.zeros_like(p) for p in self.parameters]
+        self.v = [torch.zeros_like(p) for p in self.parameters]
+        self.updates = 0
+
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor], rate: float, beta1: float = 0.9) -> None:
+        self.updates += 1
+        for p, g, m, v in zip(self.parameters, gradients, self.m, self.v, strict=True):
+            m.copy_(beta1 * m + (1 - beta1) * g)
+            v.copy_(self.beta2 * v + (1 - self.beta2) * g**2)
+            p.sub_(rate * self.decay * p)
+            size = (v / (1 - self.beta2**self.updates)).sqrt() + 1e-8
+            p.sub_(rate * (m / (1 - beta1**self.updates)) / size)
+
+
+# ---- train ------------------------------------------------------------------------------------------------
+
+
+def bound_terms(x0: Tensor, mean: Tensor, log_var: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """L_{t−1} of every image in nats per dimension: KL(q ‖ p) of Gaussians, at t = 1 the mass of a level's bin."""
+    before, found = BAR[t - 1], []
+    for i, step in enumerate(t.tolist()):
+        m, log_v = mean[i].double(), log_var[i].double()
+        if step == 1:
+            std = (log_v / 2).exp()
+            cdf = torch.distributions.Normal(0.0, 1.0).cdf
+            upper = torch.where(x0[i] > 0.99, 1.0, cdf((x0[i] + 1 / 16 - m) / std))
+            lower = torch.where(x0[i] < -0.99, 0.0, cdf((x0[i] - 1 / 16 - m) / std))
+            found.append(-(upper - lower).log().mean())
+        else:
+            beta, bar = BETA[step], BAR[step]
+            exact = before[i].sqrt() * beta * x0[i] + (1 - beta).sqrt() * (1 - before[i]) * x_t[i]
+            exact, var = exact / (1 - bar), beta * (1 - before[i]) / (1 - bar)
+            found.append((0.5 * (log_v - var.log() - 1 + (var + (exact - m) ** 2) / log_v.exp())).mean())
+    return torch.stack(found)
+
+
+def mixed_loss(network: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """‖ε − ε̂‖² + λ T L_vlb in bits, with log Σ = v log β + (1 − v) log β̃ and the mean held fixed in L_vlb."""
+    bar, beta = BAR[t].reshape(-1, 1, 1, 1), BETA[t].reshape(-1, 1, 1, 1)
+    # β̃_1 = 0 counts as β̃_2.
+    small = beta * (1 - BAR[t - 1].reshape(-1, 1, 1, 1)) / (1 - bar)
+    small = torch.where(small == 0, BETA[2] * (1 - BAR[1]) / (1 - BAR[2]), small)
+    x_t = bar.sqrt() * x0 + (1 - bar).sqrt() * eps
+    y_hat, v = network(x_t.float(), (bar / (1 - bar)).log().flatten().float(), y).double().chunk(2, dim=1)
+    log_var = (1 + v) / 2 * beta.log() + (1 - v) / 2 * small.log()
+    fixed = y_hat.detach()
+    mean = (x_t - beta / (1 - bar).sqrt() * fixed) / (1 - beta).sqrt()
+    squares = ((eps - y_hat) ** 2).flatten(1).mean(1)
+    return squares + 0.05 * 4 / math.log(2) * bound_terms(x0, mean, log_var, x_t, t)
+
+
+def v_loss(network: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: None) -> Tensor:
+    """‖v − v̂‖² with v = α ε − σ x0."""
+    bar = BAR[t].reshape(-1, 1, 1, 1)
+    alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
+    answer = network((alpha * x0 + sigma * eps).float(), (bar / (1 - bar)).log().flatten().float(), y).double()
+    return ((alpha * eps - sigma * x0 - answer) ** 2).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("name", [MIXED, PLAIN])
+def test_training_is_an_own_loop(layout: Layout, digits: dict[str, Tensor], name: str) -> None:
+    """Draws, loss, importance, clipping, Adam, rate and average restated: the same weights, the same curve.
+
+    Of the mixed network the gradient is clipped in every step, a third of the labels is dropped, times are drawn by
+    importance as soon as every t has ten losses, and the average's warm-up ends within the run.
+    """
+    mixed, steps, size = name == MIXED, 12, 24
+    job, code = grid().job("train", name)
+    training.train(job, code, layout)
+    stored = load_file(layout.weights(name))
+
+    seeded("weights", name)
+    network = networks.build(SMALL, (1, 8, 8), 2 if mixed else 1, 10 if mixed else 0)
+    images, labels, key = digits["train_images"], digits["train_labels"], noise.key("training", name)
+    order = torch.cat([noise.permutation(len(images), "order", name, epoch) for epoch in range(2)])
+    optimiser, average, curve, norms, weights_seen = Adam(network, beta2=0.99), None, [], [], []
+    last = {t: deque(maxlen=10) for t in range(1, 5)}
+    for step in range(steps):
+        index, place = order[step * size : (step + 1) * size], torch.arange(size)
+        eps = noise.normal(key, place, 2 * step, (1, 8, 8)).double()
+        u = noise.uniform(key, place, 2 * step + 1, (2,))
+        spread = (u[0, 0] + place / size) % 1
+        p = torch.full((4,), 0.25, dtype=torch.float64)
+        if mixed and all(len(values) == 10 for values in last.values()):
+            p = torch.tensor([math.sqrt(sum(x * x for x in last[t]) / 10) for t in range(1, 5)], dtype=torch.float64)
+            p = 0.999 * p / p.sum() + 0.001 / 4
+        edges = p.cumsum(0)
+        t = torch.tensor([1 + sum(float(edge) < float(x) for edge in edges[:-1]) for x in spread])
+        weight = 1 / (4 * p[t - 1])
+        weights_seen.append(weight)
+        y = torch.where(u[:, 1] < 0.3, 10, labels[index]) if mixed else None
+        losses = (mixed_loss if mixed else v_loss)(network, images[index], eps, t, y)
+        for i, k in enumerate(t.tolist()):
+            last[k].append(float(losses[i].detach()))
+        loss = (weight * losses).mean()
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in gradients)))
+        scale = min(1.0, 0.15 / (norms[-1] + 1e-6))
+        rate = 0.01 * min(1, (step + 1) / 3) * (1 + math.cos(math.pi * step / steps)) / 2
+        optimiser.step([scale * g for g in gradients], rate)
+        now = [p.detach().clone() for p in network.parameters()]
+        d = min(0.4, (1 + step) / (10 + step))
+        average = now if average is None else [d * a + (1 - d) * b for a, b in zip(average, now, strict=True)]
+        curve.append((step + 1, (step + 1) * size, rate, float(loss.detach())))
+
+    assert min(norms) > 0.15 and max(norms) / min(norms) > 1.1
+    assert float((weights_seen[-1] - 1).abs().max()) > 0.1 if mixed else bool((weights_seen[-1] == 1).all())
+    names = [name for name, _ in network.named_parameters()]
+    assert stored.keys() == set(names)
+    for parameter, expected in zip(names, average, strict=True):
+        error = (stored[parameter] - expected).abs()
+        assert float(error.max()) < 2e-6 and float(error.mean()) < 1e-7, parameter
+    with layout.loss(name).open() as f:
+        rows = [tuple(map(float, row)) for row in list(csv.reader(f))[1:]]
+    np.testing.assert_allclose(rows, curve, rtol=2e-6)
+
+
+# ---- sample -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", [CELL, "v/short/none/steps/seed0", "v/short/none/ddim/seed0"])
+def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
+    """x_T and every z by image, guidance, clipping, the posterior's mean and noise, rounding, and labels permuted."""
+    guided, chain = "/cfg/" in cell, "/steps/" in cell
+    name = f"v/short/{'conditional' if guided else 'unconditional'}/seed0"
+    training.train(*grid().job("train", name), layout)
+    sampling.sample(*grid().job("sample", cell), layout)
+    found = load_file(layout.samples(cell))
+
+    network = networks.build(SMALL, (1, 8, 8), 1, 10 if guided else 0)
+    network.load_state_dict(load_file(layout.weights(name)))
+    index, key = torch.arange(50), noise.key("sampling", name)
+    known = load_file(layout.data)["train_labels"]
+    labels = known[noise.permutation(len(known), "labels", name)][:50]
+    x = noise.normal(key, index, 0, (1, 8, 8)).double()
+    times = [4, 3, 2, 1, 0] if chain else [4, 2, 0]
+    for draw, (t, s) in enumerate(pairwise(times), start=1):
+        bar, before = BAR[t], BAR[s]
+        alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
+
+        def clean(y: Tensor | None, x: Tensor = x, bar: Tensor = bar) -> Tensor:
+            with torch.no_grad():
+                v = network(x.float(), (bar / (1 - bar)).log().float().expand(50), y).double()
+            return bar.sqrt() * x - (1 - bar).sqrt() * v
+
+        x0 = 2.5 * clean(labels) - 1.5 * clean(torch.full((50,), 10)) if guided else clean(None)
+        x0 = x0.clamp(-1, 1)
+        if chain:
+            beta = 1 - bar / before
+            mean = before.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - before) * x
+            x = mean / (1 - bar)
+            if s > 0:
+                x = x + beta.sqrt() * noise.normal(key, index, draw, (1, 8, 8)).double()
+        else:
+            x = before.sqrt() * x0 + (1 - before).sqrt() * (x - alpha * x0) / sigma
+    exact = (x + 1) * 8
+    expected = exact.round().clamp(0, 16)
+    doubtful = ((exact - exact.floor()) - 0.5).abs() < 1e-3
+    assert doubtful.double().mean() < 0.01
+    assert torch.equal(found["images"].double()[~doubtful], expected[~doubtful])
+    assert found["images"].dtype == torch.uint8 and len(found["images"].unique()) > 10
+    if guided:
+        assert torch.equal(found["labels"], labels) and not torch.equal(labels, known[:50])
+    else:
+        assert "labels" not in found
+    result = provenance.read_record(layout.record("sample", cell))["result"]
+    assert result == {"images": 50, "steps": 4 if chain else 2, "nfe": (8 if guided else 4) if chain else 2}
+
+
+# ---- guide ------------------------------------------------------------------------------------------------
+
+
+def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> None:
+    """Cross-entropy on x_t at t uniform on 1 … T, Adam with half a cosine of rates; its accuracy by noise level."""
+    name = "short/seed0"
+    guide.train(*grid().job("guide", name), layout)
+    stored = load_file(layout.guide(name))
+    seeded("guide weights", name)
+    network = NoisyClassifier((1, 8, 8), 10, 16)
+    images, labels, key = digits["train_images"], digits["train_labels"], noise.key("guide", name)
+
+    def answers(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        bar = BAR[t].reshape(-1, 1, 1, 1)
+        x_t = bar.sqrt() * x0 + (1 - bar).sqrt() * eps
+        return network(x_t.float(), (bar / (1 - bar)).log().flatten().float())
+
+    optimiser, seen = Adam(network, beta2=0.999), set()
+    for step in range(6):
+        u = noise.uniform(key, torch.arange(20), 2 * step, (2,))
+        index, t = (u[:, 0] * len(images)).long(), 1 + (4 * u[:, 1]).long()
+        eps = noise.normal(key, torch.arange(20), 2 * step + 1, (1, 8, 8)).double()
+        log_p = answers(images[index], eps, t).log_softmax(1)
+        loss = -log_p[torch.arange(20), labels[index]].mean()
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        optimiser.step(list(gradients), 0.01 * (1 + math.cos(math.pi * step / 6)) / 2)
+        seen |= set(t.tolist())
+    assert seen == {1, 2, 3, 4}
+    for parameter, expected in network.state_dict().items():
+        # Adam makes much of a gradient that is almost zero, and so of its rounding.
+        error = (stored[parameter] - expected).abs()
+        assert float(error.max()) < 1e-4 and float(error.mean()) < 1e-6, parameter
+
+    eps = noise.normal(noise.key("guide test"), torch.arange(len(digits["test_images"])), 0, (1, 8, 8)).double()
+    found = provenance.read_record(layout.record("guide", name))["result"]["accuracy_by_time"]
+    network.load_state_dict(stored)
+    for part, t in (("0.0", 1), ("0.25", 1), ("0.5", 2), ("0.75", 3), ("1.0", 4)):
+        at = torch.full((len(eps),), t)
+        right = answers(digits["test_images"], eps, at).argmax(1) == digits["test_labels"]
+        assert found[part] == pytest.approx(float(right.double().mean()), abs=2.5 / len(right))
+
+
+# ---- classifier and fidelity ------------------------------------------------------------------------------
+
+
+def test_the_classifier_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> None:
+    """AdamW with one cycle of rates and momenta (Smith & Topin 2019) on bytes; its scale and its accuracy."""
+    fidelity.train_classifier(*grid().job("classifier"), layout)
+    stored = load_file(layout.classifier)
+    seeded("classifier", 0)
+    network = Classifier((1, 8, 8), 10, 4, 16)
+    images, tests = (((digits[f"{half}_images"] + 1) * 127.5).round().float() / 127.5 - 1 for half in ("train", "test"))
+    labels, optimiser, step = digits["train_labels"], Adam(network, beta2=0.999, decay=0.01), 0
+    total = 2 * 9
+    for epoch in range(2):
+        for index in noise.permutation(len(images), "classifier", 0, epoch).split(100):
+            # Up from 1/25 of the rate over the first three tenths, then down to 1/250 000; the momentum the other way.
+            peak = 0.3 * total - 1
+            if step <= peak:
+                part, start, end = step / peak, (0.01 / 25, 0.95), (0.01, 0.85)
+            else:
+                part, start, end = (step - peak) / (total - 1 - peak), (0.01, 0.85), (0.01 / 25e4, 0.95)
+            rate, beta1 = (b + (a - b) * (1 + math.cos(math.pi * part)) / 2 for a, b in zip(start, end, strict=True))
+            loss = F.cross_entropy(network(images[index]), labels[index])
+            optimiser.step(list(torch.autograd.grad(loss, list(network.parameters()))), rate, beta1)
+            step += 1
+    assert step == total
+    network.eval()
+    for parameter, expected in network.state_dict().items():
+        # Batch norm takes a bias away again: its gradient is rounding alone, and the running mean follows it.
+        if parameter not in ("body.0.bias", "body.4.bias", "body.1.running_mean", "body.5.running_mean"):
+            torch.testing.assert_close(stored[parameter], expected, rtol=1e-5, atol=1e-5, msg=parameter)
+    network.load_state_dict({k: v for k, v in stored.items() if k not in ("scale", "side")})
+    with torch.no_grad():
+        features, right = network.features(images).double(), network(tests).argmax(1) == digits["test_labels"]
+    scale = math.sqrt(np.trace(np.cov(features.numpy(), rowvar=False)) / 16)
+    assert float(stored["scale"]) == pytest.approx(scale, rel=1e-4) and int(stored["side"]) == 8
+    found = provenance.read_record(layout.record("classifier"))["result"]["test_accuracy"]
+    assert found == pytest.approx(float(right.double().mean()), abs=3 / len(right))
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """‖µ_a − µ_b‖² + tr Σ_a + tr Σ_b − 2 Σ √eig(Σ_a Σ_b), covariances over N − 1."""
+    first, second = (np.cov(x, rowvar=False) for x in (a, b))
+    roots = np.sqrt(np.linalg.eigvals(first @ second).astype(complex)).real.sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * roots)
+
+
+def within(features: np.ndarray, guessed: np.ndarray) -> float:
+    """Σ ‖f − mean of its class‖²/(N − classes seen)."""
+    classes = np.unique(guessed)
+    squares = sum(((features[guessed == k] - features[guessed == k].mean(0)) ** 2).sum() for k in classes)
+    return float(squares / (len(features) - len(classes)))
+
+
+def test_fidelity_is_numpys(layout: Layout) -> None:
+    """FID to both halves, plain and binarized, diversity and label accuracy of a cell, from files to record."""
+    fidelity.train_classifier(*grid().job("classifier"), layout)
+    name = "v/short/conditional/seed0"
+    training.train(*grid().job("train", name), layout)
+    sampling.sample(*grid().job("sample", CELL), layout)
+    fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    result = provenance.read_record(layout.record("fidelity", CELL))["result"]
+
+    stored, real, ours = load_file(layout.classifier), load_file(layout.data), load_file(layout.samples(CELL))
+    scale = float(stored.pop("scale"))
+    stored.pop("side")
+    network = Classifier((1, 8, 8), 10, 4, 16)
+    network.load_state_dict(stored)
+    network.eval()
+
+    def measure(levels: Tensor, binarized: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        grey = np.rint(levels.numpy() * (255 / 16))
+        grey = np.where(grey >= 128, 255.0, 0.0) if binarized else grey
+        with torch.no_grad():
+            features = network.features(torch.from_numpy(grey / 127.5 - 1).float())
+            return features.double().numpy() / scale, network.head(features).argmax(1).numpy()
+
+    for suffix, binarized in (("", False), ("_binarized", True)):
+        features, _ = measure(ours["images"], binarized)
+        for key, half in (("fid", "test"), ("fid_train", "train")):
+            expected = distance(features, measure(real[f"{half}_images"], binarized)[0])
+            assert result[key + suffix] == pytest.approx(expected, rel=1e-4), key + suffix
+    (features, guessed), test = measure(ours["images"]), measure(real["test_images"])
+    assert result["diversity"] == pytest.approx(within(features, guessed) / within(*test), rel=1e-5)
+    assert result["label_accuracy"] == (guessed == ours["labels"].numpy()).mean()
+    assert result["images"] == 50
