@@ -154,7 +154,10 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
     recorder = Recorder("train", job, code, layout.inputs("train"), device)
     dataset = data.read(layout.data)
     schedule, objective = Schedule.make(job["schedule"]), Objective(**job["objective"])
-    end, std = float(schedule.level(torch.tensor(schedule.steps))), float(dataset.scale(dataset.train.images).std())
+    end, std = (
+        float(schedule.level(torch.tensor(schedule.steps))),
+        float(dataset.scale(dataset.train.images).var(0).mean().sqrt()),
+    )
     if short := terminal.falls_short(end, std):
         raise UserError(f"schedule {schedule.method}: {short}")
     network = build(job, dataset).to(device)

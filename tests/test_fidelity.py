@@ -332,8 +332,9 @@ def test_the_real_rows_compare_training_images_with_the_test_half(
 
 def test_real_rows_refuse_too_few_images(layout: Layout) -> None:
     """As every row does: N above the number of features."""
+    job, code = grid().job("fidelity", "real")
     with pytest.raises(UserError, match=f"{FEATURES} images for {FEATURES} features"):
-        fidelity.evaluate(*grid(sampling={"images": FEATURES}).job("fidelity", "real"), layout)
+        fidelity.evaluate(job | {"images": FEATURES}, code, layout)
 
 
 def test_the_noise_row_is_uniform_over_the_grey_levels(

@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 Tensor = torch.Tensor
 ROOT = Path(__file__).parent.parent
 SMALL = {"method": "mlp", "width": 16, "depth": 1}
-# T = 4 with β = 0.05, 0.2, 0.35, 0.5, and ᾱ_0 … ᾱ_4.
+# T = 4 with β = 0.05, 0.2, 0.35, 0.5 once scaled by 1000/T, and ᾱ_0 … ᾱ_4.
 BETA = torch.tensor([0.0, 0.05, 0.2, 0.35, 0.5], dtype=torch.float64)
 BAR = (1 - BETA).cumprod(0)
 MIXED, PLAIN = "mixed/short/conditional/seed0", "v/short/unconditional/seed0"
@@ -39,7 +39,7 @@ def grid() -> Grid:
     read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
     read["network"] = SMALL
     own = {
-        "schedules": {"short": {"method": "linear", "steps": 4, "beta_first": 0.05, "beta_last": 0.5}},
+        "schedules": {"short": {"method": "linear", "steps": 4, "beta_first": 2e-4, "beta_last": 2.0e-3}},
         "objectives": {
             "mixed": {"target": "eps", "variance": "learned", "vlb_weight": 0.05, "times": "importance"},
             "v": {"target": "v"},
@@ -226,8 +226,14 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
     network = networks.build(SMALL, (1, 8, 8), 1, 10 if guided else 0)
     network.load_state_dict(load_file(layout.weights(name)))
     index, key = torch.arange(50), noise.key("sampling", name)
-    known = load_file(layout.data)["train_labels"]
-    labels = known[noise.permutation(len(known), "labels", name)][:50]
+    stored = load_file(layout.data)
+    known = stored["train_labels"]
+    # In proportion: 50 · n_c/n, rounded down, and one more where the remainders are largest.
+    share = 50 * known.bincount().double() / len(known)
+    whole = share.floor()
+    whole[(share - whole).topk(50 - int(whole.sum())).indices] += 1
+    labels = torch.tensor([c for c in range(10) for _ in range(int(whole[c]))])
+    labels = labels[noise.permutation(50, "labels", name)]
     x = noise.normal(key, index, 0, (1, 8, 8)).double()
     times = [4, 3, 2, 1, 0] if chain else [4, 2, 0]
     for draw, (t, s) in enumerate(pairwise(times), start=1):
@@ -260,6 +266,10 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
     else:
         assert "labels" not in found
     result = provenance.read_record(layout.record("sample", cell))["result"]
+    # Clipped, every image reaches the bounds; E‖x − E x‖² of grey levels, as a multiple of the training half's.
+    spread = [images.double().var(0, correction=0).sum() for images in (found["images"], stored["train_images"])]
+    assert result.pop("spread") == pytest.approx(float(spread[0] / spread[1]), rel=1e-6)
+    assert result.pop("reach") == pytest.approx(float(x.abs().max()), rel=1e-5)
     assert result == {"images": 50, "steps": 4 if chain else 2, "nfe": (8 if guided else 4) if chain else 2}
 
 
