@@ -15,6 +15,7 @@ include: "workflow/rules/aggregate.smk"
 onstart:
     gc.enable()
     preflight()
+    clear_way()
 
 
 rule all:

@@ -7,6 +7,7 @@ is not valid either. Times of files decide nothing.
 
 import hashlib
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,12 +58,21 @@ class Results:
         if job not in self._records:
             path = self.layout.record(stage, name)
             try:
-                self._records[job] = provenance.read_record(path)
-            except UserError as e:
+                found = provenance.read_record(path)
+                of = found["stage"], found["job"].get("name", "")
+                if of != job:  # a file that was swapped with another
+                    raise UserError(f"it is of {' '.join(of).strip()}")
+                self._records[job] = found
+            except (UserError, OSError) as e:
                 self._records[job] = None
-                kind = "record" if path.exists() else "missing"
+                there = [file.name for file in self.layout.outputs(stage, name) if file.exists()]
                 text = str(e).removeprefix(f"{path}: ").split(";")[0]
-                self._problems[job] = Reason(kind, f"{path.name}: {text}" if kind == "record" else "missing")
+                if os.path.lexists(path):
+                    self._problems[job] = Reason("record", f"{path.name}: {text}")
+                elif there:
+                    self._problems[job] = Reason("record", f"{path.name}: missing beside {there[0]}")
+                else:
+                    self._problems[job] = Reason("missing", "missing")
         return self._records[job]
 
     def reasons(self, stage: str, name: str = "") -> list[Reason]:
@@ -81,8 +91,13 @@ class Results:
         for of, hashed in self.inputs(stage, name).items():
             if hashed is not None and record["inputs"].get(of) != hashed:
                 found.append(Reason("input", f"made from other {of} than lies there now"))
-        if edited := provenance.intact(self.layout.record(stage, name), record, whole=False):
-            found.append(Reason("output", f"{edited}: missing, or not as its record left it"))
+        # The tables are small, and what is looked at in the end.
+        damaged = provenance.damaged(self.layout.record(stage, name), record, whole=stage == "table")
+        found += [Reason("output", f"{output}: {why}") for output, why in damaged.items()]
+        written = {path.name for path in self.layout.outputs(stage, name)}
+        found += [
+            Reason("record", f"{output}: its record knows nothing of it") for output in written - {*record["outputs"]}
+        ]
         if stage == "table" and record["result"]["missing"]:
             found.append(Reason("missing", f"it is a table of {record['result']['cells']} cells"))
         return found
@@ -100,8 +115,8 @@ class Results:
         """The functions and classes in which a former fingerprint differs from today's."""
         now = source.parts(grids.roots(stage, job))
         try:
-            before = json.loads(self.layout.code(was).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = dict(json.loads(self.layout.code(was).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return [f"code: {was} → {source.fingerprint(grids.roots(stage, job))}"]
         changed = [f"{name} changed" for name in now if name in before and now[name] != before[name]]
         if changed:  # what came or went did so because of these
@@ -145,11 +160,29 @@ class Results:
                 found[aggregate, ""] = reasons
         return found
 
+    @cached_property
+    def unmarked(self) -> dict[Path, str]:
+        """The marks of batches of fidelity jobs that are not of the records that lie there, though these are valid."""
+        found = {}
+        for batch, names in self.grid.batches.items():
+            if any(("fidelity", name) in self.todo for name in names):
+                continue
+            path = self.layout.measured(batch)
+            try:
+                marked = json.loads(path.read_bytes())
+                if marked != {name: self.record("fidelity", name)["digest"] for name in names}:
+                    found[path] = "it is not of the records that lie there"
+            except (FileNotFoundError, NotADirectoryError):
+                found[path] = "it is missing"
+            except (OSError, ValueError, RecursionError) as e:
+                found[path] = f"it is no JSON ({e})"
+        return found
+
     def failure(self, stage: str, name: str = "") -> str:
         """What this very job said when it failed last; empty where it did not."""
         try:
             said = json.loads(self.layout.state(stage, name).read_text(encoding="utf-8"))
-            return said["failed"] if (said["job"], said["code"]) == self.grid.job(stage, name) else ""
+            return str(said["failed"]) if (said["job"], said["code"]) == self.grid.job(stage, name) else ""
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 

@@ -172,7 +172,13 @@ def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
 def plan_lines(results: Results) -> list[str]:
     """What a run of Snakemake is told beforehand: what is stale, or nothing where all is missing or valid."""
     stale = any(r.kind not in ("missing", "follows") for reasons in results.todo.values() for r in reasons)
-    return [*todo_lines(results, most=8), "`ddpm status` tells more"] if stale else []
+    told = [*todo_lines(results, most=8), "`ddpm status` tells more"] if stale else []
+    return [*told, *mark_lines(results)]
+
+
+def mark_lines(results: Results) -> list[str]:
+    """The marks of batches that Snakemake would write again; those that were never written go without saying."""
+    return [f"{path}: {why}; it is written again" for path, why in results.unmarked.items() if path.parent.is_dir()]
 
 
 def lines(results: Results) -> Iterator[str]:
@@ -195,6 +201,7 @@ def lines(results: Results) -> Iterator[str]:
         yield from todo_lines(results)
     else:
         yield "nothing to run: every result is valid"
+    yield from mark_lines(results)
     count, size = kept.size(results.layout)
     if count:
         folder = results.layout.root / "replaced"
