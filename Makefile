@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 BIN := .venv/bin
 
-.PHONY: env table test faults lint lock clean-env
+.PHONY: env table test faults corruptions lint lock clean-env
 
 env: .venv/installed
 
@@ -30,6 +30,10 @@ test: .venv/installed-dev lint
 # What clusters do to jobs, done to a real run on a throw-away Slurm cluster: forty minutes, as root.
 faults: .venv/installed-dev
 	$(BIN)/python tests/faults.py
+
+# 200 random corruptions of a finished tiny tree, each healed by at most two runs: half an hour on two cores.
+corruptions: .venv/installed-dev
+	$(BIN)/python tests/corruption.py 200
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

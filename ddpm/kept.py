@@ -58,7 +58,8 @@ def keep(layout: Layout, stage: str, name: str = "") -> Path | None:
 def flaws(record: Path) -> dict[Path, str]:
     """The files of a result that are not as they were written, and what is wrong with each: all of it is hashed."""
     try:
-        return {record.parent / name: why for name, why in damaged(record, read_record(record)).items()}
+        found = damaged(record, read_record(record))
+        return {Path(os.path.normpath(record.parent / name)): why for name, why in found.items()}
     except OtherFormat:
         return {}
     except (UserError, OSError) as e:

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from ddpm import grid as grids
@@ -66,6 +66,8 @@ class Results:
             except (UserError, OSError) as e:
                 self._records[job] = None
                 there = [file.name for file in self.layout.outputs(stage, name) if file.exists()]
+                if stage == "fidelity" and name in self._mark(self.grid.batch_of[name])[0]:
+                    there.append("its mark")
                 text = str(e).removeprefix(f"{path}: ").split(";")[0]
                 if os.path.lexists(path):
                     self._problems[job] = Reason("record", f"{path.name}: {text}")
@@ -156,7 +158,10 @@ class Results:
         for aggregate in READS:
             count = Counter(stage for stage, name in self.reads(aggregate) if (stage, name) in found)
             text = ", ".join(f"{n} {stage}" for stage, n in count.items())
-            if reasons := [Reason("follows", text)] if count else self.reasons(aggregate):
+            reasons = self.reasons(aggregate)
+            if count:  # what is damaged is named in any case
+                reasons = [r for r in reasons if r.kind in ("record", "output")] + [Reason("follows", text)]
+            if reasons:
                 found[aggregate, ""] = reasons
         return found
 
@@ -167,16 +172,20 @@ class Results:
         for batch, names in self.grid.batches.items():
             if any(("fidelity", name) in self.todo for name in names):
                 continue
-            path = self.layout.measured(batch)
-            try:
-                marked = json.loads(path.read_bytes())
-                if marked != {name: self.record("fidelity", name)["digest"] for name in names}:
-                    found[path] = "it is not of the records that lie there"
-            except (FileNotFoundError, NotADirectoryError):
-                found[path] = "it is missing"
-            except (OSError, ValueError, RecursionError) as e:
-                found[path] = f"it is no JSON ({e})"
+            marked, why = self._mark(batch)
+            if marked != {name: self.record("fidelity", name)["digest"] for name in names}:
+                found[self.layout.measured(batch)] = why or "it is not of the records that lie there"
         return found
+
+    @cache  # noqa: B019 - it lives as long as these results
+    def _mark(self, batch: str) -> tuple[dict, str]:
+        """Cell → digest, as a batch's mark has it, or what is wrong with the file."""
+        try:
+            return dict(json.loads(self.layout.measured(batch).read_bytes())), ""
+        except (FileNotFoundError, NotADirectoryError):
+            return {}, "it is missing"
+        except (OSError, ValueError, TypeError, RecursionError) as e:
+            return {}, f"it is no mark of a batch ({e})"
 
     def failure(self, stage: str, name: str = "") -> str:
         """What this very job said when it failed last; empty where it did not."""

@@ -178,6 +178,9 @@ def _replacing(layout: Layout, stage: str, name: str) -> Iterator[None]:
         if stage == "table":
             with suppress(FileNotFoundError):  # another job sets it aside
                 kept.keep(layout, stage)
+        elif (place := layout.record(stage)).exists():  # pictures are not kept
+            for path, why in kept.flaws(place).items():
+                print(f"{path}: {why}; made again", file=sys.stderr)
         yield
         return
     folder = kept.keep(layout, stage, name)

@@ -69,9 +69,9 @@ def forked(work: Callable[[], int | None]) -> tuple[int, str]:
 def jobs(results: Results) -> dict[tuple[str, str], list[str]]:
     """What Snakemake would run, in order: the arguments of its `ddpm job`."""
     of, found = results.grid, {}
-    marks = {batch for batch in of.batches if of_mark(results, batch)}
-    todo = dict.fromkeys([*(job for job in results.todo if job[0] not in READS)])
-    for stage, name in [*todo, *(("fidelity", of.batches[batch][0]) for batch in sorted(marks)), *results.todo]:
+    todo = [job for job in results.todo if job[0] not in READS]
+    marks = [names[0] for batch, names in of.batches.items() if results.layout.measured(batch) in results.unmarked]
+    for stage, name in [*todo, *(("fidelity", name) for name in marks), *results.todo]:
         if stage == "fidelity":
             batch = of.batch_of[name]
             job, code = of.batch(batch)
@@ -80,10 +80,6 @@ def jobs(results: Results) -> dict[tuple[str, str], list[str]]:
             job, code = of.job(stage, name)
             found.setdefault((stage, name), ["--job", canonical(job), "--code", code])
     return found
-
-
-def of_mark(results: Results, batch: str) -> bool:
-    return results.layout.measured(batch) in results.unmarked
 
 
 class Here:
@@ -266,16 +262,14 @@ def dangle(path: Path, rng: random.Random) -> None:
     path.symlink_to("nowhere")
 
 
-def file(path: Path, rng: random.Random) -> None:
+def file(path: Path, rng: random.Random) -> Path:
     """A file where one of the folders above it was; all that was in it is gone."""
     root = next(parent for parent in path.parents if parent.name == "tiny")
     above = [parent for parent in path.parents if root in parent.parents]
-    if above:
-        place = rng.choice(above)
-        shutil.rmtree(place)
-        place.write_text("a file")
-    else:
-        path.unlink()
+    place = rng.choice(above or [path])
+    shutil.rmtree(place, ignore_errors=True)
+    place.write_text("a file")
+    return place
 
 
 KINDS = {f.__name__: f for f in (delete, truncate, flip, flip, swap, empty, garbage, folder, dangle, file)}
@@ -289,12 +283,12 @@ def hits(root: Path) -> list[Path]:
 
 @dataclass
 class Trial:
-    """One corruption and what came of it."""
+    """One corruption, of a path below the results, and what came of it; `redo` is a record that is deleted as well."""
 
     tree: str
     kind: str
     path: str
-    redo: str
+    redo: str = ""
     runs: int = 0
     named: str = ""
     wrong: str = ""
@@ -306,66 +300,73 @@ class Trial:
         return f"{told}: {self.wrong or f'{self.runs} runs, named by {self.named}'} ({self.seconds:.0f} s)"
 
 
-def names(root: Path, path: str, said: str, deleted: bool) -> bool:
-    """Whether a line names the file: by its path, or in the plan by its name and its job's."""
-    file = root / path
-    for line in said.splitlines():
-        if line.startswith("rule ") and not deleted:
-            continue
-        if path in line or (f" {file.name}:" in line and (file.parent.relative_to(root).as_posix() in line)):
-            return True
-        job = "/".join(file.parent.relative_to(root).parts[1:])  # the plan: `sample 1 samples.safetensors: …: NAME`
-        if f" {file.name}: " in line and (job in line):
-            return True
-    return False
-
-
-def trial(trees: dict[str, Path], place: Path, rng: random.Random, kind: Callable = Here) -> Trial:
-    """Corrupt a copy, and run until it is what it was."""
-    begun = time.monotonic()
-    tree = rng.choices(list(trees), [3, 1, 1][: len(trees)])[0]
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(trees[tree], place, symlinks=True)
-    run = kind(place)
-    wanted, at = content(trees["finished"] / "results/tiny"), run.results()
-    choice = rng.choices(list(KINDS), [WEIGHTS.get(name, 1) for name in KINDS])[0]
-    candidates = hits(run.root)
+def drawn(trees: dict[str, Path], rng: random.Random) -> Trial:
+    """A corruption at random."""
+    tree = rng.choices(list(trees), [3, 1, 1])[0]
+    kind = rng.choices(list(KINDS), [WEIGHTS.get(name, 1) for name in KINDS])[0]
+    at = Here(trees[tree])
+    candidates = hits(at.root)
     if tree != "finished" and rng.random() < 0.7:
         within = {"replaced": "replaced", "interrupted": "work"}[tree]
-        candidates = [p for p in candidates if p.relative_to(run.root).parts[0] == within]
-    hit = rng.choice([p for p in candidates if p.stat().st_size > 1])
-    redo = ""
+        candidates = [p for p in candidates if p.relative_to(at.root).parts[0] == within]
+    hit, redo = rng.choice([p for p in candidates if p.stat().st_size > 1]), ""
     if rng.random() < 0.5:  # some later job has to read what is there
-        later = rng.choice([job for job in at.grid.jobs if job[0] not in ("data",)])
-        if (taken := at.layout.record(*later)).is_file() and taken != hit:
-            redo = str(taken.relative_to(run.root))
-    found = Trial(tree, choice, str(hit.relative_to(run.root)), redo)
+        later = rng.choice([job for job in at.grid.jobs if job[0] != "data"])
+        taken = Layout(at.root).record(*later)
+        # Without its record nothing is known of an output.
+        if taken.is_file() and hit not in (taken, *Layout(at.root).outputs(*later)):
+            redo = str(taken.relative_to(at.root))
+    return Trial(tree, kind, str(hit.relative_to(at.root)), redo)
+
+
+def carry_out(found: Trial, trees: dict[str, Path], place: Path, rng: random.Random, kind: Callable = Here) -> Trial:
+    """Corrupt a copy, and run until it is what it was."""
+    begun = time.monotonic()
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(trees[found.tree], place, symlinks=True)
+    run = kind(place)
+    wanted, hit = content(trees["finished"] / "results/tiny"), run.root / found.path
     before = known(hit)
-    KINDS[choice](hit, rng)
-    if redo and (run.root / redo).is_file():
-        (run.root / redo).unlink()
-    harmless = choice in ("flip", "swap") and before is not None and before == known(hit)
-    said = ""
+    struck = KINDS[found.kind](hit, rng) or hit
+    found.path = str(struck.relative_to(run.root))
+    if found.redo and (run.root / found.redo).is_file():
+        (run.root / found.redo).unlink()
+    same = found.kind in ("flip", "swap") and before is not None and before == known(hit)
+    said = {"run": "", "verify": ""}
     for number in (1, 2):
         code, told = run.run()
         dirty, checked = run.verify()
-        said += f"---- run {number}: exit {code}\n{told}\n---- verify: exit {dirty}\n{checked}\n"
+        said["run"] += told
+        said["verify"] += checked
+        found.said += f"---- run {number}: exit {code}\n{told}\n---- verify: exit {dirty}\n{checked}\n"
         results = run.results()
         if not (code or dirty or results.todo or results.unmarked):
             found.runs = number
             break
-    found.said = said
+    by = [who for who, text in said.items() if names(run.root, found.path, text, found.kind in GONE)]
+    found.named = " and ".join(by) or ("nobody: the same content" if same else UNREAD if unread(hit) else "")
     if not found.runs:
         found.wrong = f"NOT HEALED after two runs: exit {code}, verify {dirty}"
     elif (now := content(run.root)) != wanted:
         found.wrong = "OTHER BYTES: " + ", ".join(k for k in wanted.keys() | now.keys() if wanted.get(k) != now.get(k))
-    runs, checks = split(said, "run"), split(said, "verify")
-    by = [who for who, text in (("run", runs), ("verify", checks)) if names(run.root, found.path, text, choice in GONE)]
-    found.named = " and ".join(by) or ("nobody: the same content" if harmless else UNREAD if unread(hit) else "")
-    if not found.named and not found.wrong:
+    elif not found.named:
         found.wrong = "NOT NAMED"
     found.seconds = time.monotonic() - begun
     return found
+
+
+def names(root: Path, path: str, said: str, gone: bool) -> bool:
+    """Whether a line names the file by its path, or in the plan by its name and its job's.
+
+    What is gone is named by the job that makes it again; else that a job writes it says nothing.
+    """
+    file = root / path
+    job = "/".join(file.parent.relative_to(root).parts[1:])
+    for line in said.splitlines():
+        listed = line.startswith("rule ") or line.startswith("    output: ")
+        if (path in line and (gone or not listed)) or (f" {file.name}: " in line and job in line):
+            return True
+    return False
 
 
 GONE = ("delete", "file", "dangle", "folder")
@@ -382,10 +383,6 @@ def known(path: Path) -> object:
     with suppress(OSError, ValueError):
         return json.loads(path.read_bytes()) if path.suffix == ".json" else None
     return None
-
-
-def split(said: str, part: str) -> str:
-    return "\n".join(text for text in said.split("---- ") if text.startswith(part))
 
 
 def trees(folder: Path) -> dict[str, Path]:
@@ -416,7 +413,8 @@ def main() -> int:
         print(f"three trees in {time.monotonic() - begun:.0f} s", flush=True)
         for number in range(args.trials) if args.only is None else [args.only]:
             rng = random.Random(f"{args.seed} {number}")
-            one = trial(made, Path(temporary) / "trial", rng, Snakemake if args.snakemake else Here)
+            one = drawn(made, rng)
+            carry_out(one, made, Path(temporary) / "trial", rng, Snakemake if args.snakemake else Here)
             found.append(one)
             print(f"{number:4} {one}", flush=True)
             if one.wrong or args.only is not None:
