@@ -90,7 +90,7 @@ def clear(layout: Layout, *files: Path) -> None:
                 if not right:
                     folder = aside(layout, path)
                     wanted = "file" if path == file else "folder"
-                    print(f"{path}: no {wanted}, as it should be; set aside in {folder}", file=sys.stderr)
+                    print(f"{path}: is no {wanted}, as it should be; set aside in {folder}", file=sys.stderr)
 
 
 def unused(folder: Path | None, record: Path) -> None:

@@ -65,17 +65,18 @@ class Results:
                 self._records[job] = found
             except (UserError, OSError) as e:
                 self._records[job] = None
-                there = [file.name for file in self.layout.outputs(stage, name) if file.exists()]
-                if stage == "fidelity" and name in self._mark(self.grid.batch_of[name])[0]:
-                    there.append("its mark")
-                text = str(e).removeprefix(f"{path}: ").split(";")[0]
-                if os.path.lexists(path):
-                    self._problems[job] = Reason("record", f"{path.name}: {text}")
-                elif there:
-                    self._problems[job] = Reason("record", f"{path.name}: missing beside {there[0]}")
-                else:
-                    self._problems[job] = Reason("missing", "missing")
+                self._problems[job] = self._problem(stage, name, str(e).removeprefix(f"{path}: ").split(";")[0])
         return self._records[job]
+
+    def _problem(self, stage: str, name: str, text: str) -> Reason:
+        """Why there is no record that can be read: it is not right, or gone, or its job never ran."""
+        path = self.layout.record(stage, name)
+        if os.path.lexists(path):
+            return Reason("record", f"{path.name}: {text}")
+        beside = [file.name for file in self.layout.outputs(stage, name) if file.exists()]
+        if stage == "fidelity" and name in self._mark(self.grid.batch_of[name])[0]:
+            beside = ["the mark of its batch"]
+        return Reason("record", f"{path.name}: missing beside {beside[0]}") if beside else Reason("missing", "missing")
 
     def reasons(self, stage: str, name: str = "") -> list[Reason]:
         """Why this result, looked at alone, is not the one that the configuration asks for; empty where it is."""
@@ -96,10 +97,8 @@ class Results:
         # The tables are small, and what is looked at in the end.
         damaged = provenance.damaged(self.layout.record(stage, name), record, whole=stage == "table")
         found += [Reason("output", f"{output}: {why}") for output, why in damaged.items()]
-        written = {path.name for path in self.layout.outputs(stage, name)}
-        found += [
-            Reason("record", f"{output}: its record knows nothing of it") for output in written - {*record["outputs"]}
-        ]
+        unknown = {path.name for path in self.layout.outputs(stage, name)} - record["outputs"].keys()
+        found += [Reason("record", f"{output}: its record knows nothing of it") for output in sorted(unknown)]
         if stage == "table" and record["result"]["missing"]:
             found.append(Reason("missing", f"it is a table of {record['result']['cells']} cells"))
         return found

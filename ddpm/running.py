@@ -106,14 +106,15 @@ def _written(layout: Layout, stage: str, name: str, job: dict) -> list[Path]:
 
 def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Job, dict, list[str]]]:
     """The jobs whose files one job reads, the record of each, and the names of those of its outputs that are read."""
-    if stage in AGGREGATES:
-        results = Results(Grid(job["config"]), layout)
-        parents = results.reads(stage) if stage == "figures" else []  # the table reads nothing but records
-    else:
-        parents = layout.parents(stage, name, job).values()
+    if stage == "table":  # it reads nothing but records
+        return
+    figures = stage == "figures"
+    parents = (
+        Results(Grid(job["config"]), layout).reads(stage) if figures else layout.parents(stage, name, job).values()
+    )
     for parent in parents:
         record = provenance.read_record(layout.record(*parent))
-        yield parent, record, list(record["outputs"]) if stage in AGGREGATES else [layout.outputs(*parent)[0].name]
+        yield parent, record, list(record["outputs"]) if figures else [layout.outputs(*parent)[0].name]
 
 
 def _sound(layout: Layout, stage: str, name: str, job: dict) -> None:

@@ -5,7 +5,8 @@
 Every trial copies a finished tree (one in four times a tree that keeps the results in `replaced/` which are asked for,
 or one whose training was interrupted), corrupts one thing in it, half of the time takes a later result away as well, so
 that a job must read what is there, and runs, verifies, and runs again where that is needed. A run is what Snakemake
-does: the jobs that `Results` would run, in order, until one fails; --snakemake lets Snakemake itself do it.
+does: the jobs that `Results` would run, in order, until one fails. --snakemake lets Snakemake itself do it, on a tree
+that is corrupted in six places at once.
 """
 
 import argparse
@@ -126,7 +127,8 @@ class Snakemake(Here):
     def __init__(self, folder: Path):
         super().__init__(folder)
         self.folder = folder
-        copy_project(folder)
+        if not (folder / "Snakefile").exists():
+            copy_project(folder)
 
     def run(self, of: Grid | None = None) -> tuple[int, str]:
         done = snakemake(self.folder)
@@ -302,7 +304,7 @@ class Trial:
 
 def drawn(trees: dict[str, Path], rng: random.Random) -> Trial:
     """A corruption at random."""
-    tree = rng.choices(list(trees), [3, 1, 1])[0]
+    tree = rng.choices(list(trees), [3, 1, 1][: len(trees)])[0]
     kind = rng.choices(list(KINDS), [WEIGHTS.get(name, 1) for name in KINDS])[0]
     at = Here(trees[tree])
     candidates = hits(at.root)
@@ -319,40 +321,70 @@ def drawn(trees: dict[str, Path], rng: random.Random) -> Trial:
     return Trial(tree, kind, str(hit.relative_to(at.root)), redo)
 
 
-def carry_out(found: Trial, trees: dict[str, Path], place: Path, rng: random.Random, kind: Callable = Here) -> Trial:
+def carry_out(found: Trial, trees: dict[str, Path], place: Path, rng: random.Random) -> Trial:
     """Corrupt a copy, and run until it is what it was."""
     begun = time.monotonic()
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(trees[found.tree], place, symlinks=True)
-    run = kind(place)
-    wanted, hit = content(trees["finished"] / "results/tiny"), run.root / found.path
-    before = known(hit)
-    struck = KINDS[found.kind](hit, rng) or hit
-    found.path = str(struck.relative_to(run.root))
-    if found.redo and (run.root / found.redo).is_file():
-        (run.root / found.redo).unlink()
-    same = found.kind in ("flip", "swap") and before is not None and before == known(hit)
-    said = {"run": "", "verify": ""}
-    for number in (1, 2):
+    heal([found], Here(place), content(trees["finished"] / "results/tiny"), rng)
+    found.seconds = time.monotonic() - begun
+    return found
+
+
+def heal(strikes: list[Trial], run: Here, wanted: dict[str, bytes], rng: random.Random) -> None:
+    """Corrupt a tree, here and there, and run until it is what it was: one run more than there are corruptions at most.
+
+    A run stops where it finds something corrupt, so that another one finds the next.
+    """
+    same = {}
+    for found in strikes:
+        hit = run.root / found.path
+        before = known(hit)
+        struck = KINDS[found.kind](hit, rng) or hit
+        found.path = str(struck.relative_to(run.root))
+        if found.redo and (run.root / found.redo).is_file():
+            (run.root / found.redo).unlink()
+        same[found.path] = found.kind in ("flip", "swap") and before is not None and before == known(hit)
+    said, runs, everything = {"run": "", "verify": ""}, 0, ""
+    for number in range(1, 2 + len(strikes)):
         code, told = run.run()
         dirty, checked = run.verify()
         said["run"] += told
         said["verify"] += checked
-        found.said += f"---- run {number}: exit {code}\n{told}\n---- verify: exit {dirty}\n{checked}\n"
+        everything += f"---- run {number}: exit {code}\n{told}\n---- verify: exit {dirty}\n{checked}\n"
         results = run.results()
         if not (code or dirty or results.todo or results.unmarked):
-            found.runs = number
+            runs = number
             break
-    by = [who for who, text in said.items() if names(run.root, found.path, text, found.kind in GONE)]
-    found.named = " and ".join(by) or ("nobody: the same content" if same else UNREAD if unread(hit) else "")
-    if not found.runs:
-        found.wrong = f"NOT HEALED after two runs: exit {code}, verify {dirty}"
-    elif (now := content(run.root)) != wanted:
-        found.wrong = "OTHER BYTES: " + ", ".join(k for k in wanted.keys() | now.keys() if wanted.get(k) != now.get(k))
-    elif not found.named:
-        found.wrong = "NOT NAMED"
-    found.seconds = time.monotonic() - begun
-    return found
+    now = content(run.root)
+    other = sorted(k for k in wanted.keys() | now.keys() if wanted.get(k) != now.get(k))
+    for found in strikes:
+        by = [who for who, text in said.items() if names(run.root, found.path, text, found.kind in GONE)]
+        nobody = "nobody: the same content" if same[found.path] else UNREAD if unread(Path(found.path)) else ""
+        found.runs, found.said, found.named = runs, everything, " and ".join(by) or nobody
+        if not runs:
+            found.wrong = f"NOT HEALED: exit {code}, verify {dirty}"
+        elif other:
+            found.wrong = f"OTHER BYTES: {', '.join(other)}"
+        elif not found.named:
+            found.wrong = "NOT NAMED"
+
+
+def together(tree: Path, place: Path, rng: random.Random, count: int) -> list[Trial]:
+    """Several corruptions of one tree, healed by Snakemake: no two in one folder, so that none hides another."""
+    begun = time.monotonic()
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(tree, place, symlinks=True)
+    found: dict[Path, Trial] = {}
+    while len(found) < count:
+        one = drawn({"finished": tree}, rng)
+        one.redo = ""
+        if one.kind != "file":
+            found.setdefault(Path(one.path).parent, one)
+    heal(list(found.values()), Snakemake(place), content(tree / "results/tiny"), rng)
+    for one in found.values():
+        one.seconds = (time.monotonic() - begun) / count
+    return list(found.values())
 
 
 def names(root: Path, path: str, said: str, gone: bool) -> bool:
@@ -386,12 +418,15 @@ def known(path: Path) -> object:
 
 
 def trees(folder: Path) -> dict[str, Path]:
-    """A finished tree, one with kept results, one with an interrupted training."""
+    """A finished tree, one with kept results, one with an interrupted training; their pictures are drawn coarsely."""
     import torch
+    from matplotlib.figure import Figure
 
-    from ddpm import figures, likelihood, sampling, training  # noqa: F401 - so that forks have them
+    from ddpm import fidelity, figures, guide, likelihood, sampling, tables, training  # noqa: F401 - so that forks have them
 
     torch.set_num_threads(1)
+    savefig = Figure.savefig
+    Figure.savefig = lambda *where, **how: savefig(*where, **how | {"dpi": 10, "bbox_inches": None})
     done = finished(folder / "finished")
     return {
         "finished": done,
@@ -409,16 +444,20 @@ def main() -> int:
     args = parser.parse_args()
     begun, found = time.monotonic(), []
     with tempfile.TemporaryDirectory() as temporary:
-        made = trees(Path(temporary))
-        print(f"three trees in {time.monotonic() - begun:.0f} s", flush=True)
-        for number in range(args.trials) if args.only is None else [args.only]:
+        place = Path(temporary) / "trial"
+        if args.snakemake:
+            tree = copy_project(Path(temporary) / "tree")
+            assert snakemake(tree).returncode == 0
+        else:
+            made = trees(Path(temporary))
+        print(f"trees in {time.monotonic() - begun:.0f} s", flush=True)
+        for number in range(0, args.trials, 6 if args.snakemake else 1) if args.only is None else [args.only]:
             rng = random.Random(f"{args.seed} {number}")
-            one = drawn(made, rng)
-            carry_out(one, made, Path(temporary) / "trial", rng, Snakemake if args.snakemake else Here)
-            found.append(one)
-            print(f"{number:4} {one}", flush=True)
-            if one.wrong or args.only is not None:
-                print(one.said, flush=True)
+            some = together(tree, place, rng, 6) if args.snakemake else [carry_out(drawn(made, rng), made, place, rng)]
+            found += some
+            print("\n".join(f"{number:4} {one}" for one in some), flush=True)
+            if any(one.wrong for one in some) or args.only is not None:
+                print(some[0].said, flush=True)
     wrong = sum(bool(one.wrong) for one in found)
     print(f"{len(found)} corruptions, seed {args.seed}, {time.monotonic() - begun:.0f} s: {wrong} wrong")
     for what in ("kind", "tree", "runs", "named"):
