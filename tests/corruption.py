@@ -27,7 +27,7 @@ from pathlib import Path
 
 from project import ROOT, copy_project, snakemake  # beside this file
 
-from ddpm import cli, config, lock, running, status
+from ddpm import cli, config, lock, provenance, running, status
 from ddpm.grid import Grid, canonical
 from ddpm.layout import Layout
 from ddpm.results import READS, Results
@@ -417,16 +417,23 @@ def known(path: Path) -> object:
     return None
 
 
+def sketch(*drawn: object) -> None:
+    """A file that says its name, in a picture's place."""
+    provenance.write_json(drawn[-1], drawn[-1].name)
+
+
 def trees(folder: Path) -> dict[str, Path]:
-    """A finished tree, one with kept results, one with an interrupted training; their pictures are drawn coarsely."""
+    """A finished tree, one with kept results, one with an interrupted training.
+
+    Of the pictures only each cell's samples are drawn: the others would take longer than all else.
+    """
     import torch
-    from matplotlib.figure import Figure
 
     from ddpm import fidelity, figures, guide, likelihood, sampling, tables, training  # noqa: F401 - so that forks have them
 
     torch.set_num_threads(1)
-    savefig = Figure.savefig
-    Figure.savefig = lambda *where, **how: savefig(*where, **how | {"dpi": 10, "bbox_inches": None})
+    for picture in ("samples", "training", "forward", "denoising"):
+        setattr(figures, f"{picture}_figure", sketch)
     done = finished(folder / "finished")
     return {
         "finished": done,
