@@ -37,21 +37,21 @@ def _link(old: Path, new: Path) -> None:
 def keep(layout: Layout, stage: str, name: str = "") -> Path | None:
     """Link what lies at a job's place into `results/replaced/`: its folder there; None where nothing lay there.
 
-    A result that is not whole is none: all of it is set aside, and what is wrong with it is said.
+    What is not whole is kept as that, where nothing is put back from, and what is wrong with it is said.
     """
     record = layout.record(stage, name)
     files = [path for path in (*layout.outputs(stage, name), record) if path.is_file()]
     if not files:
         return None
     if bad := flaws(record):
-        folder = aside(layout, *files)
-        for path, why in bad.items():
-            print(f"{path}: {why}; what lies there is set aside in {folder}", file=sys.stderr)
-        return None
-    folder = layout.replaced(record) / f"{record.stem}-{hashlib.sha256(record.read_bytes()).hexdigest()[:8]}"
+        folder = _corrupt(layout) / record.parent.relative_to(layout.root)
+    else:
+        folder = layout.replaced(record) / f"{record.stem}-{hashlib.sha256(record.read_bytes()).hexdigest()[:8]}"
     clear(layout, *(folder / path.name for path in files))
     for path in files:
         _link(path, folder / path.name)
+    for path, why in bad.items():
+        print(f"{path}: {why}; made again, what lies there is kept in {folder}", file=sys.stderr)
     return folder
 
 
@@ -66,17 +66,21 @@ def flaws(record: Path) -> dict[Path, str]:
         return {record: str(e).removeprefix(f"{record}: ").split(";")[0]}
 
 
-def aside(layout: Layout, *paths: Path) -> Path:
-    """Move what is no result to a new folder below `results/replaced/`, under the path that it had."""
+def _corrupt(layout: Layout) -> Path:
+    """A new folder for what is no result; a file in the way of all of them is renamed."""
     unique, home = uuid.uuid4().hex[:8], layout.root / "replaced"
     if os.path.lexists(home) and not home.is_dir():
         home.rename(home.with_name(f"replaced.corrupt-{unique}"))
-    folder = home / f"corrupt-{unique}"
-    for path in paths:
-        if path != home:
-            target = folder / path.relative_to(layout.root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, target)
+    return home / f"corrupt-{unique}"
+
+
+def aside(layout: Layout, path: Path) -> Path:
+    """Move what is no result to a new folder below `results/replaced/`, under the path that it had."""
+    folder = _corrupt(layout)
+    if os.path.lexists(path):
+        target = folder / path.relative_to(layout.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
     return folder
 
 

@@ -120,7 +120,10 @@ def _kept(results: Results) -> Iterator[Flaw]:
         within = folder.relative_to(layout.root / "replaced").parts[0].startswith("corrupt-")
         if within or not re.fullmatch("[0-9a-f]{8}", rest) or not folder.is_dir():
             continue
-        if (record.exists() or any(path.is_file() for path in folder.iterdir())) and (bad := kept.flaws(record)):
+        inside = list(folder.iterdir())
+        if inside and all(path.is_dir() for path in inside) and record not in inside:
+            continue  # a name that looks like it
+        if bad := kept.flaws(record):
             where = kept.aside(layout, folder)
             for path, why in bad.items():
                 yield Flaw(path, why, f"set aside in {where}; what would have been put back is computed instead")

@@ -132,7 +132,8 @@ class Snakemake(Here):
 
     def run(self, of: Grid | None = None) -> tuple[int, str]:
         done = snakemake(self.folder)
-        return done.returncode, done.stdout + done.stderr
+        logs = [path.read_text() for path in sorted((self.root / "logs").rglob("*.log")) if path.is_file()]
+        return done.returncode, done.stdout + done.stderr + "".join(logs)
 
     def verify(self) -> tuple[int, str]:
         call = [sys.executable, "-m", "ddpm", "status", "--verify", "--configfile", "tests/tiny.yaml"]
