@@ -43,7 +43,7 @@ def keep(layout: Layout, stage: str, name: str = "") -> Path | None:
     files = [path for path in (*layout.outputs(stage, name), record) if path.is_file()]
     if not files:
         return None
-    if bad := flaws(record):
+    if bad := flaws(layout, record, record):
         folder = _corrupt(layout) / record.parent.relative_to(layout.root)
     else:
         folder = layout.replaced(record) / f"{record.stem}-{hashlib.sha256(record.read_bytes()).hexdigest()[:8]}"
@@ -55,14 +55,21 @@ def keep(layout: Layout, stage: str, name: str = "") -> Path | None:
     return folder
 
 
-def flaws(record: Path) -> dict[Path, str]:
-    """The files of a result that are not as they were written, and what is wrong with each: all of it is hashed."""
+def flaws(layout: Layout, record: Path, place: Path) -> dict[Path, str]:
+    """The files of a result that are not as they were written, and what is wrong with each: all of it is hashed.
+
+    place: where a result with this record belongs.
+    """
     try:
-        found = damaged(record, read_record(record))
+        held = read_record(record)
+        of = held["stage"], held["job"].get("name", "")
+        if layout.record(*of) != place:
+            return {record: f"it is of {' '.join(of).strip()}"}
+        found = damaged(record, held)
         return {Path(os.path.normpath(record.parent / name)): why for name, why in found.items()}
     except OtherFormat:
         return {}
-    except (UserError, OSError) as e:
+    except (UserError, OSError, ValueError) as e:
         return {record: str(e).removeprefix(f"{record}: ").split(";")[0]}
 
 

@@ -180,7 +180,7 @@ def _replacing(layout: Layout, stage: str, name: str) -> Iterator[None]:
             with suppress(FileNotFoundError):  # another job sets it aside
                 kept.keep(layout, stage)
         elif (place := layout.record(stage)).exists():  # pictures are not kept
-            for path, why in kept.flaws(place).items():
+            for path, why in kept.flaws(layout, place, place).items():
                 print(f"{path}: {why}; made again", file=sys.stderr)
         yield
         return

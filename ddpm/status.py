@@ -159,7 +159,10 @@ def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
     seconds, unknown = Costs(results).total(list(results.todo))
     cost = f"about {duration(seconds)} of work" + (f" and {unknown} jobs of unknown cost" if unknown else "")
     yield f"would run now: {len(results.todo)} jobs, {cost} (device: {device})"
-    for (stage, text), names in list(groups.items())[:most]:
+    shown = list(groups.items())
+    if len(shown) > most:  # what follows goes without saying before what it follows from does
+        shown.sort(key=lambda group: group[0][1].startswith("follows from"))
+    for (stage, text), names in shown[:most]:
         yield f"  {stage:<10} {len(names):>4}  {text}{': ' + _some(names) if any(names) else ''}"
     if len(groups) > most:
         yield f"  … and {len(groups) - most} more; --json lists all"

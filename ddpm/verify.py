@@ -123,7 +123,8 @@ def _kept(results: Results) -> Iterator[Flaw]:
         inside = list(folder.iterdir())
         if inside and all(path.is_dir() for path in inside) and record not in inside:
             continue  # a name that looks like it
-        if bad := kept.flaws(record):
+        place = layout.root / folder.parent.relative_to(layout.root / "replaced") / record.name
+        if bad := kept.flaws(layout, record, place):
             where = kept.aside(layout, folder)
             for path, why in bad.items():
                 yield Flaw(path, why, f"set aside in {where}; what would have been put back is computed instead")

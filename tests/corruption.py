@@ -316,8 +316,9 @@ def drawn(trees: dict[str, Path], rng: random.Random) -> Trial:
     if rng.random() < 0.5:  # some later job has to read what is there
         later = rng.choice([job for job in at.grid.jobs if job[0] != "data"])
         taken = Layout(at.root).record(*later)
-        # Without its record nothing is known of an output.
-        if taken.is_file() and hit not in (taken, *Layout(at.root).outputs(*later)):
+        # Without its record nothing is known of an output, nor of the mark of its batch.
+        marked = later[0] == "fidelity" and hit.relative_to(at.root).parts[0] == "fidelity"
+        if taken.is_file() and not marked and hit not in (taken, *Layout(at.root).outputs(*later)):
             redo = str(taken.relative_to(at.root))
     return Trial(tree, kind, str(hit.relative_to(at.root)), redo)
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corruption import KINDS, TRAINED, Here, Snakemake, Trial, carry_out, content, drawn, trees
+from corruption import KINDS, TRAINED, Here, Snakemake, Trial, carry_out, content, drawn, grid, trees
 
 from ddpm import checkpoint, lock, provenance
 from ddpm.layout import Layout
@@ -162,7 +162,7 @@ def test_snakemake_heals(made: dict[str, Path], tmp_path: Path) -> None:
     assert run.verify()[0] == 0 and not run.results().todo and not run.results().unmarked
 
 
-def test_a_checkpoint_knows_its_bytes(made: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_knows_its_bytes(made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """One bit of a tensor, of a name or of the state: the checkpoint is not what it says."""
     path = made["interrupted"] / f"results/tiny/work/train/{TRAINED}/checkpoint.safetensors"
     tensors, about = provenance.read_tensors(path)
@@ -177,3 +177,11 @@ def test_a_checkpoint_knows_its_bytes(made: dict[str, Path], tmp_path: Path) -> 
     )
     assert checkpoint.digest(tensors, about) == about["digest"]
     assert about["digest"] not in {checkpoint.digest(*other) for other in others}
+    shutil.copytree(made["interrupted"] / "results", tmp_path / "results")
+    layout = Layout(tmp_path / "results/tiny")
+    recorder = provenance.Recorder("train", *grid().job("train", TRAINED), layout.inputs("train", TRAINED))
+    held = checkpoint.Checkpoint(layout.checkpoint("train", TRAINED), recorder)
+    assert held.load()[1]["at"] == 20
+    provenance.write_tensors(held.path, tensors | {name: flipped}, about)
+    assert held.load()[1]["at"] == 19  # the one before it
+    assert f"{held.path}: checkpoint discarded: corrupt" in capsys.readouterr().err
