@@ -143,6 +143,7 @@ def test_snakemake_heals(made: dict[str, Path], tmp_path: Path) -> None:
         layout.measured("baselines"): "empty",
         layout.samples("score/cosine/cfg-w1/ddim/seed0"): "dangle",
         layout.root / "table.csv": "flip",
+        layout.root / "table.json": "dangle",
         layout.root / "figures/samples.png": "truncate",
     }
     for path, kind in strikes.items():

@@ -82,6 +82,10 @@ def plan():
     workflow.dag.ignore_incomplete = True
     for line in plan_lines(results):
         logger.info(line)
+    # Snakemake takes a link to nothing for a file, and fails where it asks for its time.
+    files = [path for job in results.todo for path in (done(*job), PATHS.record(*job), *PATHS.outputs(*job))]
+    files += [*results.unmarked, *PATHS.pictures(GRID.pictures, GRID.runs)]
+    clear(PATHS, *dict.fromkeys(path for path in files if path.is_symlink() and not path.exists()))
 
 
 @cache
