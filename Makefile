@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 BIN := .venv/bin
 
-.PHONY: env table test faults mutants lint lock clean-env
+.PHONY: env table test faults mutants corruptions lint lock clean-env
 
 env: .venv/installed
 
@@ -35,6 +35,10 @@ faults: .venv/installed-dev
 # module: make mutants ONLY=ddpm/bound.py
 mutants: .venv/installed-dev
 	$(BIN)/python tests/mutants.py --cores $(CORES) $(ONLY)
+
+# 200 random corruptions of a finished tiny tree, each healed by at most two runs: half an hour on two cores.
+corruptions: .venv/installed-dev
+	$(BIN)/python tests/corruption.py 200
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ include: "workflow/rules/aggregate.smk"
 onstart:
     gc.enable()
     preflight()
+    clear_way()
 
 
 rule all:

@@ -52,8 +52,9 @@ def finish(path: Path, root: Path) -> None:
             file.write_bytes(b"x")
         recorder.finish(layout.record(stage, name), files)
         outputs[stage, name] = provenance.sha256(files[0]) if files else ""
-    for batch in grid.batches:
-        write_json(layout.measured(batch), {})
+    for batch, names in grid.batches.items():
+        digests = {name: provenance.read_record(layout.record("fidelity", name))["digest"] for name in names}
+        write_json(layout.measured(batch), digests)
     figures = [layout.root / "figures" / f"{n}.png" for n in ("samples", "training", "forward", "denoising")]
     for stage in READS:
         files = layout.outputs(stage) or [*figures, *(layout.cell(n) / "samples.png" for n in grid.runs)]

@@ -4,6 +4,7 @@ All random numbers are functions of what they are for (ddpm/noise.py), so that t
 is to keep. Clusters may kill without a signal, hence checkpoints by the clock.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -19,17 +20,22 @@ from ddpm.provenance import Recorder, changes, read_tensors, write_tensors
 SECONDS = 60.0
 
 
+def previous(path: Path) -> Path:
+    """The checkpoint before the one at `path`."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
 class Checkpoint:
     """The checkpoint of the job that `recorder` times.
 
     It belongs to this job, code, inputs, versions of packages and kind of device.
-    A file that is torn or belongs to anything else is discarded with a message that says why; the one before it is
-    kept as `previous` and stands in for it.
+    A file that is torn, corrupt or belongs to anything else is discarded with a message that says why; the one before
+    it is kept as `previous` and stands in for it.
     """
 
     def __init__(self, path: Path, recorder: Recorder, seconds: float = SECONDS):
         self.path, self.recorder, self.seconds = path, recorder, seconds
-        self.previous, self.whole = path.with_suffix(f".previous{path.suffix}"), False
+        self.previous, self.whole = previous(path), False
         record = recorder.record
         self.identity = {k: record[k] for k in ("job", "code", "inputs", "device")}
         self.identity["versions"] = environment(record["stage"], record["job"])
@@ -58,8 +64,10 @@ class Checkpoint:
     def _read(self, path: Path) -> tuple[dict, dict]:
         """Tensors and state of one file; UserError where it is torn or another job's."""
         tensors, about = read_tensors(path)
-        if about.keys() != {"identity", "state"}:
+        if not isinstance(about, dict) or about.keys() != {"identity", "state", "digest"}:
             raise UserError("it does not say what it belongs to")
+        if about["digest"] != digest(tensors, about):
+            raise UserError("corrupt: its content is not that of its digest")
         if reasons := list(_differences(json.loads(about["identity"]), self.identity)):
             raise UserError("; ".join(reasons))
         return tensors, json.loads(about["state"])
@@ -79,7 +87,7 @@ class Checkpoint:
                 with suppress(OSError):  # a file system without links: then there is none before it
                     self.previous.unlink(missing_ok=True)
                     self.previous.hardlink_to(self.path)
-            write_tensors(self.path, tensors, about)
+            write_tensors(self.path, tensors, about | {"digest": digest(tensors, about)})
             self.whole = True
         except OSError as e:
             print(f"{self.path}: checkpoint not written, the job goes on: {e.strerror or e}", file=sys.stderr)
@@ -89,6 +97,18 @@ class Checkpoint:
         """The result is there: nothing is left to go on from."""
         self.path.unlink(missing_ok=True)
         self.previous.unlink(missing_ok=True)
+
+
+def digest(tensors: dict, about: dict[str, str]) -> str:
+    """SHA-256 of everything in a checkpoint: its tensors, and what it says of itself."""
+    import torch
+
+    found = hashlib.sha256(canonical([about["identity"], about["state"]]).encode())
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _differences(found: dict, wanted: dict) -> Iterator[str]:

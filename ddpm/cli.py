@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ddpm import __version__, config, machine, provenance, status
+from ddpm import __version__, config, kept, machine, provenance, status
 from ddpm.checkpoint import SECONDS
 from ddpm.errors import UserError
 from ddpm.grid import STAGES, Grid
 from ddpm.layout import Layout
 from ddpm.results import Results
 from ddpm.running import run_stage
+from ddpm.verify import verify
 
 
 def _grid(args: argparse.Namespace, here: bool = False) -> Grid:
@@ -47,7 +48,8 @@ def job_command(args: argparse.Namespace) -> None:
     layout, written = Layout(Path(args.results)), {}
     for name in job.pop("names"):
         run_stage(args.stage, {"name": name} | job, args.code, *options)
-        written[name] = provenance.sha256(layout.record(args.stage, name))
+        written[name] = provenance.read_record(layout.record(args.stage, name))["digest"]
+    kept.clear(layout, layout.measured(args.batch))
     provenance.write_json(layout.measured(args.batch), written)
 
 
@@ -90,15 +92,25 @@ def check_command(args: argparse.Namespace) -> None:
 
 
 def status_command(args: argparse.Namespace) -> None:
-    """What is finished, what is not and why, what would run now and what that costs; of one cell, where it is from."""
+    """What is finished, what is not and why, what would run now and what that costs; of one cell, where it is from.
+
+    With --verify every file is hashed first, and what is corrupt is named and set aside, so that the next run makes it
+    again.
+    """
     results = Results(_grid(args))
+    flaws = list(map(str, verify(results))) if args.verify else []
+    if flaws and not args.json:
+        print(*flaws, sep="\n")
     if args.name:
         cells = {c.name: c for c in results.grid.cells}
         print(*status.cell_lines(results, cells[_pick(args.name, cells, "cell")]), sep="\n")
     elif args.json:
-        print(json.dumps(status.overview(results), indent=1, ensure_ascii=False))
+        found = status.overview(results) | ({"flaws": flaws} if args.verify else {})
+        print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         print(*status.lines(results), sep="\n")
+    if flaws:
+        raise UserError(f"{len(flaws)} files were not as they were written: run again, then they are")
 
 
 def table_command(args: argparse.Namespace) -> None:
@@ -150,6 +162,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("status", status_command, "what is there, what would run now, why, and what it costs")
     sub.add_argument("name", nargs="?", default="", help="one cell: its records, logs, numbers and samples")
     sub.add_argument("--json", action="store_true", help="everything, to be read by a program")
+    sub.add_argument("--verify", action="store_true", help="hash every file first; what is corrupt is set aside")
     add("table", table_command, "write the tables of the cells that are there")
     add("figures", figures_command, "draw the pictures")
     job = add("job", job_command, "what Snakemake calls: a stage with everything given as text")

@@ -1,18 +1,24 @@
 """What a new result replaces is kept: linked into `results/replaced/`, and taken from there if it is asked for again.
 
 No torch. Links cost no space while both names are there, and results are only ever replaced by renaming, so that a
-kept file cannot change. `results/replaced/` may be deleted at any time.
+kept file cannot change. What is corrupt, or in the way of a result, is moved to `results/replaced/corrupt-…/`, so that
+nothing is ever lost and nothing trusts it. `results/replaced/` may be deleted at any time.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import stat
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ddpm.errors import UserError
 from ddpm.layout import Layout
+from ddpm.provenance import OtherFormat, damaged, read_record, sha256
 
 
 def _link(old: Path, new: Path) -> None:
@@ -21,7 +27,9 @@ def _link(old: Path, new: Path) -> None:
     try:
         os.link(old, new)
     except FileExistsError:
-        return
+        if sha256(old) != sha256(new):  # it was corrupted
+            new.unlink()
+            _link(old, new)
     except OSError:
         shutil.copy2(old, new)
 
@@ -29,17 +37,71 @@ def _link(old: Path, new: Path) -> None:
 def keep(layout: Layout, stage: str, name: str = "") -> Path | None:
     """Link what lies at a job's place into `results/replaced/`: its folder there; None where nothing lay there.
 
-    Whatever is found is kept, also what has no record or one that cannot be read.
+    What is not whole is kept as that, where nothing is put back from, and what is wrong with it is said.
     """
     record = layout.record(stage, name)
     files = [path for path in (*layout.outputs(stage, name), record) if path.is_file()]
     if not files:
         return None
-    content = record.read_bytes() if record in files else repr([(p.name, p.stat().st_mtime_ns) for p in files]).encode()
-    folder = layout.replaced(record) / f"{record.stem}-{hashlib.sha256(content).hexdigest()[:8]}"
+    if bad := flaws(layout, record, record):
+        folder = _corrupt(layout) / record.parent.relative_to(layout.root)
+    else:
+        folder = layout.replaced(record) / f"{record.stem}-{hashlib.sha256(record.read_bytes()).hexdigest()[:8]}"
+    clear(layout, *(folder / path.name for path in files))
     for path in files:
         _link(path, folder / path.name)
+    for path, why in bad.items():
+        print(f"{path}: {why}; made again, what lies there is kept in {folder}", file=sys.stderr)
     return folder
+
+
+def flaws(layout: Layout, record: Path, place: Path) -> dict[Path, str]:
+    """The files of a result that are not as they were written, and what is wrong with each: all of it is hashed.
+
+    place: where a result with this record belongs.
+    """
+    try:
+        held = read_record(record)
+        of = held["stage"], held["job"].get("name", "")
+        if layout.record(*of) != place:
+            return {record: f"it is of {' '.join(of).strip()}"}
+        found = damaged(record, held)
+        return {Path(os.path.normpath(record.parent / name)): why for name, why in found.items()}
+    except OtherFormat:
+        return {}
+    except (UserError, OSError, ValueError) as e:
+        return {record: str(e).removeprefix(f"{record}: ").split(";")[0]}
+
+
+def _corrupt(layout: Layout) -> Path:
+    """A new folder for what is no result; a file in the way of all of them is renamed."""
+    unique, home = uuid.uuid4().hex[:8], layout.root / "replaced"
+    if os.path.lexists(home) and not home.is_dir():
+        home.rename(home.with_name(f"replaced.corrupt-{unique}"))
+    return home / f"corrupt-{unique}"
+
+
+def aside(layout: Layout, path: Path) -> Path:
+    """Move what is no result to a new folder below `results/replaced/`, under the path that it had."""
+    folder = _corrupt(layout)
+    if os.path.lexists(path):
+        target = folder / path.relative_to(layout.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+    return folder
+
+
+def clear(layout: Layout, *files: Path) -> None:
+    """Make way for these files below the root: no folder or dangling link in their place, no file in a folder's."""
+    for file in files:
+        for path in reversed([file, *file.parents][: len(file.relative_to(layout.root).parts)]):
+            with suppress(FileNotFoundError):  # nothing is there, or another job has made way
+                mode = path.lstat().st_mode
+                right = path.is_file() or stat.S_ISREG(mode) if path == file else path.is_dir()
+                if not right:
+                    folder = aside(layout, path)
+                    wanted = "file" if path == file else "folder"
+                    print(f"{path}: is no {wanted}, as it should be; set aside in {folder}", file=sys.stderr)
 
 
 def unused(folder: Path | None, record: Path) -> None:
@@ -77,9 +139,11 @@ def restore(record: Path, place: Path) -> None:
 
 def retire(layout: Layout) -> None:
     """Set the tables aside: they are of results that are about to change. Another job may do so at the same time."""
+    files = layout.record("table"), *layout.outputs("table")
+    clear(layout, *files)
     with suppress(FileNotFoundError):
         keep(layout, "table")
-    for path in (layout.record("table"), *layout.outputs("table")):
+    for path in files:
         path.unlink(missing_ok=True)
 
 
@@ -87,8 +151,8 @@ def size(layout: Layout) -> tuple[int, int]:
     """How many results were kept, and their bytes; a file that is also in use takes none."""
     folders, total = set(), 0
     for path in (layout.root / "replaced").rglob("*.*"):
-        stat = path.stat()
         if path.is_file():
+            found = path.stat()
             folders.add(path.parent)
-            total += stat.st_size if stat.st_nlink == 1 else 0
+            total += found.st_size if found.st_nlink == 1 else 0
     return len(folders), total

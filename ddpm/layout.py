@@ -1,5 +1,6 @@
 """Where results lie: one tree below `results`, names from the configuration, a record beside every result. No torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,23 +63,27 @@ class Layout:
         """The weights of a classifier of noisy images."""
         return self.root / "guides" / name / "weights.safetensors"
 
-    def inputs(self, stage: str, name: str = "", job: dict | None = None) -> dict[str, Path]:
-        """What one job reads, by the names that its record uses; a cell's job says what it samples from."""
-        found = {} if stage == "data" else {"data": self.data}
+    def parents(self, stage: str, name: str = "", job: dict | None = None) -> dict[str, tuple[str, str]]:
+        """Who makes what one job reads, by the names that its record uses; a cell's job says what it samples from."""
+        found = {} if stage == "data" else {"data": ("data", "")}
         if stage in ("likelihood", "ode_likelihood"):
-            found["weights"] = self.weights(name)
+            found["weights"] = ("train", name)
         if stage == "sample":
-            found["weights"] = self.weights(job["network"])
+            found["weights"] = ("train", job["network"])
             if "guide" in job:
-                found["guide"] = self.guide(job["guide"])
+                found["guide"] = ("guide", job["guide"])
         if stage == "fidelity":
-            found["extractor"] = self.classifier
+            found["extractor"] = ("classifier", "")
             if name not in BASELINES:
-                found["samples"] = self.samples(name)
+                found["samples"] = ("sample", name)
         return found
 
+    def inputs(self, stage: str, name: str = "", job: dict | None = None) -> dict[str, Path]:
+        """The files that one job reads: the first output of each of its parents."""
+        return {of: self.outputs(*parent)[0] for of, parent in self.parents(stage, name, job).items()}
+
     def measured(self, batch: str) -> Path:
-        """What says that every cell of a batch has its fidelity record: their names and hashes."""
+        """What says that every cell of a batch has its fidelity record: their names and digests."""
         return self.root / "fidelity" / f"{batch}.json"
 
     def outputs(self, stage: str, name: str = "") -> list[Path]:
@@ -102,6 +107,11 @@ class Layout:
                 files = ("table.csv", "table.md", "published.md", "differences.csv", "costs.csv")
                 return [self.root / file for file in files]
         return []
+
+    def pictures(self, figures: Iterable[str], cells: Iterable[str]) -> list[Path]:
+        """The files that the figures' record describes."""
+        found = [self.root / "figures" / f"{name}.png" for name in figures]
+        return found + [self.cell(name) / "samples.png" for name in cells]
 
     def code(self, fingerprint: str) -> Path:
         """What a fingerprint of code stands for: its functions and classes, and the hash of each."""

@@ -73,7 +73,7 @@ class _Watch:
 
     def dead(self, path: Path) -> bool:
         try:
-            with path.open(encoding="utf-8") as f:  # opening makes NFS ask the server
+            with path.open("rb") as f:  # opening makes NFS ask the server
                 text, touched = f.read(), os.fstat(f.fileno()).st_mtime_ns
         except FileNotFoundError:
             return False  # released just now
@@ -81,7 +81,7 @@ class _Watch:
             self.holder = dict(json.loads(text))
         except (ValueError, TypeError):
             self.holder = {}
-        if self.holder.get("machine") == machine():
+        if self.holder.get("machine") == machine() and self.holder.keys() >= {"pid", "born"}:
             return born(self.holder["pid"]) != self.holder["born"]
         if (path.name, text, touched) != self.seen:
             self.seen, self.since = (path.name, text, touched), time.monotonic()

@@ -6,11 +6,12 @@ import json
 import os
 import platform
 import resource
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -103,9 +104,13 @@ def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
         with safe_open(path, "pt") as f:
             names = f.keys()
             tensors, metadata = {name: f.get_tensor(name) for name in names}, f.metadata() or {}
-    except (SafetensorError, OSError) as e:
+        return tensors, json.loads(metadata.get("about", "{}"))
+    except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f"{path}: is no whole file of tensors ({e}); delete it and run again") from None
-    return tensors, json.loads(metadata.get("about", "{}"))
+
+
+class OtherFormat(UserError):
+    """A record of another version of ddpm, which may be whole."""
 
 
 def digest(record: dict) -> str:
@@ -129,7 +134,7 @@ def read_record(path: str | Path, stage: str = "") -> dict:
     found = record.get("format") if isinstance(record, dict) else type(record).__name__
     if found != FORMAT:
         which = "a newer" if isinstance(found, int) and found > FORMAT else "another"
-        raise UserError(
+        raise OtherFormat(
             f"{path}: of {which} version of ddpm: format {found}, this one reads {FORMAT}; run again, it is kept"
         )
     if lacking := _lacking(record, stage):
@@ -171,29 +176,35 @@ def changes(found: object, wanted: object, key: str = "") -> Iterator[tuple[str,
         yield key, found, wanted
 
 
-def intact(path: Path, record: dict, whole: bool = True) -> str:
-    """The name of the first output that is not as its record left it; empty where all are.
+def damaged(path: Path, record: dict, whole: bool = True, names: Collection[str] | None = None) -> dict[str, str]:
+    """The outputs (of `names`, or all) that are not as the record at `path` left them, and what is found instead.
 
     Without `whole`, an output that has its size and is not newer than its record, as outputs are written before it,
     is trusted; else its hash decides, and the record is touched so that it need not decide again.
     """
+    found, hashed = {}, False
     written = 0 if whole else path.stat().st_mtime_ns
-    hashed = False
-    for name, expected in record["outputs"].items():
+    for name in record["outputs"] if names is None else names:
+        expected = record["outputs"].get(name, "nothing")
+        file, size = path.parent / name, record["bytes"].get(name)
         try:
-            stat = (path.parent / name).stat()
-            if stat.st_size != record["bytes"][name]:
-                return name
-            if whole or stat.st_mtime_ns > written:
+            now = file.stat()
+            if not stat.S_ISREG(now.st_mode):
+                found[name] = "it is no file"
+            elif now.st_size != size:
+                found[name] = f"it has {now.st_size} bytes, its record says {size}"
+            elif whole or now.st_mtime_ns > written:
                 hashed = True
-                if sha256(path.parent / name) != expected:
-                    return name
-        except OSError:
-            return name
-    if hashed and not whole:
+                if (hash := sha256(file)) != expected:
+                    found[name] = f"its SHA-256 is {hash}, its record says {expected}"
+        except (FileNotFoundError, NotADirectoryError):
+            found[name] = "it is missing"
+        except OSError as e:
+            found[name] = f"it cannot be read ({e.strerror})"
+    if hashed and not whole and not found:
         with suppress(OSError):
             os.utime(path)
-    return ""
+    return found
 
 
 def matches(
@@ -213,7 +224,7 @@ def matches(
             record["job"] == job
             and record["code"] == code
             and all(record["versions"].get(k) == v for k, v in (environment or {}).items())
-            and not intact(path, record)
+            and not damaged(path, record)
             and (inputs is None or record["inputs"] == {name: sha256(file) for name, file in inputs.items()})
         )
     except (UserError, KeyError, OSError):

@@ -7,9 +7,10 @@ is not valid either. Times of files decide nothing.
 
 import hashlib
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from ddpm import grid as grids
@@ -57,13 +58,25 @@ class Results:
         if job not in self._records:
             path = self.layout.record(stage, name)
             try:
-                self._records[job] = provenance.read_record(path, stage)
-            except UserError as e:
+                found = provenance.read_record(path, stage)
+                of = found["stage"], found["job"].get("name", "")
+                if of != job:  # a file that was swapped with another
+                    raise UserError(f"it is of {' '.join(of).strip()}")
+                self._records[job] = found
+            except (UserError, OSError) as e:
                 self._records[job] = None
-                kind = "record" if path.exists() else "missing"
-                text = str(e).removeprefix(f"{path}: ").split(";")[0]
-                self._problems[job] = Reason(kind, f"{path.name}: {text}" if kind == "record" else "missing")
+                self._problems[job] = self._problem(stage, name, str(e).removeprefix(f"{path}: ").split(";")[0])
         return self._records[job]
+
+    def _problem(self, stage: str, name: str, text: str) -> Reason:
+        """Why there is no record that can be read: it is not right, or gone, or its job never ran."""
+        path = self.layout.record(stage, name)
+        if os.path.lexists(path):
+            return Reason("record", f"{path.name}: {text}")
+        beside = [file.name for file in self.layout.outputs(stage, name) if file.exists()]
+        if stage == "fidelity" and name in self._mark(self.grid.batch_of[name])[0]:
+            beside = ["the mark of its batch"]
+        return Reason("record", f"{path.name}: missing beside {beside[0]}") if beside else Reason("missing", "missing")
 
     def reasons(self, stage: str, name: str = "") -> list[Reason]:
         """Why this result, looked at alone, is not the one that the configuration asks for; empty where it is."""
@@ -81,8 +94,11 @@ class Results:
         for of, hashed in self.inputs(stage, name).items():
             if hashed is not None and record["inputs"].get(of) != hashed:
                 found.append(Reason("input", f"made from other {of} than lies there now"))
-        if edited := provenance.intact(self.layout.record(stage, name), record, whole=False):
-            found.append(Reason("output", f"{edited}: missing, or not as its record left it"))
+        # The tables are small, and what is looked at in the end.
+        damaged = provenance.damaged(self.layout.record(stage, name), record, whole=stage == "table")
+        found += [Reason("output", f"{output}: {why}") for output, why in damaged.items()]
+        unknown = {path.name for path in self.layout.outputs(stage, name)} - record["outputs"].keys()
+        found += [Reason("record", f"{output}: its record knows nothing of it") for output in sorted(unknown)]
         if stage == "table" and record["result"]["missing"]:
             found.append(Reason("missing", f"it is a table of {record['result']['cells']} cells"))
         return found
@@ -100,8 +116,8 @@ class Results:
         """The functions and classes in which a former fingerprint differs from today's."""
         now = source.parts(grids.roots(stage, job))
         try:
-            before = json.loads(self.layout.code(was).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = dict(json.loads(self.layout.code(was).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return [f"code: {was} → {source.fingerprint(grids.roots(stage, job))}"]
         changed = [f"{name} changed" for name in now if name in before and now[name] != before[name]]
         if changed:  # what came or went did so because of these
@@ -141,15 +157,40 @@ class Results:
         for aggregate in READS:
             count = Counter(stage for stage, name in self.reads(aggregate) if (stage, name) in found)
             text = ", ".join(f"{n} {stage}" for stage, n in count.items())
-            if reasons := [Reason("follows", text)] if count else self.reasons(aggregate):
+            reasons = self.reasons(aggregate)
+            if count:  # what is damaged is named in any case
+                reasons = [r for r in reasons if r.kind in ("record", "output")] + [Reason("follows", text)]
+            if reasons:
                 found[aggregate, ""] = reasons
         return found
+
+    @cached_property
+    def unmarked(self) -> dict[Path, str]:
+        """The marks of batches of fidelity jobs that are not of the records that lie there, though these are valid."""
+        found = {}
+        for batch, names in self.grid.batches.items():
+            if any(("fidelity", name) in self.todo for name in names):
+                continue
+            marked, why = self._mark(batch)
+            if marked != {name: self.record("fidelity", name)["digest"] for name in names}:
+                found[self.layout.measured(batch)] = why or "it is not of the records that lie there"
+        return found
+
+    @cache  # noqa: B019 - it lives as long as these results
+    def _mark(self, batch: str) -> tuple[dict, str]:
+        """Cell → digest, as a batch's mark has it, or what is wrong with the file."""
+        try:
+            return dict(json.loads(self.layout.measured(batch).read_bytes())), ""
+        except (FileNotFoundError, NotADirectoryError):
+            return {}, "it is missing"
+        except (OSError, ValueError, TypeError, RecursionError) as e:
+            return {}, f"it is no mark of a batch ({e})"
 
     def failure(self, stage: str, name: str = "") -> str:
         """What this very job said when it failed last; empty where it did not."""
         try:
             said = json.loads(self.layout.state(stage, name).read_text(encoding="utf-8"))
-            return said["failed"] if (said["job"], said["code"]) == self.grid.job(stage, name) else ""
+            return str(said["failed"]) if (said["job"], said["code"]) == self.grid.job(stage, name) else ""
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 

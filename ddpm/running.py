@@ -1,7 +1,8 @@
 """What surrounds every stage, whoever starts it: the lock, threads, device, and what the result replaces. No torch.
 
 A job looks for its own result first: a valid one, in its place or among those that were replaced, is left or put
-back, and nothing is computed.
+back, and nothing is computed. Then it looks at what it reads: a file that is not the one that its own record describes
+is corrupt, and set aside, so that the next run makes it again.
 """
 
 import os
@@ -13,12 +14,13 @@ from importlib import import_module
 from pathlib import Path
 
 from ddpm import kept, provenance, source
-from ddpm.checkpoint import SECONDS
+from ddpm.checkpoint import SECONDS, previous
 from ddpm.devices import explained, leased
 from ddpm.errors import UserError
-from ddpm.grid import STAGES, canonical, environment, roots
+from ddpm.grid import STAGES, Grid, canonical, environment, roots
 from ddpm.layout import Layout
 from ddpm.lock import held
+from ddpm.results import Job, Results
 
 # The stages that go on from a checkpoint.
 RESUMABLE = ("train", "sample", "likelihood", "ode_likelihood")
@@ -51,11 +53,13 @@ def run_stage(
     look = not again and stage not in AGGREGATES
     if look and _there(layout, stage, name, job, code):
         return
-    with held(layout.work(stage, name)), _said(layout, stage, name, job, code):
+    with alone(layout, stage, name), _said(layout, stage, name, job, code):
         # Another copy may have ended since.
         if look and (_there(layout, stage, name, job, code) or _put_back(layout, stage, name, job, code)):
             return
         _sweep(layout, stage, name)
+        kept.clear(layout, layout.code(code), *_written(layout, stage, name, job))
+        _sound(layout, stage, name, job)
         processes = job["training"]["processes"] if stage == "train" else 1
         with leased(device, processes, jobs_per_gpu) as kind, _replacing(layout, stage, name):
             if processes == 1:
@@ -82,11 +86,63 @@ def _compute(
         run(job, code, layout, device, **options)
 
 
+@contextmanager
+def alone(layout: Layout, stage: str, name: str) -> Iterator[None]:
+    """Hold a job's lock; what is no lock in its place is set aside first."""
+    folder = layout.work(stage, name)
+    kept.clear(layout, layout.state(stage, name), *folder.glob("lock-*"))
+    with held(folder):
+        yield
+
+
+def _written(layout: Layout, stage: str, name: str, job: dict) -> list[Path]:
+    """The files that a job will write."""
+    if stage == "figures":
+        grid = Grid(job["config"])
+        return [layout.record(stage), *layout.pictures(grid.pictures, grid.runs)]
+    checkpoint = layout.checkpoint(stage, name)
+    return [layout.record(stage, name), *layout.outputs(stage, name), checkpoint, previous(checkpoint)]
+
+
+def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Job, dict, list[str]]]:
+    """The jobs whose files one job reads, the record of each, and the names of those of its outputs that are read."""
+    if stage == "table":  # it reads nothing but records
+        return
+    figures = stage == "figures"
+    parents = (
+        Results(Grid(job["config"]), layout).reads(stage) if figures else layout.parents(stage, name, job).values()
+    )
+    for parent in parents:
+        record = provenance.read_record(layout.record(*parent))
+        yield parent, record, list(record["outputs"]) if figures else [layout.outputs(*parent)[0].name]
+
+
+def _sound(layout: Layout, stage: str, name: str, job: dict) -> None:
+    """UserError where a file that the job reads is not the one that the record beside it describes.
+
+    It is set aside, which makes its own job's result invalid: the next run makes it again, to the same bytes, so that
+    everything that was made from the good file stays valid.
+    """
+    said = []
+    for parent, record, names in _read(layout, stage, name, job):
+        place = layout.record(*parent)
+        if not provenance.damaged(place, record, names=names):
+            continue
+        with alone(layout, *parent):  # somebody else may have made it again since
+            for output, why in provenance.damaged(place, provenance.read_record(place), names=names).items():
+                file = Path(os.path.normpath(place.parent / output))
+                where = f"; set aside in {kept.aside(layout, file)}" if os.path.lexists(file) else ""
+                said.append(f"{file}: corrupt: {why}{where}")
+    if said:
+        raise UserError(f"{'; '.join(said)}: run again, the next `snakemake` makes it again")
+
+
 def _sweep(layout: Layout, stage: str, name: str) -> None:
     """Remove the temporary files of copies that were killed while they wrote; the lock's holder is the only writer."""
     if stage not in AGGREGATES:
         for path in (layout.checkpoint(stage, name), layout.record(stage, name), *layout.outputs(stage, name)):
             for left in path.parent.glob(f".{path.name}.*"):
+                kept.clear(layout, left)
                 left.unlink(missing_ok=True)
 
 
@@ -123,6 +179,9 @@ def _replacing(layout: Layout, stage: str, name: str) -> Iterator[None]:
         if stage == "table":
             with suppress(FileNotFoundError):  # another job sets it aside
                 kept.keep(layout, stage)
+        elif (place := layout.record(stage)).exists():  # pictures are not kept
+            for path, why in kept.flaws(layout, place, place).items():
+                print(f"{path}: {why}; made again", file=sys.stderr)
         yield
         return
     folder = kept.keep(layout, stage, name)

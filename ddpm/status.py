@@ -165,7 +165,10 @@ def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
     seconds, unknown = Costs(results).total(list(results.todo))
     cost = f"about {duration(seconds)} of work" + (f" and {unknown} jobs of unknown cost" if unknown else "")
     yield f"would run now: {len(results.todo)} jobs, {cost} (device: {device})"
-    for (stage, text), names in list(groups.items())[:most]:
+    shown = list(groups.items())
+    if len(shown) > most:  # what follows goes without saying before what it follows from does
+        shown.sort(key=lambda group: group[0][1].startswith("follows from"))
+    for (stage, text), names in shown[:most]:
         yield f"  {stage:<10} {len(names):>4}  {text}{': ' + _some(names) if any(names) else ''}"
     if len(groups) > most:
         yield f"  … and {len(groups) - most} more; --json lists all"
@@ -178,7 +181,13 @@ def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
 def plan_lines(results: Results) -> list[str]:
     """What a run of Snakemake is told beforehand: what is stale, or nothing where all is missing or valid."""
     stale = any(r.kind not in ("missing", "follows") for reasons in results.todo.values() for r in reasons)
-    return [*todo_lines(results, most=8), "`ddpm status` tells more"] if stale else []
+    told = [*todo_lines(results, most=8), "`ddpm status` tells more"] if stale else []
+    return [*told, *mark_lines(results)]
+
+
+def mark_lines(results: Results) -> list[str]:
+    """The marks of batches that Snakemake would write again; those that were never written go without saying."""
+    return [f"{path}: {why}; it is written again" for path, why in results.unmarked.items() if path.parent.is_dir()]
 
 
 def lines(results: Results) -> Iterator[str]:
@@ -201,6 +210,7 @@ def lines(results: Results) -> Iterator[str]:
         yield from todo_lines(results)
     else:
         yield "nothing to run: every result is valid"
+    yield from mark_lines(results)
     count, size = kept.size(results.layout)
     if count:
         folder = results.layout.root / "replaced"

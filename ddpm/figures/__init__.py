@@ -139,8 +139,7 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     recorder.record["inputs"] = Results(grid, layout).inputs("figures")
     easel = Images(dataset) if dataset.levels else Clouds(dataset, grid.data_job()["data"])
     samples = {name: samples_of(layout, cell) for name, cell in grid.runs.items()}
-    pictures = [layout.cell(name) / "samples.png" for name in grid.runs]
-    for name, path in zip(grid.runs, pictures, strict=True):
+    for name, path in zip(grid.runs, layout.pictures([], grid.runs), strict=True):
         easel.cell(samples[name], path)
     samples_figure(layout, grid, easel, samples, folder / "samples.png")
     training_figure(layout, grid, folder / "training.png")
@@ -150,4 +149,4 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         plane.scores_figure(layout, grid, easel, folder / "scores.png")
         plane.langevin_figure(layout, grid, easel, samples, folder / "langevin.png")
         plane.trajectories_figure(layout, grid, easel, folder / "trajectories.png")
-    recorder.finish(layout.record("figures"), [*(folder / f"{name}.png" for name in grid.pictures), *pictures])
+    recorder.finish(layout.record("figures"), layout.pictures(grid.pictures, grid.runs))

@@ -16,6 +16,7 @@ from ddpm import machine
 from ddpm.devices import gpus
 from ddpm.errors import UserError
 from ddpm.grid import BASELINES, canonical
+from ddpm.kept import clear
 from ddpm.layout import Layout
 from ddpm.preflight import check, requests
 from ddpm.results import READS, Results
@@ -91,11 +92,15 @@ def plan():
         return
     results = Results(GRID, PATHS, environment=not workflow.deployment_settings.deployment_method)
     TODO.update(str(done(*job)) for job in results.todo)
-    workflow.dag.forcefiles.update(TODO)
+    workflow.dag.forcefiles.update(TODO, map(str, results.unmarked))
     workflow.dag_settings.rerun_triggers = frozenset()
     workflow.dag.ignore_incomplete = True
     for line in plan_lines(results):
         logger.info(line)
+    # Snakemake takes a link to nothing for a file, and fails where it asks for its time.
+    files = [path for job in results.todo for path in (done(*job), PATHS.record(*job), *PATHS.outputs(*job))]
+    files += [*results.unmarked, *PATHS.pictures(GRID.pictures, GRID.runs)]
+    clear(PATHS, *dict.fromkeys(path for path in files if path.is_symlink() and not path.exists()))
 
 
 @cache
@@ -145,6 +150,12 @@ def command(stage, device="cpu", options=""):
         f" python -m ddpm job {stage} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
         f" --device {device} {options}; }}}} >> {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
     )
+
+
+def clear_way():
+    """Where jobs will write, set aside what Snakemake would stumble over: a folder in a file's place, or the reverse."""
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.rule.name != "all"]
+    clear(PATHS, *dict.fromkeys(Path(path) for job in jobs for path in (*job.output, *job.log)))
 
 
 def preflight():
