@@ -1,7 +1,7 @@
 """Exact answers: data whose diffusion is known in closed form, and the documents' formulas in plain numpy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
 
@@ -237,13 +237,12 @@ def last(sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Callable[[], Te
     return x
 
 
-def laws(sampler: Sampler, denoiser: Denoiser, draws: int, mean: Tensor, covariance: Tensor) -> list[tuple]:
-    """Mean (D,) and covariance (D, D) of x after every step, from x_T ~ N(mean, covariance), without a random number.
+def maps(sampler: Sampler, denoiser: Denoiser, draws: int, size: int = 2) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """x after every step as offset (D,) + x_T @ start (D, D) + noise of covariance (D, D), without a random number.
 
     Where x̂0 is affine in x_t, so is every state in (x_T, z_1, …, z_draws): its matrix is read off by one unit impulse
     per image. `draws` is how many times the sampler must ask for noise.
     """
-    size = len(mean)
     x = torch.zeros(1 + (1 + draws) * size, size, dtype=torch.float64)
     x[1 : 1 + size] = torch.eye(size)
     calls = count(1)
@@ -253,13 +252,16 @@ def laws(sampler: Sampler, denoiser: Denoiser, draws: int, mean: Tensor, covaria
         z[first : first + size] = torch.eye(size)
         return z
 
-    found = []
     for state in sampler.trajectory(denoiser, x, None, impulse):
         rows = state[1:] - state[0]
-        start, noise = rows[:size], rows[size:]
-        found.append((state[0] + mean @ start, start.T @ covariance @ start + noise.T @ noise))
+        yield state[0], rows[:size], rows[size:].T @ rows[size:]
     assert next(calls) == 1 + draws, "draws of noise"
-    return found
+
+
+def laws(sampler: Sampler, denoiser: Denoiser, draws: int, mean: Tensor, covariance: Tensor) -> list[tuple]:
+    """Mean (D,) and covariance (D, D) of x after every step, from x_T ~ N(mean, covariance)."""
+    found = maps(sampler, denoiser, draws, len(mean))
+    return [(offset + mean @ start, start.T @ covariance @ start + noise) for offset, start, noise in found]
 
 
 class ClassNetwork:

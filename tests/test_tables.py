@@ -58,7 +58,7 @@ def build(root: Path) -> Layout:
     return layout
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def untrained() -> Iterator[None]:
     """Networks of six steps are as far from the data as noise, which their rows are not to say here."""
     with pytest.MonkeyPatch.context() as patch:
@@ -79,8 +79,8 @@ def layout(finished: Layout, tmp_path: Path) -> Layout:
     return Layout(tmp_path / "results")
 
 
-@pytest.fixture(scope="session")
-def table(finished: Layout) -> pd.DataFrame:
+@pytest.fixture(scope="module")
+def table(finished: Layout, untrained: None) -> pd.DataFrame:
     results = Results(GRID, finished)
     assert set(results.todo) == {("table", ""), ("figures", "")}
     return tables.collect(results)
