@@ -151,8 +151,8 @@ def test_readme_new_sampler(tree: Path) -> None:
         assert run.returncode == 0, run.stdout + run.stderr
         table = pd.read_csv(tree / "results/jump/table.csv")
         assert list(table["sampler"].dropna()) == ["jump"]
-        assert list(table["status"]) == ["ok"] * 3
-        assert table["nfe"].iloc[2] == 3
+        assert list(table["status"]) == ["ok"] * 5
+        assert table["nfe"].iloc[4] == 3
     finally:
         path.write_text(text)
 
