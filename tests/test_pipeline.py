@@ -152,8 +152,8 @@ def test_readme_new_sampler(tree: Path) -> None:
         assert run.returncode == 0, run.stdout + run.stderr
         table = pd.read_csv(tree / "results/jump/table.csv")
         assert list(table["sampler"].dropna()) == ["jump"]
-        assert list(table["status"]) == ["ok"] * 4
-        assert table["nfe"].iloc[3] == 3
+        assert list(table["status"]) == ["ok"] * 6
+        assert table["nfe"].iloc[5] == 3
     finally:
         path.write_text(text)
 

@@ -351,7 +351,7 @@ def test_a_failure_leaves_no_old_table(copy: Path) -> None:
     assert run.returncode == 0 and run.stdout == "results/tiny/table.csv: 3 of 4 cells\n"
     assert "# digits: 3 of 4 cells" in (at.root / "table.md").read_text()
     rows = pd.read_csv(at.root / "table.csv", keep_default_na=False)
-    assert list(rows["status"]) == ["ok"] * 6 + ["n/a", "failed"]
+    assert list(rows["status"]) == ["ok"] * 8 + ["n/a", "failed"]
     assert rows["reason"].iloc[-1] == "1 of 1 seeds; sample: no luck today"
     assert set(planned(copy)) >= drawn(SCORE_DDIM)
     path.write_text(text)
