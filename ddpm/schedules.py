@@ -213,7 +213,8 @@ class Discrete(VariancePreserving):
 
     def slope(self, t: Tensor) -> Tensor:
         """d log SNR/dt, to the left of t where t is an index: the direction that samplers go."""
-        above = self._inside(t).ceil().long()
+        t = self._inside(t)
+        above = t.ceil().long()
         log_snr = self._table[1]
         inner = log_snr[above.clamp(min=2)] - log_snr[above.clamp(min=2) - 1]
         # Below 1: σ² = t σ²_1, so d log SNR/dt = −1/(t (1 − t σ²_1)).

@@ -18,9 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # The tests of tests/test_*.py that belong to each module.
 MODULES = {
-    "ddpm/schedules.py": ["schedules", "continuous", "bound"],
-    "ddpm/objectives.py": ["objectives", "weightings"],
-    "ddpm/samplers.py": ["samplers", "orders", "continuous", "diffusers"],
+    "ddpm/schedules.py": ["schedules", "continuous", "types", "bound"],
+    "ddpm/objectives.py": ["objectives", "weightings", "types"],
+    "ddpm/samplers.py": ["samplers", "types", "orders", "continuous", "diffusers"],
     "ddpm/guidance.py": ["guidance", "guide"],
     "ddpm/denoiser.py": ["denoiser", "objectives", "guidance"],
     "ddpm/bound.py": ["bound", "likelihood"],
