@@ -9,13 +9,17 @@ from itertools import pairwise
 
 # Of σ_T/α_T, in standard deviations of the data: a tenth of the variance.
 SMALLEST = 3.0
+# More are refused as such.
+MOST_STEPS = 1_000_000
 
 
 def level(method: str, p: dict) -> float | None:
-    """σ_T/α_T of a schedule with the parameters p (ddpm/schedules.py has the formulas); None of an unknown method.
+    """σ_T/α_T of a schedule with the parameters p (ddpm/schedules.py has the formulas).
 
-    Infinite where a β_t would be 1 or more.
+    None of an unknown method or of too many steps; infinite where a β_t would be 1 or more.
     """
+    if p.get("steps", 0) > MOST_STEPS:
+        return None
     if method in ("linear", "cosine"):
         betas = list(_linear(p) if method == "linear" else _cosine(p))
         if max(betas) >= 1:

@@ -103,7 +103,7 @@ def test_verify_names_all_at_once(made: dict[str, Path], tmp_path: Path) -> None
         Path(os.path.normpath(layout.record(*job).parent / name)) for job in records for name in records[job]["outputs"]
     }
     hit = outputs | set((run.root / "code").glob("*.json"))
-    assert len(outputs) == 26
+    assert len(outputs) == 29
     for path in hit:
         KINDS["flip"](path, random.Random(SEED))
     assert set(run.results().todo) == {("table", "")}  # the tables are always hashed

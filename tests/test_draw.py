@@ -17,6 +17,8 @@ Array = np.ndarray
 NAMES = list(SCHEDULES)
 KEY = noise.key("likelihood", 0)
 SIZES = [(1000, 1), (1000, 40), (100, 33), (100, 98), (12, 5), (3, 1), (5, 3)]
+# `linear`, scaled by 1000/T, needs T ≥ 21.
+NAMED = [(name, *size) for name in NAMES for size in SIZES if name != "linear" or size[0] > 20]
 
 
 def expected_shares(name: str, steps: int) -> Array:
@@ -26,8 +28,7 @@ def expected_shares(name: str, steps: int) -> Array:
     return 0.9 * np.array(gain) / sum(gain) + 0.1 / (steps - 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [2, 20, 1000])
+@pytest.mark.parametrize(("name", "steps"), [("linear", 21), ("linear", 1000), *(("cosine", n) for n in (2, 20, 1000))])
 def test_shares(name: str, steps: int) -> None:
     found = likelihood.time_shares(SCHEDULES[name](steps=steps))
     np.testing.assert_allclose(found.numpy(), expected_shares(name, steps), rtol=1e-8)
@@ -57,8 +58,7 @@ def cells(share: Array, count: int) -> tuple[Tensor, Array]:
     return torch.from_numpy((edges[1:] + edges[:-1]) / 2), np.diff(edges)
 
 
-@pytest.mark.parametrize(("steps", "count"), SIZES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "steps", "count"), NAMED)
 def test_every_time_has_its_share(name: str, steps: int, count: int) -> None:
     """Integrated over u exactly, t comes K q_t times, with weight 1/(K q_t); strata are of equal share and in order."""
     share = expected_shares(name, steps)
@@ -77,7 +77,7 @@ def test_every_time_has_its_share(name: str, steps: int, count: int) -> None:
 @pytest.mark.parametrize(("steps", "count"), SIZES)
 def test_the_terms_table_has_the_strata(steps: int, count: int) -> None:
     """Its ranges are those of the draw from end to end; a range begins where the one before it ends, or next to it."""
-    schedule = SCHEDULES["linear"](steps=steps)
+    schedule = SCHEDULES["cosine"](steps=steps)
     ranges = likelihood.strata(schedule, count)
     assert len(ranges) == count and ranges[0][0] == 2 and ranges[-1][1] == steps
     assert all(b[0] - a[1] in (0, 1) for a, b in pairwise(ranges))

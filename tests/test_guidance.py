@@ -157,5 +157,6 @@ def test_samplers_inherit_guidance() -> None:
 @pytest.mark.parametrize("weight", [-1.01, -5.0, math.nan])
 def test_weight_below_minus_one(weight: float) -> None:
     """Less than the unconditional model is refused, and so is no number."""
-    with pytest.raises(ValueError, match=f"weight: {weight}; it must be at least -1"):
+    right = "a finite number" if math.isnan(weight) else "at least -1"
+    with pytest.raises(ValueError, match=f"weight: {weight}; it must be {right}"):
         Guidance.make({"method": "cfg", "weight": weight})

@@ -136,7 +136,12 @@ def test_a_checkpoint_of_another_number_of_processes(folders: list[Path]) -> Non
 
 def test_a_failure_in_one_process_is_one_message(folders: list[Path]) -> None:
     """What it said, which one it was, no traceback; and the job's exit status."""
-    Layout(folders[0]).data.write_bytes(b"torn")
+    data = Layout(folders[0]).data
+    data.write_bytes(b"torn")
+    # As if it had been made so: else the job stops before its processes start.
+    record = provenance.read_record(Layout(folders[0]).record("data"))
+    record |= {"outputs": {data.name: provenance.sha256(data)}, "bytes": {data.name: 4}}
+    provenance.write_json(Layout(folders[0]).record("data"), record | {"digest": provenance.digest(record)})
     process = start(folders[0], 2)
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 2
