@@ -1,5 +1,6 @@
 """FID: the closed form, the extractor inside torch-fidelity, and refusals of what only looks like a FID."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
+from oracles import randn
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from torch_fidelity import registry
@@ -426,3 +428,18 @@ def test_the_weights_are_plain_tensors(prepared: Layout) -> None:
     """No pickle: everything that the extractor needs stands in the safetensors file."""
     tensors = load_file(prepared.classifier)
     assert int(tensors["side"]) == 8 and float(tensors["scale"]) > 0
+
+
+# ---- points ------------------------------------------------------------------------------------------
+
+
+def test_sliced_wasserstein() -> None:
+    """Zero for one set in another order; a shift d costs the mean of |uᵀd|, 2‖d‖/π; sizes may differ."""
+    x = randn(11, 300, 2)
+    assert fidelity.sliced_wasserstein(x, x.flip(0)) == 0
+    shift = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert fidelity.sliced_wasserstein(x, x + shift, 5000) == pytest.approx(2 * 5 / math.pi, rel=0.02)
+    assert fidelity.sliced_wasserstein(x, x.repeat(2, 1)) == pytest.approx(0, abs=1e-12)
+    assert fidelity.sliced_wasserstein(2 * x, 2 * x + 2 * shift) == pytest.approx(
+        2 * fidelity.sliced_wasserstein(x, x + shift), rel=1e-12
+    )

@@ -40,7 +40,7 @@ def small(width: int = 8, **training: object) -> Grid:
     steps = {"steps": 8, "batch": 16, "warmup": 2} | training
     read["network"] = {"method": "mlp", "width": width, "depth": 1}
     # T = 4, so that importance sampling has its ten losses of every t after three steps.
-    read["schedules"]["short"] = {"method": "linear", "steps": 4, "beta_last": 0.5}
+    read["schedules"]["short"] = {"method": "linear", "steps": 4, "beta_first": 4e-7, "beta_last": 2.2e-3}
     read["objectives"] |= {
         "weighed": {"target": "eps", "weighting": "vlb", "variance": "learned", "times": "importance"},
         "sliced": {"target": "score", "matching": "sliced"},
