@@ -63,8 +63,7 @@ class Schedule(Method):
     def condition(self, t: Tensor, x_t: Tensor) -> Tensor:
         """What a network is told of the noise: log SNR(t) for every image of x_t, (B,), within ±`LARGEST_LOG_SNR`.
 
-        t is a scalar or (B, 1, …). No schedule here comes near the limit at its times 1 … T; one whose α or σ vanishes
-        at an end has an infinite log SNR there.
+        t is a scalar or (B, 1, …). A schedule whose α or σ vanishes at an end has an infinite log SNR there.
         """
         log_snr = self.log_snr(t).clamp(-LARGEST_LOG_SNR, LARGEST_LOG_SNR)
         return log_snr.flatten().expand(len(x_t)).to(x_t.device, x_t.dtype)
@@ -161,9 +160,8 @@ class VariancePreserving(Schedule):
     def start(self) -> Tensor:
         """The last index at which σ/α ≤ `LARGEST_LEVEL`; T where that is no larger, as on `linear` and `vp-sde`.
 
-        Beyond it x_t is the prior to 1/LARGEST_LEVEL² = 4e-5 of its variance, but a step from there would divide the
-        network's error by α_T (2e4 times it, on `cosine`), and a method of second order would interpolate over all of
-        σ/α = 164 … 20 291.
+        Beyond it x_t is the prior to 4e-5 of its variance, but a step from there divides the network's error by α_T,
+        which on `cosine` is 5e-5, and a method of second order interpolates over all of σ/α = 164 … 20 291.
         """
         return self.time_at(torch.tensor(LARGEST_LEVEL, dtype=torch.float64)).floor()
 
