@@ -443,3 +443,81 @@ def test_sliced_wasserstein() -> None:
     assert fidelity.sliced_wasserstein(2 * x, 2 * x + 2 * shift) == pytest.approx(
         2 * fidelity.sliced_wasserstein(x, x + shift), rel=1e-12
     )
+
+
+# ---- what torch-fidelity is given and asks for ------------------------------------------------------------
+
+
+class Recorded(torch.nn.Module):
+    """Stands for torch-fidelity's Inception: keeps how it was made and what it was given; three features per image."""
+
+    def __init__(self, *given: object):
+        super().__init__()
+        self.given, self.batches = given, []
+
+    def get_name(self) -> str:
+        return self.given[0]
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.batches.append((tuple(images.shape), images.dtype))
+        flat = images.float().flatten(1)
+        return (torch.stack([flat.sum(1), flat.amax(1), images[:, -1].float().flatten(1).sum(1)], dim=1),)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_inception_is_asked_for_2048_features_of_grey_images(
+    prepared: Layout, digits: data.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Its name, layer and file; three equal channels, 64 images at once, 0 … 255, binarized where asked for."""
+    monkeypatch.setattr(fidelity, "FeatureExtractorInceptionV3", Recorded)
+    weights = str(tmp_path / "inception.pth") if known else ""
+    if known:
+        torch.save({"a": torch.zeros(3)}, weights)
+    extractor = fidelity.Extractor({"extractor": "inception", "weights": weights}, prepared.classifier, 17)
+    assert extractor.network.given == ("inception-v3-compat", ["2048"], weights or None)
+    assert not extractor.network.training
+    assert extractor.hash == (provenance.sha256(weights)[:12] if known else "inception-v3-compat")
+    images = digits.test.images[:130]
+    found, binary = extractor(images), extractor(images, True)
+    assert extractor.network.batches == 2 * [((n, 3, 8, 8), torch.uint8) for n in (64, 64, 2)]
+    assert found.shape == (130, 3) and found.dtype == torch.float64
+    exact = (images.double() * 255 / 16).round()
+    assert torch.equal(found[:, 0], 3 * exact.flatten(1).sum(1)) and torch.equal(found[:, 2] * 3, found[:, 0])
+    assert torch.equal(binary[:, 0], 3 * 255 * (exact >= 128).double().flatten(1).sum(1))
+    # The classifier still gives the labels.
+    plain = fidelity.Extractor({"extractor": "classifier", "weights": ""}, prepared.classifier, 17)
+    assert torch.equal(extractor.predict(images), plain.predict(images))
+
+
+def test_what_is_said_of_inceptions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole messages: no such file, no tensors, another network's, none to be had."""
+    path = tmp_path / "inception.pth"
+
+    def said(weights: str) -> str:
+        with pytest.raises(UserError) as caught:
+            fidelity.inception(weights)
+        return str(caught.value)
+
+    assert said(str(path)) == (
+        f"fidelity.weights: {path}: no such file; it must be torch-fidelity's Inception state dict"
+    )
+    path.write_bytes(b"not weights")
+    assert said(str(path)).startswith(f"fidelity.weights: {path}: is no plain state dict of tensors (")
+    torch.save({"a": torch.zeros(3)}, path)
+    assert said(str(path)).startswith(f"fidelity.weights: {path}: not Inception's weights: ")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(fidelity, "FeatureExtractorInceptionV3", fail)
+    assert said("") == (
+        "fidelity.weights: '', and Inception's weights could not be downloaded (no route to host): "
+        "set it to the file pt_inception-2015-12-05-6726825d.pth, or extractor to classifier."
+    )
+
+
+def test_the_layers_that_torch_fidelity_takes(extractor: fidelity.Extractor) -> None:
+    """The Inception score is of logits, every other metric of features; the classifier stays uncompiled."""
+    layer = extractor.classifier.get_default_feature_layer_for_metric
+    assert (layer("isc"), layer("fid"), layer("kid")) == ("logits", "features", "features")
+    assert extractor.classifier.can_be_compiled() is False
