@@ -273,7 +273,8 @@ class Heun(Sampler):
         level = schedule.level(t)
         if not (self.churn > 0 and self.churn_min <= level <= self.churn_max):
             return x_t, t
-        higher = schedule.time_at(level * (1 + min(self.churn / self.steps, 2**0.5 - 1))).clamp(max=schedule.start)
+        higher = schedule.time_at(level * (1 + min(self.churn / self.steps, 2**0.5 - 1)))
+        higher = torch.minimum(higher, torch.maximum(schedule.start, t))
         alpha, extra = schedule.alpha(higher), (schedule.level(higher) ** 2 - level**2).clamp(min=0).sqrt()
         grow, std = like(x_t, alpha / schedule.alpha(t), alpha * self.churn_noise * extra)
         return grow * x_t + std * noise(), higher

@@ -18,8 +18,8 @@ from ddpm.methods import Method
 Tensor = torch.Tensor
 
 
-# Samplers start where log SNR = −10.2 where a schedule goes further: λ = log α/σ = −5.1 is where Lu et al. 2022 cut off
-# the cosine schedule. `linear` ends at −5.06.
+# Samplers on VP start at log SNR = −10.2 where a schedule goes further, unless they take more steps than that leaves.
+# λ = log α/σ = −5.1 is where Lu et al. 2022 cut off the cosine schedule; `linear` ends at −5.06.
 LARGEST_LEVEL = math.exp(5.1)
 LARGEST_LOG_SNR = 30.0
 
@@ -163,7 +163,7 @@ class VariancePreserving(Schedule):
         Beyond it x_t is the prior to 4e-5 of its variance, but a step from there divides the network's error by α_T,
         which on `cosine` is 5e-5, and a method of second order interpolates over all of σ/α = 164 … 20 291.
         """
-        return self.time_at(torch.tensor(LARGEST_LEVEL, dtype=torch.float64)).floor()
+        return self.time_at(torch.tensor(LARGEST_LEVEL, dtype=torch.float64)).floor().clamp(min=2)
 
     def grid(self, steps: int) -> Tensor:
         """round(start · i/S) for i = S … 0, a respaced chain of the T steps (Nichol & Dhariwal 2021, section 4).
@@ -281,7 +281,7 @@ class VPSDE(VariancePreserving):
     """
 
     method = "vp-sde"
-    limits = {"beta_min": (1e-8, None), "beta_max": (1e-8, None)}
+    limits = {"beta_min": (1e-8, None), "beta_max": (1e-8, 1000)}
     ordered = (("beta_min", "<=", "beta_max"),)
     beta_min: float = 0.1
     beta_max: float = 20.0

@@ -327,8 +327,9 @@ def against_histograms(table: pd.DataFrame, grid: Grid) -> str:
     best = {network: difference for network, difference in over.items() if difference < mixture}
     text = (
         "Of `noise` it is log2 of the number of grey levels; of `histogram` (independent pixels) and `class-histogram` "
-        "(pixels independent given the class), with the training images' frequencies, the exact −log2 p of the test "
-        "half. `nll_minus_histogram` above 0: the network codes images worse than independent pixels do. "
+        "(pixels independent given the class), with the training images' frequencies, the exact −log2 p of the whole "
+        f"test half; of the networks, that of {grid.config['likelihood']['images']} of its images. "
+        "`nll_minus_histogram` above 0: the network codes images worse than independent pixels do. "
         f"**Worse than `histogram`: {listed(worse)}; better than `class-histogram`: {listed(best)}.**"
     )
     if any(grid.config["objectives"][objective]["target"] == "x0" for objective, _ in worse):

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 # Of σ_T/α_T, in standard deviations of the data: a tenth of the variance.
 SMALLEST = 3.0
+# The parameter by which a schedule ends in more noise; `sigma_max` of all others.
+RAISED = {"linear": "beta_last", "cosine": "beta_max", "vp-sde": "beta_max"}
 # More are refused as such.
 MOST_STEPS = 1_000_000
 
@@ -54,7 +56,7 @@ def mistake(method: str, p: dict, std: float) -> str:
         return f"steps: {p['steps']}; β_T = beta_last · 1000/T = {last:g} must be below 1: T must be at least {least}"
     if (end := level(method, p)) is None or not (short := falls_short(end, std)):
         return ""
-    raised = {"linear": "beta_last", "cosine": "beta_max", "vp-sde": "beta_max"}.get(method, "sigma_max")
+    raised = RAISED.get(method, "sigma_max")
     return f"{raised}: {p[raised]:g}; {short}: raise {raised}"
 
 

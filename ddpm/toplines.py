@@ -64,7 +64,7 @@ def shuffled(label: Tensor, draw: int) -> tuple[Tensor, Tensor]:
 def moments(features: Tensor, label: Tensor, wanted: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D) of the features (n, D) of `taken` (C,) images of the classes, which stand for
     `wanted` (C,) each: each has the weight wanted/taken, and all weights together are N."""
-    weight = (wanted / taken.clamp(min=1)).to(features)[label][:, None]
+    weight = (wanted.to(features) / taken.clamp(min=1))[label][:, None]
     count = weight.sum()
     mean = (weight * features).sum(0) / count
     error = features - mean

@@ -159,7 +159,8 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_
         float(dataset.scale(dataset.train.images).var(0).mean().sqrt()),
     )
     if short := terminal.falls_short(end, std):
-        raise UserError(f"schedule {schedule.method}: {short}")
+        raised = terminal.RAISED.get(schedule.method, "sigma_max")
+        raise UserError(f"schedule {job['schedule']['method']} of {job['name']}: {short}: raise its {raised}")
     network = build(job, dataset).to(device)
     average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99), fused=True)

@@ -142,7 +142,8 @@ def test_gaussian(kind: str, name: str) -> None:
             assert sampled(kind, name, spacing, target) == pytest.approx(found, abs=2e-6), (spacing, target)
         if order:
             one, two = (sampled(kind, name, spacing, times=k, exact=True)[1] for k in (1, 2))
-            assert two < {1: 0.6, 2: 0.45}[order] * one or two < 0.013, (spacing, one, two)
+            ratio, least = {1: (0.6, 0.013), 2: (0.45, 2e-4)}[order]
+            assert two < ratio * one or two < least, (spacing, one, two)
 
 
 @pytest.mark.parametrize("name", list(EVERY))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import (
+    EVERY,
     SCHEDULES,
     GaussianDenoiser,
     MixtureDenoiser,
@@ -25,7 +26,8 @@ from scipy import stats
 
 from ddpm.denoiser import Denoiser
 from ddpm.objectives import Objective
-from ddpm.samplers import DDIM, Ancestral, Sampler
+from ddpm.samplers import DDIM, Ancestral, Heun, Sampler
+from ddpm.schedules import VPSDE
 
 Tensor = torch.Tensor
 NAMES = list(SCHEDULES)
@@ -295,3 +297,28 @@ def test_more_steps_than_the_schedule() -> None:
     """S > T is refused, both named."""
     with pytest.raises(ValueError, match="steps: 41 is more than the schedule's T = 40"):
         DDIM(steps=41).times(SCHEDULES["linear"](steps=40))
+
+
+def test_churn_never_lowers_the_noise() -> None:
+    """A chain of T steps begins beyond `start`: churn leaves x there as it is, to the end the size of its schedule."""
+    schedule, x = SCHEDULES["cosine"](), randn(30, 64, 1, 2, 2)
+    denoiser = GaussianDenoiser(schedule, MEAN, STD)
+    sampler = Heun(steps=1000, churn=30.0)
+    states = sampler.trajectory(denoiser, x, None, noises(31, *x.shape))
+    for t, state in zip(sampler.times(schedule)[1:], states, strict=True):
+        expected = math.sqrt(float(schedule.alpha(t)) ** 2 * STD**2 + float(schedule.sigma(t)) ** 2)
+        assert float(state.std()) < 1.5 * expected
+
+
+@pytest.mark.parametrize("name", list(EVERY))
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "karras"])
+def test_times_fall(spacing: str, name: str) -> None:
+    """From `start` to 0, however short the chain and however far the schedule goes."""
+    totals = [4, 21, 1000] if name != "linear" else [21, 1000]
+    schedules = [EVERY[name](steps=total) for total in totals]
+    if name == "vp-sde":
+        schedules += [VPSDE(steps=total, beta_max=b) for total in (4, 1000) for b in (100.0, 1000.0)]
+    for schedule in schedules:
+        for steps in (1, 2, min(7, schedule.steps), min(50, schedule.steps)):
+            times = DDIM(steps=steps, spacing=spacing).times(schedule)
+            assert (times.diff() < 0).all() and len(times) == steps + 1 and times[-1] == 0, (schedule, steps)
