@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import SCHEDULES, ClassDenoiser, alpha_bar, log_normal, randn, time
+from oracles import SCHEDULES, ClassDenoiser, GaussianDenoiser, alpha_bar, log_normal, randn, time
 
 from ddpm.guidance import ClassifierFree, Guidance, Unguided
 from ddpm.samplers import DDIM
@@ -160,3 +160,11 @@ def test_weight_below_minus_one(weight: float) -> None:
     right = "a finite number" if math.isnan(weight) else "at least -1"
     with pytest.raises(ValueError, match=f"weight: {weight}; it must be {right}"):
         Guidance.make({"method": "cfg", "weight": weight})
+
+
+def test_no_guidance_is_the_network_without_labels() -> None:
+    """At its own time, whatever labels are given."""
+    denoiser, x = GaussianDenoiser(SCHEDULES["linear"](), 0.3, 0.5), randn(40, 3, 1, 2, 2)
+    for t in (time(20), time(700), time(20, 300, 700)):
+        found = Guidance.make({"method": "none"})(denoiser)(x, t, torch.tensor([1, 2, 0]))
+        assert torch.equal(found.x0, denoiser(x, t).x0) and torch.equal(found.eps, denoiser(x, t).eps)
