@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -90,12 +91,25 @@ def test_weights_that_cannot_be_inceptions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(content)
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.pth").write_text("weights")
+    # Deflated, as other tools would write it: with one byte of the pickle damaged, and encrypted as its flags say.
+    for name in ("damaged.pth", "locked.pth"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("data.pkl", bytes(1000))
+    packed = bytearray((tmp_path / "damaged.pth").read_bytes())
+    packed[30 + len("data.pkl")] = 0xFF  # the first byte after the member's header: no type of block
+    (tmp_path / "damaged.pth").write_bytes(packed)
+    packed = bytearray((tmp_path / "locked.pth").read_bytes())
+    for header, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        packed[packed.index(header) + at] |= 1
+    (tmp_path / "locked.pth").write_bytes(packed)
     found = provenance.sha256(tmp_path / "whole.pth")[:8]
     wrong = {
         "nowhere.pth": "does not exist",
         ".": "is a folder",
         "text.pth": "is no whole file of torch.save",
         "empty.pth": "is no whole file of torch.save",
+        "damaged.pth": "is no whole file of torch.save",
+        "locked.pth": "is no whole file of torch.save",
         "cut.pth": "is no whole file of torch.save",
         "other.pth": "holds other tensors",
         "pt_inception-2015-12-05-6726825d.pth": f"is truncated or corrupt (its SHA-256 begins with {found})",
