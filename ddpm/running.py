@@ -39,9 +39,7 @@ def run_stage(
     again: bool = False,
 ) -> None:
     """Run one job, alone: a second live copy of it waits. A valid result is left as it is, unless `again`."""
-    # Threads are fixed before anything numerical is imported.
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(job.get("threads", 1))
+    fix_threads(job)
     layout, name = Layout(Path(results)), job.get("name", "")
     files = source.snapshot()
     if (now := source.fingerprint(roots(stage, job))) != code:
@@ -71,6 +69,12 @@ def run_stage(
                 launch(processes, ["job", stage, *(text for option in options.items() for text in option)])
         if not layout.code(code).exists():
             provenance.write_json(layout.code(code), source.parts(roots(stage, job)))
+
+
+def fix_threads(job: dict) -> None:
+    """Set how many threads a job computes with, before anything numerical is imported."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(job.get("threads", 1))
 
 
 def _compute(
