@@ -152,7 +152,8 @@ def _sweep(layout: Layout, stage: str, name: str) -> None:
 
 def _matches(record: Path, layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
     """Whether a record is of this very job, with the inputs and the packages as they are now, its outputs whole."""
-    return provenance.matches(record, job, code, layout.inputs(stage, name, job), environment(stage, job))
+    inputs, outputs = layout.inputs(stage, name, job), {path.name for path in layout.outputs(stage, name)}
+    return provenance.matches(record, job, code, inputs, environment(stage, job), stage, outputs)
 
 
 def _there(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
