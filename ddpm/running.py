@@ -17,7 +17,7 @@ from ddpm import kept, provenance, source
 from ddpm.checkpoint import SECONDS, previous
 from ddpm.devices import explained, leased
 from ddpm.errors import UserError
-from ddpm.grid import STAGES, Grid, canonical, environment, roots
+from ddpm.grid import STAGES, Grid, canonical, environment, parents, roots
 from ddpm.layout import Layout
 from ddpm.lock import held
 from ddpm.results import Job, Results
@@ -113,10 +113,8 @@ def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Jo
     if stage == "table":  # it reads nothing but records
         return
     figures = stage == "figures"
-    parents = (
-        Results(Grid(job["config"]), layout).reads(stage) if figures else layout.parents(stage, name, job).values()
-    )
-    for parent in parents:
+    reads = Results(Grid(job["config"]), layout).reads(stage) if figures else parents(stage, name, job).values()
+    for parent in reads:
         record = provenance.read_record(layout.record(*parent))
         yield parent, record, list(record["outputs"]) if figures else [layout.outputs(*parent)[0].name]
 
