@@ -110,7 +110,11 @@ def _written(layout: Layout, stage: str, name: str, job: dict) -> list[Path]:
 
 def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Job, dict, list[str]]]:
     """The jobs whose files one job reads, the record of each, and the names of those of its outputs that are read."""
-    if stage == "table":  # it reads nothing but records
+    if stage == "table":  # of what is there: records, and what every test image costs
+        results = Results(Grid(job["config"]), layout)
+        for parent in results.reads(stage):
+            if parent[0] in ("likelihood", "ode_likelihood") and (record := results.valid(*parent)):
+                yield parent, record, [layout.images(*parent).name]
         return
     figures = stage == "figures"
     reads = Results(Grid(job["config"]), layout).reads(stage) if figures else parents(stage, name, job).values()
