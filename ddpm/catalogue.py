@@ -45,7 +45,10 @@ def source_of(axis: str, value: dict) -> source.MethodSource:
 def cast(kind: str, value: object) -> object:
     """The value in its declared type, so that 1 and 1.0 are one job; TypeError where it does not fit."""
     if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError(kind) from None
     if kind.startswith("tuple[") and isinstance(value, list | tuple):
         inner = kind.removeprefix("tuple[").removesuffix("]")
         kinds = [inner.removesuffix(", ...")] * len(value) if inner.endswith(", ...") else inner.split(", ")

@@ -18,7 +18,7 @@ from ddpm.errors import UserError
 from ddpm.grid import STAGES, Grid
 from ddpm.layout import Layout
 from ddpm.results import Results
-from ddpm.running import run_stage
+from ddpm.running import fix_threads, run_stage
 from ddpm.verify import verify
 
 
@@ -74,6 +74,7 @@ def cell_command(args: argparse.Namespace) -> None:
         case _:
             name = _pick(args.name, grid.runs, "cell")
     if args.command == "fidelity":
+        fix_threads(grid.job("fidelity", name)[0])
         machine.load_inception(grid.config)
     for stage, target in grid.needed(args.command, name):
         again = args.again and stage == args.command

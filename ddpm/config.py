@@ -135,8 +135,8 @@ def _messages(error: object) -> Iterator[str]:
     elif rule == "required":
         for missing in (k for k in value if k not in found):
             yield f"{prefix}the key {missing!r} is missing"
-    elif rule == "type" and isinstance(found, float) and value == "number":
-        yield f"{prefix}{found}; it must be a finite number"
+    elif rule == "type" and isinstance(found, int | float) and not isinstance(found, bool) and value == "number":
+        yield f"{prefix}{_shown(found)}; it must be a finite number"
     elif rule == "type":
         hint = ""
         if isinstance(found, str) and value == "number":
@@ -165,7 +165,11 @@ def _is_integer(_: object, value: object) -> bool:
 
 
 def _is_number(_: object, value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is one that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _floats(config: dict, schema: dict) -> dict:

@@ -324,19 +324,7 @@ class Grid:
 
     def parents(self, stage: str, name: str = "") -> dict[str, tuple[str, str]]:
         """What a job reads, by the names that its record uses → the job (stage, name) that makes it."""
-        found = {} if stage == "data" else {"data": ("data", "")}
-        match stage:
-            case "sample":
-                found["weights"] = ("train", self.network(self.runs[name]).name)
-                if guide := self.guide(self.runs[name]):
-                    found["guide"] = ("guide", guide.name)
-            case "likelihood" | "ode_likelihood":
-                found["weights"] = ("train", name)
-            case "fidelity":
-                if name not in BASELINES:
-                    found["samples"] = ("sample", name)
-                found["extractor"] = ("classifier", "")
-        return found
+        return parents(stage, name, self.job(stage, name)[0])
 
     def needed(self, stage: str, name: str = "") -> list[tuple[str, str]]:
         """The jobs (stage, name) that lead to one job, itself last."""
@@ -358,6 +346,23 @@ class Grid:
             *(("sample", n) for n in self.runs),
             *(("fidelity", n) for n in [*self.runs, *self.baselines]),
         ]
+
+
+def parents(stage: str, name: str, job: dict | None = None) -> dict[str, tuple[str, str]]:
+    """Who makes what one job reads, by the names that its record uses; a cell's job says what it samples from."""
+    found = {} if stage == "data" else {"data": ("data", "")}
+    match stage:
+        case "sample":
+            found["weights"] = ("train", job["network"])
+            if "guide" in job:
+                found["guide"] = ("guide", job["guide"])
+        case "likelihood" | "ode_likelihood":
+            found["weights"] = ("train", name)
+        case "fidelity":
+            if name not in BASELINES:
+                found["samples"] = ("sample", name)
+            found["extractor"] = ("classifier", "")
+    return found
 
 
 def roots(stage: str, job: dict) -> frozenset[tuple[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm.grid import BASELINES
+from ddpm.grid import BASELINES, parents
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,9 @@ class Layout:
         """The weights of a classifier of noisy images."""
         return self.root / "guides" / name / "weights.safetensors"
 
-    def parents(self, stage: str, name: str = "", job: dict | None = None) -> dict[str, tuple[str, str]]:
-        """Who makes what one job reads, by the names that its record uses; a cell's job says what it samples from."""
-        found = {} if stage == "data" else {"data": ("data", "")}
-        if stage in ("likelihood", "ode_likelihood"):
-            found["weights"] = ("train", name)
-        if stage == "sample":
-            found["weights"] = ("train", job["network"])
-            if "guide" in job:
-                found["guide"] = ("guide", job["guide"])
-        if stage == "fidelity":
-            found["extractor"] = ("classifier", "")
-            if name not in BASELINES:
-                found["samples"] = ("sample", name)
-        return found
-
     def inputs(self, stage: str, name: str = "", job: dict | None = None) -> dict[str, Path]:
         """The files that one job reads: the first output of each of its parents."""
-        return {of: self.outputs(*parent)[0] for of, parent in self.parents(stage, name, job).items()}
+        return {of: self.outputs(*parent)[0] for of, parent in parents(stage, name, job).items()}
 
     def measured(self, batch: str) -> Path:
         """What says that every cell of a batch has its fidelity record: their names and digests."""

@@ -5,6 +5,7 @@ import os
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -81,7 +82,7 @@ def _weights(path: Path) -> str:
         return "does not exist"
     except OSError as e:
         return f"cannot be read ({e.strerror})"
-    except (ValueError, LookupError, EOFError, zipfile.BadZipFile):
+    except (ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return "is no whole file of torch.save"
     return ""
 

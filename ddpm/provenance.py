@@ -32,7 +32,7 @@ RESULTS = {
     "train": ("steps", "images_seen", "parameters", "levels", "classes", "shape"),
     "guide": ("classes", "shape"),
     "sample": ("images", "steps", "nfe"),
-    "fidelity": ("images", "extractor"),
+    "fidelity": ("images", "extractor", "fid"),
     "table": ("cells", "of", "missing"),
 }
 COSTS = {"started": str, "seconds": int | float, "phases": dict, "peak_memory_mb": int | float}
@@ -153,6 +153,8 @@ def _lacking(record: dict, stage: str) -> str:
                 return f"{where}{name} is missing"
             if not isinstance(values[name], kind):
                 return f"{where}{name} is of type {type(values[name]).__name__}"
+    if not isinstance(name := record["job"].get("name", ""), str):
+        return f"job.name is of type {type(name).__name__}"
     if record["status"] == "ok" or stage != "fidelity":  # nothing is measured of what has diverged
         for name in RESULTS.get(stage, ()):
             if name not in record["result"]:
@@ -213,15 +215,20 @@ def matches(
     code: str,
     inputs: dict[str, Path] | None = None,
     environment: dict[str, str] | None = None,
+    stage: str = "",
+    outputs: Collection[str] = (),
 ) -> bool:
     """Whether a record is there, whole, and of exactly this job and code, its outputs as it left them.
 
-    With `inputs`: and of exactly these files as they are now; with `environment`: and with these versions.
+    With `inputs`: and of exactly these files as they are now; with `environment`: and with these versions; with
+    `stage`: and of this stage, with the numbers that are read of it; with `outputs`: and knows these.
     """
     try:
-        record = read_record(path)
+        record = read_record(path, stage)
         return (
             record["job"] == job
+            and stage in ("", record["stage"])
+            and record["outputs"].keys() >= set(outputs)
             and record["code"] == code
             and all(record["versions"].get(k) == v for k, v in (environment or {}).items())
             and not damaged(path, record)

@@ -21,7 +21,8 @@ from ddpm.layout import Layout
 
 Job = tuple[str, str]  # stage and name
 
-# The stages whose records an aggregate reads.
+# The stages whose records an aggregate reads; of both likelihoods the table reads what every test image costs as well
+# (ddpm/paired.py), and the figures read what their stages wrote.
 READS = {
     "table": ("data", "classifier", "train", "guide", "likelihood", "ode_likelihood", "sample", "fidelity"),
     "figures": ("data", "train", "guide", "sample", "fidelity"),

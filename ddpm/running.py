@@ -17,7 +17,7 @@ from ddpm import kept, provenance, source
 from ddpm.checkpoint import SECONDS, previous
 from ddpm.devices import explained, leased
 from ddpm.errors import UserError
-from ddpm.grid import STAGES, Grid, canonical, environment, roots
+from ddpm.grid import STAGES, Grid, canonical, environment, parents, roots
 from ddpm.layout import Layout
 from ddpm.lock import held
 from ddpm.results import Job, Results
@@ -39,9 +39,7 @@ def run_stage(
     again: bool = False,
 ) -> None:
     """Run one job, alone: a second live copy of it waits. A valid result is left as it is, unless `again`."""
-    # Threads are fixed before anything numerical is imported.
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(job.get("threads", 1))
+    fix_threads(job)
     layout, name = Layout(Path(results)), job.get("name", "")
     files = source.snapshot()
     if (now := source.fingerprint(roots(stage, job))) != code:
@@ -71,6 +69,12 @@ def run_stage(
                 launch(processes, ["job", stage, *(text for option in options.items() for text in option)])
         if not layout.code(code).exists():
             provenance.write_json(layout.code(code), source.parts(roots(stage, job)))
+
+
+def fix_threads(job: dict) -> None:
+    """Set how many threads a job computes with, before anything numerical is imported."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(job.get("threads", 1))
 
 
 def _compute(
@@ -106,13 +110,15 @@ def _written(layout: Layout, stage: str, name: str, job: dict) -> list[Path]:
 
 def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Job, dict, list[str]]]:
     """The jobs whose files one job reads, the record of each, and the names of those of its outputs that are read."""
-    if stage == "table":  # it reads nothing but records
+    if stage == "table":  # of what is there: records, and what every test image costs
+        results = Results(Grid(job["config"]), layout)
+        for parent in results.reads(stage):
+            if parent[0] in ("likelihood", "ode_likelihood") and (record := results.valid(*parent)):
+                yield parent, record, [layout.images(*parent).name]
         return
     figures = stage == "figures"
-    parents = (
-        Results(Grid(job["config"]), layout).reads(stage) if figures else layout.parents(stage, name, job).values()
-    )
-    for parent in parents:
+    reads = Results(Grid(job["config"]), layout).reads(stage) if figures else parents(stage, name, job).values()
+    for parent in reads:
         record = provenance.read_record(layout.record(*parent))
         yield parent, record, list(record["outputs"]) if figures else [layout.outputs(*parent)[0].name]
 
@@ -148,7 +154,8 @@ def _sweep(layout: Layout, stage: str, name: str) -> None:
 
 def _matches(record: Path, layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
     """Whether a record is of this very job, with the inputs and the packages as they are now, its outputs whole."""
-    return provenance.matches(record, job, code, layout.inputs(stage, name, job), environment(stage, job))
+    inputs, outputs = layout.inputs(stage, name, job), {path.name for path in layout.outputs(stage, name)}
+    return provenance.matches(record, job, code, inputs, environment(stage, job), stage, outputs)
 
 
 def _there(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:

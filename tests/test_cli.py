@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from ddpm import cli, config, provenance
+from ddpm import cli, config, machine, provenance
+from ddpm.errors import UserError
 from ddpm.grid import canonical
 from ddpm.layout import Layout
 from ddpm.lock import held
@@ -141,6 +142,23 @@ def test_fidelity_runs_what_it_needs(capsys: pytest.CaptureFixture, sampled: Pat
         assert provenance.matches(layout.record(stage, name), *grid.job(stage, name))
     assert found["fid"] == provenance.read_record(Layout(sampled).record("fidelity", CELL))["result"]["fid"]
     assert not layout.record("likelihood", NETWORK).exists()
+
+
+def test_threads_are_fixed_before_inception_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It brings torch and scipy, which look at them once."""
+    variables, seen = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), []
+
+    def load(_: dict) -> None:
+        seen.extend(os.environ[variable] for variable in variables)
+        raise UserError("no weights")
+
+    for variable in variables:
+        monkeypatch.setenv(variable, "7")
+    monkeypatch.setattr(machine, "load_inception", load)
+    assert cli.main(["fidelity", CELL, *overlay()]) == 2
+    assert capsys.readouterr().err == "ddpm: no weights\n" and seen == ["1", "1", "1"]
 
 
 @pytest.mark.parametrize(

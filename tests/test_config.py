@@ -73,6 +73,16 @@ MISTAKES = {
         "1e-4",
         ["schedules.linear.beta_first", "'1e-4'", "float", "2.0e-4"],
     ),
+    "rate that no float holds": (
+        ("training", "learning_rate"),
+        10**400,
+        ["training.learning_rate", "1000", "a finite number"],
+    ),
+    "whole number that no float holds": (
+        ("schedules", "linear", "beta_last"),
+        10**400,
+        ["schedules.linear.beta_last", "1000", "it must be float"],
+    ),
     "infinite rate": (("training", "learning_rate"), float("inf"), ["training.learning_rate", "inf"]),
     "rate that is no number": (("training", "learning_rate"), float("nan"), ["training.learning_rate", "nan"]),
     "unknown device": (("device",), "gpu", ["device", "'gpu'", "auto, cpu, cuda"]),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from corruption import KINDS, TRAINED, Here, Snakemake, Trial, carry_out, content, drawn, grid, trees
 
-from ddpm import checkpoint, lock, provenance
+from ddpm import checkpoint, lock, provenance, running
+from ddpm.errors import UserError
 from ddpm.layout import Layout
 
 SEED = 0
@@ -26,6 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 FIXED = {
     "weights that a sample needs": ("finished", "flip", WEIGHTS, f"cells/{CELL}/samples.json"),
     "samples that the figures need": ("finished", "flip", f"cells/{OTHER}/samples.safetensors", "figures/record.json"),
+    "bits/dim that the table needs": ("finished", "flip", f"networks/{NETWORK}/likelihood.csv", "table.json"),
     "a table that nobody reads": ("finished", "flip", "table.csv", ""),
     "records of two cells": ("finished", "swap", f"cells/{CELL}/samples.json", ""),
     "a folder in the data's place": ("finished", "folder", "data/images.safetensors", ""),
@@ -76,6 +78,24 @@ def test_a_job_that_finds_corrupt_weights(made: dict[str, Path], tmp_path: Path)
     assert code == 0 and weights.read_bytes() == good
     assert layout.record("sample", OTHER).read_bytes() == record
     assert f"{layout.record('likelihood', NETWORK)}: already there" in said
+
+
+@pytest.mark.parametrize("kind", ["flip", "garbage"])
+def test_a_table_of_corrupt_bits(made: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """`ddpm table` on a part of the tree too: it says which file, and the next one leaves that network out; a network
+    without a valid result is no mistake."""
+    shutil.copytree(made["finished"], tmp_path / "tree")
+    run = Here(tmp_path / "tree")
+    layout, other = Layout(run.root), "learned/linear/unconditional/seed0"
+    path = layout.images("likelihood", NETWORK)
+    KINDS[kind](path, random.Random(SEED))
+    layout.record("likelihood", other).unlink()
+    job, code = run.grid.job("table")
+    with pytest.raises(UserError, match=rf"^{path}: corrupt: its SHA-256 is \w+, its record says \w+; set aside in "):
+        running.run_stage("table", job, code, str(layout.root), "cpu")
+    assert not path.exists() and layout.record("table").exists()
+    running.run_stage("table", job, code, str(layout.root), "cpu")
+    assert provenance.read_record(layout.record("table"))["result"]["missing"]
 
 
 def test_a_corrupt_kept_result_is_not_put_back(made: dict[str, Path], tmp_path: Path) -> None:

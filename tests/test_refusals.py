@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import yaml
 from test_checks import DEFAULT, ROOT, said
 
-from ddpm import config, machine, provenance, status
+from ddpm import config, kept, machine, provenance, running, status
 from ddpm.errors import UserError
 from ddpm.layout import Layout
 from ddpm.results import Results
@@ -90,12 +91,25 @@ def test_weights_that_cannot_be_inceptions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(content)
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.pth").write_text("weights")
+    # Deflated, as other tools would write it: with one byte of the pickle damaged, and encrypted as its flags say.
+    for name in ("damaged.pth", "locked.pth"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("data.pkl", bytes(1000))
+    packed = bytearray((tmp_path / "damaged.pth").read_bytes())
+    packed[30 + len("data.pkl")] = 0xFF  # the first byte after the member's header: no type of block
+    (tmp_path / "damaged.pth").write_bytes(packed)
+    packed = bytearray((tmp_path / "locked.pth").read_bytes())
+    for header, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        packed[packed.index(header) + at] |= 1
+    (tmp_path / "locked.pth").write_bytes(packed)
     found = provenance.sha256(tmp_path / "whole.pth")[:8]
     wrong = {
         "nowhere.pth": "does not exist",
         ".": "is a folder",
         "text.pth": "is no whole file of torch.save",
         "empty.pth": "is no whole file of torch.save",
+        "damaged.pth": "is no whole file of torch.save",
+        "locked.pth": "is no whole file of torch.save",
         "cut.pth": "is no whole file of torch.save",
         "other.pth": "holds other tensors",
         "pt_inception-2015-12-05-6726825d.pth": f"is truncated or corrupt (its SHA-256 begins with {found})",
@@ -191,6 +205,7 @@ FORGED = {
         for name in COSTS
     },
     "seconds as text": ({"costs": COSTS | {"seconds": "1"}}, "its costs.seconds is of type str"),
+    "number for a job's name": ({"job": {"name": 3}}, "its job.name is of type int"),
     "an output without its size": ({"outputs": {"weights": "0" * 64}}, "its bytes['weights'] is missing"),
     **{
         f"result without {name}": (
@@ -219,6 +234,64 @@ def test_a_record_that_lacks_something_is_no_record(tmp_path: Path, change: dict
     ]
     assert any(lacking in line for line in status.lines(results))
     assert status.overview(results)["todo"]
+
+
+@pytest.mark.parametrize("number", ["images", "extractor", "fid"])
+def test_what_is_measured_is_in_its_record(tmp_path: Path, number: str) -> None:
+    """What the verdict on samples reads too; of samples that diverged nothing is measured."""
+    result = without({"images": 2, "extractor": "0" * 64, "fid": 1.0}, number)
+    path = forged(Layout(tmp_path), "fidelity", "noise", {}, result)
+    with pytest.raises(UserError, match=rf"its result\.{number} is missing"):
+        provenance.read_record(path, "fidelity")
+    forged(Layout(tmp_path), "fidelity", "noise", {"status": "diverged"}, {})
+    assert provenance.read_record(path, "fidelity")["status"] == "diverged"
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """A record is looked at before it is replaced, and what is wrong with it is said."""
+    layout = Layout(tmp_path)
+    path = forged(layout, "train", "a", {"job": {"name": 3}}, TRAIN)
+    assert kept.flaws(layout, path, path) == {path: "not a record of ddpm, its job.name is of type int"}
+
+
+def made(layout: Layout, stage: str, name: str, outputs: list[Path], result: dict, change: dict | None = None) -> None:
+    """A job's valid record, of outputs that hold nothing of sense; with `change`, of the right digest alone."""
+    for path in layout.outputs(stage, name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    job, code = GRID.job(stage, name)
+    record = layout.record(stage, name)
+    provenance.Recorder(stage, job, code, layout.inputs(stage, name, job)).finish(record, outputs, **result)
+    changed = json.loads(record.read_text()) | (change or {})
+    provenance.write_json(record, changed | {"digest": provenance.digest(changed)})
+
+
+GRID = config.check(DEFAULT)
+NETWORK = next(iter(GRID.likelihoods))
+
+
+@pytest.mark.parametrize(
+    ("stage", "result", "left_out", "change", "reason"),
+    [
+        ("train", TRAIN, "", {}, ""),
+        ("train", without(TRAIN, "steps"), "", {}, "record.json: not a record of ddpm, its result.steps is missing"),
+        ("train", TRAIN, "loss.csv", {}, "loss.csv: its record knows nothing of it"),
+        ("train", TRAIN, "", {"stage": "guide"}, f"record.json: it is of guide {NETWORK}"),
+        ("likelihood", {}, "", {}, ""),
+        ("likelihood", {}, "likelihood.csv", {}, "likelihood.csv: its record knows nothing of it"),
+    ],
+)
+def test_the_job_and_the_plan_agree(
+    tmp_path: Path, stage: str, result: dict, left_out: str, change: dict, reason: str
+) -> None:
+    """What the plan would run again, its job does not call already there; kept results are told by the same."""
+    layout = Layout(tmp_path)
+    made(layout, "data", "", layout.outputs("data"), {})
+    made(layout, "train", NETWORK, layout.outputs("train", NETWORK), TRAIN)
+    outputs = [path for path in layout.outputs(stage, NETWORK) if path.name != left_out]
+    made(layout, stage, NETWORK, outputs, result, change)
+    assert [str(why) for why in Results(GRID, layout).reasons(stage, NETWORK)] == [reason] * bool(reason)
+    assert running._there(layout, stage, NETWORK, *GRID.job(stage, NETWORK)) == (not reason)
 
 
 @pytest.mark.parametrize("depth", [21, 500, 930, 100_000])
