@@ -31,7 +31,7 @@ MODULES = {
     "ddpm/toplines.py": ["toplines"],
     "ddpm/baselines.py": ["baselines"],
     "ddpm/training.py": ["stages", "training"],
-    "ddpm/sampling.py": ["sampling", "verdict", "stages", "guide", "checkpoint"],
+    "ddpm/sampling.py": ["sampling", "verdict", "stages", "guide", "training"],
     "ddpm/terminal.py": ["terminal"],
     "ddpm/verdict.py": ["verdict"],
     "ddpm/networks/embedding.py": ["networks"],

@@ -117,7 +117,7 @@ def test_check_lists_the_cells(capsys: pytest.CaptureFixture) -> None:
     assert lines[6].startswith("learned/linear/none/ddim/seed0   n/a: this sampler sets its own variance")
     assert lines[-1] == "8 cells to run on 6 networks, 2 n/a"
     code, out, _ = run(capsys, "check")
-    assert code == 0 and out.splitlines()[-1] == "21 cells to run on 7 networks, 1 n/a"
+    assert code == 0 and out.splitlines()[-1] == "23 cells to run on 7 networks, 1 n/a"
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture) -> None:
