@@ -463,10 +463,10 @@ def test_all_guidance_weights_share_one_conditional_network() -> None:
 
 
 def test_size_of_the_default_grid() -> None:
-    """5 × 2 + 2 + 3 × 2 + 2 × 2 cells, one of them n/a, on 7 networks, 6 of which are likelihood models."""
+    """5 × 2 + 2 + 3 × 2 + 3 × 2 cells, one of them n/a, on 7 networks, 6 of which are likelihood models."""
     grid = config.check(DEFAULT)
     assert len(grid.cells) == 24
-    assert len(grid.runs) == 21
+    assert len(grid.runs) == 23
     assert len(grid.networks) == 7
     assert len(grid.likelihoods) == 6
     assert "score/linear/conditional/seed0" not in grid.likelihoods
