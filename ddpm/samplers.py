@@ -316,10 +316,6 @@ class DPMSolver(Sampler):
         from_x, from_d = like(x_t, ratio, schedule.alpha(s) - ratio * schedule.alpha(t))
         return from_x * x_t + from_d * d
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        """The step of first order, D = x̂0: DDIM's with η = 0."""
-        return self.advance(denoiser.schedule, x_t, denoiser(x_t, t, y).x0, t, s)
-
     def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
         schedule, before, h_before = denoiser.schedule, None, None
         for t, s in pairwise(self.times(schedule)):

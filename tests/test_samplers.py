@@ -322,3 +322,34 @@ def test_times_fall(spacing: str, name: str) -> None:
         for steps in (1, 2, min(7, schedule.steps), min(50, schedule.steps)):
             times = DDIM(steps=steps, spacing=spacing).times(schedule)
             assert (times.diff() < 0).all() and len(times) == steps + 1 and times[-1] == 0, (schedule, steps)
+
+
+@pytest.mark.parametrize("method", sorted({m.method for m in Sampler.all()}))
+def test_labels_reach_the_denoiser(method: str) -> None:
+    """At every evaluation of every sampler, and the same ones."""
+    labels, asked = torch.tensor([1, 0, 2]), []
+
+    class Asked(GaussianDenoiser):
+        def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            asked.append(y)
+            return super().predict(x_t, t, y)
+
+    denoiser, x = Asked(EVERY["geometric"](), MEAN, STD), randn(31, 3, 1, 2, 2)
+    sampler = Sampler.make({"method": method, "steps": 4} | ({"corrections": 2} if method == "langevin" else {}))
+    *_, last_state = sampler.trajectory(denoiser, x, labels, noises(32, *x.shape))
+    assert last_state.shape == x.shape and len(asked) >= 4 and all(y is labels for y in asked)
+
+
+def test_churn_holds_at_both_of_its_bounds() -> None:
+    """S_tmin ≤ ς ≤ S_tmax, the ends included (Karras et al. 2022, algorithm 2)."""
+    schedule, x, t = EVERY["karras"](), randn(33, 2, 1, 2, 2), time(500)
+    level = float(schedule.level(t))
+    for low, high, churned in (
+        (level, 1e9, True),
+        (0.0, level, True),
+        (level * 1.01, 1e9, False),
+        (0.0, level * 0.99, False),
+    ):
+        sampler = Heun(steps=10, churn=5.0, churn_min=low, churn_max=high)
+        found, at = sampler.raised(schedule, x, t, lambda: torch.ones_like(x))
+        assert (float(at) > 500) == churned and torch.equal(found, x) != churned
