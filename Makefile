@@ -31,12 +31,12 @@ test: .venv/installed-dev lint
 faults: .venv/installed-dev
 	$(BIN)/python tests/faults.py
 
-# Every line of the mathematics, metrics and stages broken, and whether the tests notice: an hour on two cores; for one
+# Every line of the mathematics, metrics and stages broken, and whether the tests notice: hours on two cores; for one
 # module: make mutants ONLY=ddpm/bound.py
 mutants: .venv/installed-dev
 	$(BIN)/python tests/mutants.py --cores $(CORES) $(ONLY)
 
-# 200 random corruptions of a finished tiny tree, each healed by at most two runs: half an hour on two cores.
+# 200 random corruptions of a finished tiny tree, each healed by at most two runs: some minutes.
 corruptions: .venv/installed-dev
 	$(BIN)/python tests/corruption.py 200
 

@@ -5,6 +5,7 @@ data's order and the random numbers are used, which have tests of their own.
 """
 
 import math
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -236,3 +237,33 @@ def test_the_noise_is_of_the_seed_and_not_of_the_objective() -> None:
     """Jobs of one seed differ in the model alone, so that their images are paired; another seed's noise is another."""
     jobs = {name: configured(seeds=[3, 4]).job("likelihood", name)[0] for name in configured(seeds=[3, 4]).likelihoods}
     assert {name: job["seed"] for name, job in jobs.items()} == {name: int(name[-1]) for name in jobs}
+
+
+@pytest.mark.parametrize("how", ["whole", "training", "weights"])
+@pytest.mark.parametrize("stage", ["likelihood", "ode_likelihood"])
+def test_the_record_of_a_likelihood(trained: Layout, tmp_path: Path, stage: str, how: str) -> None:
+    """It names what it read and wrote; where training diverged, or the bound is no number, there is no result."""
+    shutil.copytree(trained.root, tmp_path / "results")
+    layout, name = Layout(tmp_path / "results"), NETWORKS["learned"]
+    if how == "training":
+        record = provenance.read_record(layout.record("train", name)) | {"status": "diverged"}
+        provenance.write_json(layout.record("train", name), record | {"digest": provenance.digest(record)})
+    elif how == "weights":
+        tensors = {k: v * torch.nan for k, v in load_file(layout.weights(name)).items()}
+        provenance.write_tensors(layout.weights(name), tensors)
+    module, function = STAGES[stage]
+    getattr(import_module(module), function)(*configured().job(stage, name), layout)
+    record = provenance.read_record(layout.record(stage, name))
+    assert (record["stage"], record["device"]) == (stage, "cpu")
+    read = {"data": layout.data, "weights": layout.weights(name)}
+    assert record["inputs"] == {of: provenance.sha256(path) for of, path in read.items()}
+    written = {
+        "likelihood": [layout.terms(name), layout.images(stage, name)],
+        "ode_likelihood": [layout.images(stage, name)],
+    }[stage]
+    assert record["outputs"] == {path.name: provenance.sha256(path) for path in written}
+    assert (record["status"], bool(record["result"])) == (("ok", True) if how == "whole" else ("diverged", False))
+    if how == "training":
+        assert all(len(path.read_text(encoding="utf-8").splitlines()) == 1 for path in written)
+        assert written[0].read_text(encoding="utf-8").startswith(("term,first,last,bits_per_dim\n", "image"))
+    assert not layout.checkpoint(stage, name).exists()
