@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ MODULES = {
     "ddpm/fidelity.py": ["fidelity", "stages"],
     "ddpm/toplines.py": ["toplines"],
     "ddpm/baselines.py": ["baselines"],
-    "ddpm/training.py": ["stages", "training"],
+    "ddpm/training.py": ["terminal", "stages", "training"],
     "ddpm/sampling.py": ["sampling", "verdict", "stages", "guide", "training"],
     "ddpm/terminal.py": ["terminal"],
     "ddpm/verdict.py": ["verdict"],
@@ -80,6 +81,12 @@ def lay(folder: Path, module: str) -> None:
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (folder / "pyproject.toml").write_text("\n".join([text, "[tool.mutmut]", *lines, ""]), encoding="utf-8")
+
+
+def pytest_configure() -> None:
+    """In mutmut's processes: what the stages import late is imported once, before a mutant's process is forked."""
+    for module in ("sklearn.datasets", "sklearn.model_selection", "torchdiffeq", "torch_fidelity", "pandas"):
+        import_module(module)
 
 
 def pytest_collection_modifyitems(items: list) -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from oracles import EVERY, GaussianDenoiser, last, time
 
-from ddpm import config, terminal
+from ddpm import config, data, terminal, training
 from ddpm.catalogue import ConfigError
+from ddpm.errors import UserError
+from ddpm.layout import Layout
 from ddpm.samplers import DDIM
 from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule
 
@@ -92,3 +94,20 @@ def test_what_the_start_costs(k: float) -> None:
     x = torch.tensor([[[[1.0]]]], dtype=torch.float64)
     kept = float(last(DDIM(steps=4000), GaussianDenoiser(schedule, 0.0, c), schedule.prior_std * x)) ** 2 / c**2
     assert kept == pytest.approx(k**2 / (1 + k**2), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"method": "linear", "beta_last": 0.001}, "schedule linear of {}: x_T is not noise .* raise its beta_last"),
+        ({"method": "karras", "sigma_max": 1.0}, "schedule karras of {}: .* ends at 1 and must reach 1.62.* sigma_max"),
+    ],
+)
+def test_training_measures_the_data(tmp_path: Path, schedule: dict, message: str) -> None:
+    """A schedule of one's own is not known before: training asks it, and takes the data's own standard deviation."""
+    layout, grid = Layout(tmp_path), config.check(config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"))
+    data.prepare(*grid.job("data"), layout)
+    job, code = grid.job("train", "eps/linear/unconditional/seed0")
+    with pytest.raises(UserError, match=message.format(job["name"])):
+        training.train(job | {"schedule": schedule}, code, layout)
+    assert not layout.weights(job["name"]).exists()
