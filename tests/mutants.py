@@ -32,7 +32,7 @@ MODULES = {
     "ddpm/toplines.py": ["toplines"],
     "ddpm/baselines.py": ["baselines"],
     "ddpm/training.py": ["terminal", "stages", "training"],
-    "ddpm/sampling.py": ["sampling", "verdict", "stages", "guide", "training"],
+    "ddpm/sampling.py": ["sampling", "verdict", "stages", "guide", "checkpoint", "training"],
     "ddpm/terminal.py": ["terminal"],
     "ddpm/verdict.py": ["verdict"],
     "ddpm/networks/embedding.py": ["networks"],
