@@ -52,8 +52,8 @@ def chain(
 
 
 def reaches(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """How far every image lies from the centre of the data's bounds, in units of half their width: (B,)."""
-    return ((x - (low + high) / 2) / ((high - low) / 2)).abs().flatten(1).amax(1)
+    """How far every image lies from the centre of the data's bounds, in units of half their width: float64, (B,)."""
+    return ((x.double() - (low + high) / 2) / ((high - low) / 2)).abs().flatten(1).amax(1)
 
 
 def variance(images: Tensor) -> float:

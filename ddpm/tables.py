@@ -1,5 +1,4 @@
-"""Records → tables: results/table.csv, its Markdown twin, the published numbers beside ours, the
-differences in bits/dim with their errors, and the costs."""
+"""Records → tables: table.csv and its Markdown twin, published numbers beside ours, differences in bits/dim, costs."""
 
 import pandas as pd
 import yaml
@@ -326,9 +325,9 @@ def against_histograms(table: pd.DataFrame, grid: Grid) -> str:
     worse = {network: difference for network, difference in over.items() if difference > 0}
     best = {network: difference for network, difference in over.items() if difference < mixture}
     text = (
-        "Of `noise` it is log2 of the number of grey levels; of `histogram` (independent pixels) and `class-histogram` "
-        "(pixels independent given the class), with the training images' frequencies, the exact −log2 p of the whole "
-        f"test half; of the networks, that of {grid.config['likelihood']['images']} of its images. "
+        "Bits/dim of `noise` are log2 of the number of grey levels; those of `histogram` (independent pixels) and "
+        "`class-histogram` (pixels independent given the class), with the training images' frequencies, are the exact "
+        f"−log2 p of the whole test half, the networks' of {grid.config['likelihood']['images']} of its images. "
         "`nll_minus_histogram` above 0: the network codes images worse than independent pixels do. "
         f"**Worse than `histogram`: {listed(worse)}; better than `class-histogram`: {listed(best)}.**"
     )

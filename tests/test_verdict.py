@@ -21,6 +21,8 @@ def test_reach() -> None:
     low, high = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 6.0])
     x = torch.tensor([[0.5, 4.0], [0.0, 8.0], [-3.0, 3.0], [0.0, 0.0]])
     assert reaches(x, low, high).tolist() == pytest.approx([0.5, 2.0, 3.0, 2.0])
+    # The largest float32 is far, and not infinitely far, which no record could hold.
+    assert reaches(torch.full((1, 2), 3e38), low / 4, high / 4).isfinite().all()
     images = torch.zeros(3, 1, 2, 2)
     images[1, 0, 1, 0] = -7.5
     assert reaches(images, torch.tensor(-1.0), torch.tensor(1.0)).tolist() == [0.0, 7.5, 0.0]
