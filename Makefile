@@ -31,8 +31,8 @@ test: .venv/installed-dev lint
 faults: .venv/installed-dev
 	$(BIN)/python tests/faults.py
 
-# Every line of the mathematics, metrics and stages broken, and whether the tests notice: hours on two cores; for one
-# module: make mutants ONLY=ddpm/bound.py
+# Every line of the mathematics, metrics and stages broken, and whether the tests notice: hours on two cores. Of one
+# module: make mutants ONLY=ddpm/bound.py; of at most 50 mutants of each: make mutants ONLY="--sample 50"
 mutants: .venv/installed-dev
 	$(BIN)/python tests/mutants.py --cores $(CORES) $(ONLY)
 

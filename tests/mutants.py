@@ -2,12 +2,14 @@
 
 `make mutants` runs this over all modules below, `make mutants ONLY=ddpm/bound.py` over some. mutmut does the work, one
 module at a time in a copy under build/mutants/, with the tests that belong to the module; those that execute the
-broken function are run, the fastest first, until one fails.
+broken function are run, the fastest first, until one fails. With `--sample N` at most N mutants of a module, drawn at
+random, stand for all.
 """
 
 import ast
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -100,27 +102,37 @@ def pytest_collection_modifyitems(items: list) -> None:
         items.sort(key=lambda item: (files[item.path], taken.get(item.nodeid, 0)))
 
 
-def test(module: str, cores: int) -> tuple[int, list[str]]:
-    """The number of mutants of a module, and the survivors: name, fate and difference of each."""
+def test(module: str, cores: int, sample: int | None) -> tuple[int, list[str]]:
+    """The number of mutants that were tested, and the difference that each survivor makes."""
     folder = ROOT / "build" / "mutants" / Path(module).stem
     lay(folder, module)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "tests")}
 
-    def mutmut(*words: str, quiet: bool = True) -> str:
+    def mutmut(*words: str, quiet: bool = True, check: bool = True) -> str:
         command = [str(Path(sys.executable).with_name("mutmut")), *words]
         run = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=quiet)
-        if run.returncode:
+        if check and run.returncode:
             sys.exit(f"{' '.join(command)}: failed in {folder}\n{run.stdout}{run.stderr}")
         return run.stdout or ""
 
-    mutmut("run", "--max-children", str(cores), quiet=not sys.stdout.isatty())
-    fates = [line.strip().rsplit(": ", 1) for line in mutmut("results", "--all", "true").splitlines()]
-    return len(fates), [mutmut("show", name) for name, fate in fates if fate not in ("killed", "timeout")]
+    def fates() -> dict[str, str]:
+        lines = mutmut("results", "--all", "true").splitlines()
+        return dict(line.strip().rsplit(": ", 1) for line in lines if "__mutmut_" in line)
+
+    chosen = []
+    if sample:
+        mutmut("run", "no.such__mutmut_1", check=False)  # makes all mutants, runs none
+        names = sorted(fates())
+        chosen = random.Random(0).sample(names, min(sample, len(names)))
+    mutmut("run", "--max-children", str(cores), *chosen, quiet=not sys.stdout.isatty())
+    tested = {name: fate for name, fate in fates().items() if not chosen or name in chosen}
+    return len(tested), [mutmut("show", name) for name, fate in tested.items() if fate not in ("killed", "timeout")]
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", metavar="ddpm/NAME.py", help="these modules alone")
+    parser.add_argument("--sample", type=int, metavar="N", help="at most N mutants of each module, drawn at random")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="mutants tested at once")
     arguments = parser.parse_args()
     if unknown := set(arguments.only) - MODULES.keys():
@@ -129,7 +141,7 @@ def main() -> None:
     for module in arguments.only or MODULES:
         print(f"{module}: {', '.join(MODULES[module])}", flush=True)
         start = time.monotonic()
-        total, alive = test(module, arguments.cores)
+        total, alive = test(module, arguments.cores, arguments.sample)
         survivors += alive
         rows.append((module, total, total - len(alive), time.monotonic() - start))
     rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
