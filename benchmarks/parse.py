@@ -12,15 +12,15 @@ from pathlib import Path
 
 import yaml
 
-from ddpm import config, provenance
-from ddpm.grid import environment
-from ddpm.layout import Layout
-from ddpm.provenance import Recorder, write_json
-from ddpm.results import READS, Results
+from ddpm.pipeline import config, records
+from ddpm.pipeline.grid import environment
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import Recorder, write_json
+from ddpm.pipeline.results import READS, Results
 
 ROOT = Path(__file__).parent.parent
 # Not synced to the disk one by one: these results are thrown away.
-provenance.os.fsync = lambda _: None
+records.os.fsync = lambda _: None
 
 
 def overlay(cells: int, folder: Path) -> Path:
@@ -51,9 +51,9 @@ def finish(path: Path, root: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"x")
         recorder.finish(layout.record(stage, name), files)
-        outputs[stage, name] = provenance.sha256(files[0]) if files else ""
+        outputs[stage, name] = records.sha256(files[0]) if files else ""
     for batch, names in grid.batches.items():
-        digests = {name: provenance.read_record(layout.record("fidelity", name))["digest"] for name in names}
+        digests = {name: records.read_record(layout.record("fidelity", name))["digest"] for name in names}
         write_json(layout.measured(batch), digests)
     figures = [layout.root / "figures" / f"{n}.png" for n in ("samples", "training", "forward", "denoising")]
     for stage in READS:

@@ -17,20 +17,30 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddpm import config, noise, training
-from ddpm.data import Data, Dataset
+from ddpm import rng
+from ddpm.datasets.dataset import Data, Dataset
 from ddpm.denoiser import Denoiser
 from ddpm.objectives import Objective
+from ddpm.pipeline import config
 from ddpm.samplers import DDIM
-from ddpm.sampling import chain
 from ddpm.schedules import Schedule
+from ddpm.stages import train as training
+from ddpm.stages.sample import chain
 
 T = TypeVar("T")
 
 
 def start_up() -> None:
     """Seconds until a fresh Python has imported what each stage imports."""
-    for module in ("ddpm", "ddpm.config", "torch", "ddpm.training", "ddpm.sampling", "ddpm.fidelity", "ddpm.tables"):
+    for module in (
+        "ddpm",
+        "ddpm.pipeline.config",
+        "torch",
+        "ddpm.stages.train",
+        "ddpm.stages.sample",
+        "ddpm.stages.fidelity",
+        "ddpm.tables",
+    ):
         times = []
         for _ in range(3):
             start = time.perf_counter()
@@ -80,7 +90,7 @@ def sampling(job: dict, network: nn.Module, dataset: Data, batch: int, steps: in
     print(f"sampling          {batch * steps / (time.perf_counter() - start):6.0f} evaluations/s, batch {batch}")
     start = time.perf_counter()
     for draw in range(steps):
-        noise.normal(1, index, draw, dataset.shape)
+        rng.normal(1, index, draw, dataset.shape)
     print(f"noise             {batch * steps / (time.perf_counter() - start):6.0f} images/s")
 
 

@@ -10,8 +10,8 @@ from functools import cached_property
 
 import torch
 
-from ddpm import noise
-from ddpm.data import Data, stratified
+from ddpm import rng
+from ddpm.datasets.dataset import Data, stratified
 from ddpm.methods import Method
 
 Tensor = torch.Tensor
@@ -34,7 +34,7 @@ class Baseline(Method):
 
 @dataclass(frozen=True)
 class Real(Baseline):
-    """The ceiling: real images of the training half, every class in proportion (`ddpm.toplines`)."""
+    """The ceiling: real images of the training half, every class in proportion (`ddpm.metrics.toplines`)."""
 
     method = "real"
 
@@ -56,7 +56,7 @@ class Noise(Baseline):
     method = "noise"
 
     def draw(self, count: int) -> Tensor:
-        u = noise.uniform(noise.key("noise row"), torch.arange(count), 0, self.dataset.shape)
+        u = rng.uniform(rng.key("noise row"), torch.arange(count), 0, self.dataset.shape)
         if self.dataset.levels:
             return (u * self.dataset.levels).floor().to(torch.uint8)
         points = self.dataset.train.images
@@ -97,9 +97,9 @@ class ClassHistogram(Baseline):
     def draw(self, count: int) -> Tensor:
         # u falls on a level with the level's probability. The last edge is 1 up to rounding, and u < 1 − 2^−34.
         class_edges, level_edges = (p.cumsum(-1) for p in self.probabilities)
-        key, index = noise.key(f"{self.method} row"), torch.arange(count)
-        y = torch.searchsorted(class_edges, noise.uniform(key, index, 0), right=True)
-        u = noise.uniform(key, index, 1, (level_edges.shape[1],))
+        key, index = rng.key(f"{self.method} row"), torch.arange(count)
+        y = torch.searchsorted(class_edges, rng.uniform(key, index, 0), right=True)
+        u = rng.uniform(key, index, 1, (level_edges.shape[1],))
         x = [torch.searchsorted(level_edges[c], v[:, None], right=True) for c, v in zip(y, u, strict=True)]
         return torch.stack(x).to(torch.uint8).reshape(-1, *self.dataset.shape)
 

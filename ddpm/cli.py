@@ -12,14 +12,15 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ddpm import __version__, config, kept, machine, provenance, status
-from ddpm.checkpoint import SECONDS
+from ddpm import __version__
 from ddpm.errors import UserError
-from ddpm.grid import STAGES, Grid
-from ddpm.layout import Layout
-from ddpm.results import Results
-from ddpm.running import fix_threads, run_stage
-from ddpm.verify import verify
+from ddpm.pipeline import config, history, machine, records, status
+from ddpm.pipeline.checkpoint import SECONDS
+from ddpm.pipeline.grid import STAGES, Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.running import fix_threads, run_stage
+from ddpm.pipeline.verify import verify
 
 
 def _grid(args: argparse.Namespace, here: bool = False) -> Grid:
@@ -48,14 +49,14 @@ def job_command(args: argparse.Namespace) -> None:
     layout, written = Layout(Path(args.results)), {}
     for name in job.pop("names"):
         run_stage(args.stage, {"name": name} | job, args.code, *options)
-        written[name] = provenance.read_record(layout.record(args.stage, name))["digest"]
-    kept.clear(layout, layout.measured(args.batch))
-    provenance.write_json(layout.measured(args.batch), written)
+        written[name] = records.read_record(layout.record(args.stage, name))["digest"]
+    history.clear(layout, layout.measured(args.batch))
+    records.write_json(layout.measured(args.batch), written)
 
 
 def _whole(layout: Layout) -> None:
     """A table that Snakemake makes has every cell."""
-    found = provenance.read_record(layout.record("table"))["result"]
+    found = records.read_record(layout.record("table"))["result"]
     if found["missing"]:
         raise UserError(
             f"{layout.root}: {found['cells']} of {found['of']} cells are there; results were edited or replaced "
@@ -79,7 +80,7 @@ def cell_command(args: argparse.Namespace) -> None:
     for stage, target in grid.needed(args.command, name):
         again = args.again and stage == args.command
         run_stage(stage, *grid.job(stage, target), grid.results, *grid.how, again=again)
-    found = provenance.read_record(Layout(Path(grid.results)).record(args.command, name))
+    found = records.read_record(Layout(Path(grid.results)).record(args.command, name))
     print(json.dumps({"status": found["status"]} | found["result"], indent=1))
 
 
@@ -126,7 +127,7 @@ def table_command(args: argparse.Namespace) -> None:
             run_stage(stage, *grid.job(stage, name), grid.results, *grid.how)
     run_stage("table", *grid.job("table"), grid.results, "cpu")
     layout = Layout(Path(grid.results))
-    found = provenance.read_record(layout.record("table"))["result"]
+    found = records.read_record(layout.record("table"))["result"]
     print(f"{layout.outputs('table')[0]}: {found['cells']} of {found['of']} cells")
 
 

@@ -105,8 +105,8 @@ def _columns(*values: Tensor | float) -> tuple[Tensor, ...]:
 class ExactDenoiser(Denoiser):
     """E[x0 | x_t] of a mixture: what a perfect network would answer, at one evaluation per call.
 
-    Every sampler, the variational bound and `ddpm.flow.log_density` run on it. Computed in float64, answered in the
-    type of x_t, whose points may have any shape of D numbers.
+    Every sampler, the variational bound and the probability flow run on it. Computed in float64, answered in the type
+    of x_t, whose points may have any shape of D numbers.
     """
 
     def __init__(self, mixture: Mixture, schedule: Schedule):

@@ -19,8 +19,8 @@ class Guidance(Method):
     """How labels steer x̂0.
 
     `labels` is the kind of network it needs: `unconditional`, or `conditional` (trained with label dropout);
-    `guide` says whether it needs a classifier of noisy images too (`ddpm.guide`); `unguided` is the weight at which
-    labels play no part.
+    `guide` says whether it needs a classifier of noisy images too (`ddpm.stages.guide`); `unguided` is the weight at
+    which labels play no part.
     """
 
     labels: ClassVar[str] = "unconditional"
@@ -106,8 +106,8 @@ class ClassifierGuidance(Guidance):
     """x̂0 + w σ²/α ∇ log p(y | x_t), which is ε̂ − w σ ∇ log p(y | x_t) (001, algorithm 4 and eq. 4.25).
 
     `weight` is w, 001's γ there: 0 is the unconditional model. p(y | x_t) is a classifier of noisy images
-    (`ddpm.guide`); its gradient counts as an evaluation. The variance stays the unguided one's. Where the data have a
-    range, the guided x̂0 is clipped to it; Dhariwal & Nichol 2021 clip before they guide.
+    (`ddpm.stages.guide`); its gradient counts as an evaluation. The variance stays the unguided one's. Where the data
+    have a range, the guided x̂0 is clipped to it; Dhariwal & Nichol 2021 clip before they guide.
     """
 
     method = "classifier"

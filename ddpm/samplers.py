@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from ddpm import flow
+from ddpm import probability_flow
 from ddpm.bound import reverse_log_variance
 from ddpm.denoiser import Denoiser
 from ddpm.methods import Method
@@ -331,7 +331,8 @@ class DPMSolver(Sampler):
 
 @dataclass(frozen=True)
 class AdaptiveODE(Sampler):
-    """The probability-flow ODE by Dormand and Prince's adaptive method of order 5 (`ddpm.flow`), then x̂0 at t = 1.
+    """The probability-flow ODE by Dormand and Prince's adaptive method of order 5, then x̂0 at t = 1
+    (`ddpm.probability_flow`).
 
     `steps` counts the times at which the solution is reported; the solver takes as many as `rtol` and `atol` ask for,
     judging the errors of one batch together.
@@ -352,6 +353,6 @@ class AdaptiveODE(Sampler):
     def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
         times = self.times(denoiser.schedule)
         x_1 = x
-        for x_1 in flow.solve(denoiser, x, times[:-1], y, self.rtol, self.atol):
+        for x_1 in probability_flow.solve(denoiser, x, times[:-1], y, self.rtol, self.atol):
             yield x_1
         yield denoiser(x_1, times[-2], y).x0

@@ -27,11 +27,12 @@ from pathlib import Path
 
 from project import ROOT, copy_project, snakemake  # beside this file
 
-from ddpm import cli, config, lock, provenance, running, status
-from ddpm.grid import Grid, canonical
-from ddpm.layout import Layout
-from ddpm.results import READS, Results
-from ddpm.verify import verify
+from ddpm import cli
+from ddpm.pipeline import config, locks, records, running, status
+from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import READS, Results
+from ddpm.pipeline.verify import verify
 
 # What the tables and the results are, byte for byte; records and costs differ from run to run in their times.
 SAME = ("*.safetensors", "*.csv", "*.md", "*.png")
@@ -94,7 +95,7 @@ class Here:
     def run(self, of: Grid | None = None) -> tuple[int, str]:
         def work() -> int:
             # Nobody else is here: a lock that nothing tells of is soon taken for dead.
-            running.held = functools.partial(lock.held, beat=0.1, stale=0.5)
+            running.held = functools.partial(locks.held, beat=0.1, stale=0.5)
             results = Results(of or self.grid, Layout(self.root))
             print(*status.plan_lines(results), sep="\n")
             for (stage, name), arguments in jobs(results).items():
@@ -167,7 +168,7 @@ def interrupted(done: Path, folder: Path) -> Path:
         path.unlink()
 
     def work() -> None:
-        from ddpm import training
+        from ddpm.stages import train as training
 
         rate = training.learning_rate
 
@@ -431,7 +432,7 @@ def known(path: Path) -> object:
 
 def sketch(*drawn: object) -> None:
     """A file that says its name, in a picture's place."""
-    provenance.write_json(drawn[-1], drawn[-1].name)
+    records.write_json(drawn[-1], drawn[-1].name)
 
 
 def trees(folder: Path) -> dict[str, Path]:
@@ -441,7 +442,7 @@ def trees(folder: Path) -> dict[str, Path]:
     """
     import torch
 
-    from ddpm import fidelity, figures, guide, likelihood, sampling, tables, training  # noqa: F401 - so that forks have them
+    from ddpm import figures
 
     torch.set_num_threads(1)
     for picture in ("samples", "training", "forward", "denoising"):

@@ -24,7 +24,7 @@ import cluster  # beside this file
 from cluster import output, running
 from struck import STAGES, Run
 
-from ddpm.lock import STALE, machine
+from ddpm.pipeline.locks import STALE, machine
 
 # ---- the faults: each strikes a job that is under way, and gives the position that must not be lost, if it dies ------
 

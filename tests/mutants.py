@@ -27,16 +27,20 @@ MODULES = {
     "ddpm/guidance.py": ["guidance", "guide"],
     "ddpm/denoiser.py": ["denoiser", "objectives", "guidance"],
     "ddpm/bound.py": ["bound", "likelihood"],
-    "ddpm/flow.py": ["flow", "ode_likelihood"],
+    "ddpm/probability_flow.py": ["flow", "ode_likelihood"],
     "ddpm/times.py": ["times"],
-    "ddpm/likelihood.py": ["draw", "likelihood", "bound", "ode_likelihood", "checkpoint"],
-    "ddpm/fidelity.py": ["fidelity", "stages"],
-    "ddpm/toplines.py": ["toplines"],
+    "ddpm/stages/likelihood.py": ["draw", "likelihood", "bound", "ode_likelihood", "checkpoint"],
+    "ddpm/stages/ode_likelihood.py": ["ode_likelihood"],
+    "ddpm/stages/fidelity.py": ["fidelity", "stages"],
+    "ddpm/stages/classifier.py": ["fidelity", "stages"],
+    "ddpm/metrics/extractors.py": ["fidelity", "stages"],
+    "ddpm/metrics/distances.py": ["fidelity", "stages"],
+    "ddpm/metrics/toplines.py": ["toplines"],
     "ddpm/baselines.py": ["baselines"],
-    "ddpm/training.py": ["terminal", "stages", "training"],
-    "ddpm/sampling.py": ["sampling", "verdict", "stages", "guide", "checkpoint", "training"],
+    "ddpm/stages/train.py": ["terminal", "stages", "training"],
+    "ddpm/stages/sample.py": ["sampling", "verdict", "stages", "guide", "checkpoint", "training"],
     "ddpm/terminal.py": ["terminal"],
-    "ddpm/verdict.py": ["verdict"],
+    "ddpm/pipeline/verdict.py": ["verdict"],
     "ddpm/networks/embedding.py": ["networks"],
     "ddpm/networks/unet.py": ["networks"],
     "ddpm/networks/mlp.py": ["networks"],
@@ -104,7 +108,7 @@ def pytest_collection_modifyitems(items: list) -> None:
 
 def test(module: str, cores: int, sample: int | None) -> tuple[int, list[str]]:
     """The number of mutants that were tested, and the difference that each survivor makes."""
-    folder = ROOT / "build" / "mutants" / Path(module).stem
+    folder = ROOT / "build" / "mutants" / module.removesuffix(".py").replace("/", ".")
     lay(folder, module)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "tests")}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster import output, running, wait
 
-from ddpm.layout import Layout
+from ddpm.pipeline.layout import Layout
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "config.yaml", "ddpm", "workflow", "envs", "profiles", "slurm")

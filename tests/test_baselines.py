@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import noise
+from ddpm import rng
 from ddpm.baselines import Baseline
 from ddpm.bound import prior_term, vlb_term
-from ddpm.data import Data, Digits, GaussianMixture, Split, reference, stratified
+from ddpm.datasets.dataset import Data, Split, reference, stratified
+from ddpm.datasets.digits import Digits
+from ddpm.datasets.points import GaussianMixture
 from ddpm.schedules import Linear
 
 torch.set_num_threads(1)
@@ -128,7 +130,7 @@ def test_the_bound_of_the_histograms_own_denoiser_lies_just_above_it(digits: Dat
     grey, terms = torch.linspace(-1, 1, 17, dtype=torch.float64), []
     for k in range(1, 1001):
         t = torch.full((20, 1, 1, 1), float(k), dtype=torch.float64)
-        eps = noise.normal(noise.key("bound"), torch.arange(20), k, (1, 8, 8), torch.float64)
+        eps = rng.normal(rng.key("bound"), torch.arange(20), k, (1, 8, 8), torch.float64)
         x_t, (alpha, sigma) = schedule.noisy(x0, eps, t), (schedule.alpha(t), schedule.sigma(t))
         away = x_t.reshape(20, 64, 1) - alpha.reshape(20, 1, 1) * grey
         mean = ((log_p - away.square() / (2 * sigma.reshape(20, 1, 1) ** 2)).softmax(2) * grey).sum(2)

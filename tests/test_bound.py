@@ -10,11 +10,12 @@ import torch
 from oracles import SCHEDULES, GaussianDenoiser, alpha_bar, betas, level_log_probability, randn, time
 from torch.distributions import Normal, kl_divergence
 
-from ddpm import bound, likelihood, noise
+from ddpm import bound, rng
+from ddpm.stages import likelihood
 
 Tensor = torch.Tensor
 NAMES = list(SCHEDULES)
-KEY = noise.key("likelihood", 0)
+KEY = rng.key("likelihood", 0)
 MEAN, STD = 0.1, 0.2
 
 
@@ -202,7 +203,7 @@ def test_bound_of_gaussian_data(name: str, large: bool, monkeypatch: pytest.Monk
     schedule, bar, beta = SCHEDULES[name](steps=steps), alpha_bar(name, steps), betas(name, steps)
     z, eps, weights = quadrature()
     monkeypatch.setattr(
-        noise,
+        rng,
         "normal",
         lambda key, index, draw, shape: eps.flatten(1).repeat(1, math.prod(shape)).reshape(-1, *shape),
     )
@@ -245,7 +246,7 @@ def test_exact_vlb_is_the_plain_sum(name: str, large: bool, times: int, v: float
     assert parts["bound"].dtype == torch.float64 and parts["bound"].shape == (3,)
     bar = alpha_bar(name, steps)
     for i in range(3):
-        eps = noise.normal(KEY, index[i : i + 1], 0, (steps, 4)).reshape(steps, *shape).double()
+        eps = rng.normal(KEY, index[i : i + 1], 0, (steps, 4)).reshape(steps, *shape).double()
         terms = []
         for t in range(1, steps + 1):
             x_t = math.sqrt(bar[t]) * x0[i] + math.sqrt(1 - bar[t]) * eps[t - 1]

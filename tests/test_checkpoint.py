@@ -10,9 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddpm import checkpoint, config, data, likelihood, provenance, sampling, training
-from ddpm.grid import Grid
-from ddpm.layout import Layout
+from ddpm.pipeline import checkpoint, config, records
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.stages import likelihood
+from ddpm.stages import sample as sampling
+from ddpm.stages import train as training
+from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -43,7 +47,7 @@ def small(**sections: dict) -> Grid:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with the data and two networks."""
     root = tmp_path_factory.mktemp("trained")
-    data.prepare(*small().job("data"), Layout(root))
+    prepare(*small().job("data"), Layout(root))
     for name in small().networks:
         training.train(*small().job("train", name), Layout(root))
     return root
@@ -96,7 +100,7 @@ def interrupt(stage: str, name: str, layout: Layout, stop: int, seconds: float =
 
 def result(stage: str, name: str, layout: Layout) -> tuple[dict, list[bytes]]:
     """The record's own numbers, and its outputs' bytes."""
-    record = provenance.read_record(layout.record(stage, name))
+    record = records.read_record(layout.record(stage, name))
     assert record["status"] == "ok"
     return record["result"], [path.read_bytes() for path in layout.outputs(stage, name)]
 
@@ -126,7 +130,7 @@ def test_a_job_that_stopped_after_its_last_batch(
     """All batches in the checkpoint and no result: nothing is run twice."""
     one, two = layouts
     with monkeypatch.context() as patch:
-        patch.setattr(provenance.Recorder, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(records.Recorder, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(stage, name, one)
     seen = counted(monkeypatch, stage)
@@ -172,7 +176,7 @@ def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: p
     one, _ = layouts
     interrupt("sample", CELL, one, 2)
     weights = load_file(one.weights(NETWORK))
-    provenance.write_tensors(one.weights(NETWORK), {k: v * 1.5 for k, v in weights.items()})
+    records.write_tensors(one.weights(NETWORK), {k: v * 1.5 for k, v in weights.items()})
     capsys.readouterr()
     run("sample", CELL, one)
     said = capsys.readouterr().err
@@ -184,10 +188,10 @@ def test_a_checkpoint_of_other_packages(
 ) -> None:
     """A result is of one version of each package; one that the stage does not use may differ."""
     one, _ = layouts
-    now = provenance.versions()
+    now = records.versions()
     for package, discarded in (("torch-fidelity", False), ("torch", True)):
         with monkeypatch.context() as patch:
-            patch.setattr("ddpm.grid.versions", lambda package=package: now | {package: "0.1"})
+            patch.setattr("ddpm.pipeline.grid.versions", lambda package=package: now | {package: "0.1"})
             interrupt("sample", CELL, one, 2)
         capsys.readouterr()
         interrupt("sample", CELL, one, 0)
@@ -260,8 +264,8 @@ def test_seconds_add_up(layouts: tuple[Layout, Layout], monkeypatch: pytest.Monk
     """A record's seconds hold those of the attempts before it."""
     one, _ = layouts
     kept = interrupt("sample", CELL, one, 2)
-    tensors, about = provenance.read_tensors(kept)
+    tensors, about = records.read_tensors(kept)
     aged = copy.copy(about) | {"state": about["state"].replace('"seconds": ', '"seconds": 100')}
-    provenance.write_tensors(kept, tensors, aged | {"digest": checkpoint.digest(tensors, aged)})
+    records.write_tensors(kept, tensors, aged | {"digest": checkpoint.digest(tensors, aged)})
     run("sample", CELL, one)
-    assert 1000 <= provenance.read_record(one.record("sample", CELL))["costs"]["seconds"] < 2000
+    assert 1000 <= records.read_record(one.record("sample", CELL))["costs"]["seconds"] < 2000

@@ -12,10 +12,12 @@ import torch
 import yaml
 from project import copy_project, snakemake_files
 
-from ddpm import cli, config, data, machine, networks
-from ddpm.catalogue import ConfigError, datasets
+from ddpm import cli, networks
+from ddpm.datasets import dataset as data
 from ddpm.limits import conflicts
 from ddpm.networks.classifier import NoisyClassifier
+from ddpm.pipeline import config, machine
+from ddpm.pipeline.catalogue import ConfigError, datasets
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = config.read(ROOT / "config.yaml")

@@ -12,11 +12,12 @@ import pytest
 import torch
 import yaml
 
-from ddpm import cli, config, machine, provenance
+from ddpm import cli
 from ddpm.errors import UserError
-from ddpm.grid import canonical
-from ddpm.layout import Layout
-from ddpm.lock import held
+from ddpm.pipeline import config, machine, records
+from ddpm.pipeline.grid import canonical
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.locks import held
 
 torch.set_num_threads(1)
 
@@ -139,8 +140,8 @@ def test_fidelity_runs_what_it_needs(capsys: pytest.CaptureFixture, sampled: Pat
     assert found["status"] == "ok" and found["images"] == 24 and found["fid"] > 0
     grid = config.check(whole())
     for stage, name in grid.needed("fidelity", CELL):
-        assert provenance.matches(layout.record(stage, name), *grid.job(stage, name))
-    assert found["fid"] == provenance.read_record(Layout(sampled).record("fidelity", CELL))["result"]["fid"]
+        assert records.matches(layout.record(stage, name), *grid.job(stage, name))
+    assert found["fid"] == records.read_record(Layout(sampled).record("fidelity", CELL))["result"]["fid"]
     assert not layout.record("likelihood", NETWORK).exists()
 
 
@@ -178,13 +179,13 @@ def test_a_second_call_says_that_it_is_there(
     before = {path: path.stat().st_mtime_ns for path in done.root.rglob("*") if path.is_file()}
     code, out, err = run(capsys, command, name, *overlay())
     assert code == 0 and f"{Path('out') / record.relative_to(done.root)}: already there" in err
-    stored = provenance.read_record(record)
+    stored = records.read_record(record)
     assert json.loads(out) == {"status": "ok"} | stored["result"] and key in json.loads(out)
     assert {path: path.stat().st_mtime_ns for path in done.root.rglob("*") if path.is_file()} == before
     code, _, err = run(capsys, command, name, *overlay(), "--again")
     assert code == 0 and f"{Path('out') / record.relative_to(done.root)}: already there" not in err
     assert record.stat().st_mtime_ns > before[record]
-    assert provenance.read_record(record)["result"] == stored["result"]
+    assert records.read_record(record)["result"] == stored["result"]
     touched = {p for p in before if p.stat().st_mtime_ns != before[p]}
     assert {p.parent for p in touched} == {record.parent}
 
@@ -217,9 +218,9 @@ def test_what_follows_from_a_change_is_made_again(
     grid = config.check(whole(**change))
     for stage, of in grid.needed(command, name):
         cli.run_stage(stage, *grid.job(stage, of), "fresh", "cpu")
-    fresh = provenance.read_record(Layout(Path("fresh")).record(command, name))
+    fresh = records.read_record(Layout(Path("fresh")).record(command, name))
     assert json.loads(out) == {"status": "ok"} | fresh["result"]
-    assert provenance.read_record(done.record(command, name))["inputs"] == fresh["inputs"]
+    assert records.read_record(done.record(command, name))["inputs"] == fresh["inputs"]
     if output.endswith("safetensors"):
         assert done.samples(name).read_bytes() == Layout(Path("fresh")).samples(name).read_bytes()
 
@@ -230,7 +231,7 @@ def test_a_job_as_snakemake_calls_it(capsys: pytest.CaptureFixture) -> None:
     job, code = grid.job("data")
     arguments = ["--job", canonical(job), "--code", code, "--results", "out", "--device", "cpu"]
     assert run(capsys, "job", "data", *arguments)[0] == 0
-    assert provenance.matches(Layout(Path("out")).record("data"), job, code)
+    assert records.matches(Layout(Path("out")).record("data"), job, code)
 
 
 # ---- what it refuses --------------------------------------------------------------------------------------
@@ -433,18 +434,18 @@ def test_a_batch_measures_only_what_changed(capsys: pytest.CaptureFixture, done:
     first = done.record("fidelity", CELL).read_bytes()
     assert run(capsys, "job", "fidelity", *options)[0] == 0
     assert done.record("fidelity", CELL).read_bytes() == first
-    assert provenance.matches(done.record("fidelity", other), *grid.job("fidelity", other))
+    assert records.matches(done.record("fidelity", other), *grid.job("fidelity", other))
     found = json.loads(done.measured(NETWORK).read_text())
-    assert found == {name: provenance.read_record(done.record("fidelity", name))["digest"] for name in (other, CELL)}
+    assert found == {name: records.read_record(done.record("fidelity", name))["digest"] for name in (other, CELL)}
     second = done.record("fidelity", other).read_bytes()
     done.samples(CELL).write_bytes(done.samples(other).read_bytes())
-    record = provenance.read_record(done.record("sample", CELL))
-    record |= {k: provenance.read_record(done.record("sample", other))[k] for k in ("outputs", "bytes")}
-    provenance.write_json(done.record("sample", CELL), record | {"digest": provenance.digest(record)})
+    record = records.read_record(done.record("sample", CELL))
+    record |= {k: records.read_record(done.record("sample", other))[k] for k in ("outputs", "bytes")}
+    records.write_json(done.record("sample", CELL), record | {"digest": records.digest(record)})
     assert run(capsys, "job", "fidelity", *options)[0] == 0
     assert done.record("fidelity", other).read_bytes() == second
     assert done.record("fidelity", CELL).read_bytes() != first
-    measured = provenance.read_record(done.record("fidelity", CELL))["result"]
+    measured = records.read_record(done.record("fidelity", CELL))["result"]
     assert measured == json.loads(second)["result"]
 
 
@@ -453,7 +454,7 @@ def test_a_table_measures_what_was_sampled(capsys: pytest.CaptureFixture, done: 
     done.record("fidelity", CELL).unlink()
     code, out, _ = run(capsys, "table", *overlay(objectives={"learned": {"variance": "fixed", "vlb_weight": None}}))
     assert code == 0 and out == "out/table.csv: 1 of 5 cells\n"
-    assert provenance.matches(done.record("fidelity", CELL), *config.check(whole()).job("fidelity", CELL))
+    assert records.matches(done.record("fidelity", CELL), *config.check(whole()).job("fidelity", CELL))
 
 
 def test_status_of_a_cell(capsys: pytest.CaptureFixture, done: Layout) -> None:

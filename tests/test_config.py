@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import config
-from ddpm.catalogue import ConfigError
 from ddpm.errors import UserError
-from ddpm.grid import BASELINES, Grid, canonical
+from ddpm.pipeline import config
+from ddpm.pipeline.catalogue import ConfigError
+from ddpm.pipeline.grid import BASELINES, Grid, canonical
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = config.read(ROOT / "config.yaml")

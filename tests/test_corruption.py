@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from corruption import KINDS, TRAINED, Here, Snakemake, Trial, carry_out, content, drawn, grid, trees
 
-from ddpm import checkpoint, lock, provenance, running
 from ddpm.errors import UserError
-from ddpm.layout import Layout
+from ddpm.pipeline import checkpoint, locks, records, running
+from ddpm.pipeline.layout import Layout
 
 SEED = 0
 NETWORK = "eps/linear/unconditional/seed0"
@@ -66,10 +66,10 @@ def test_a_job_that_finds_corrupt_weights(made: dict[str, Path], tmp_path: Path)
     code, said = run.run()
     assert code == 2
     (line,) = [line for line in said.splitlines() if line.startswith("ddpm: ")]
-    wanted = provenance.read_record(layout.record("train", NETWORK))["outputs"]["weights.safetensors"]
+    wanted = records.read_record(layout.record("train", NETWORK))["outputs"]["weights.safetensors"]
     (kept,) = layout.root.glob(f"replaced/corrupt-*/networks/{NETWORK}/weights.safetensors")
     assert line == (
-        f"ddpm: {weights}: corrupt: its SHA-256 is {provenance.sha256(kept)}, its record says {wanted}; set aside in "
+        f"ddpm: {weights}: corrupt: its SHA-256 is {records.sha256(kept)}, its record says {wanted}; set aside in "
         f"{kept.parents[5]}: run again, the next `snakemake` makes it again"
     )
     assert kept.read_bytes() == bad and not weights.exists()
@@ -95,7 +95,7 @@ def test_a_table_of_corrupt_bits(made: dict[str, Path], tmp_path: Path, kind: st
         running.run_stage("table", job, code, str(layout.root), "cpu")
     assert not path.exists() and layout.record("table").exists()
     running.run_stage("table", job, code, str(layout.root), "cpu")
-    assert provenance.read_record(layout.record("table"))["result"]["missing"]
+    assert records.read_record(layout.record("table"))["result"]["missing"]
 
 
 def test_a_corrupt_kept_result_is_not_put_back(made: dict[str, Path], tmp_path: Path) -> None:
@@ -137,13 +137,13 @@ def test_verify_names_all_at_once(made: dict[str, Path], tmp_path: Path) -> None
 
 def test_a_lock_in_which_something_else_stands(tmp_path: Path) -> None:
     """Nothing that stands in a lock ends the job that looks at it; it counts until it has been silent for long."""
-    texts = (b"", b"\xff\xfe", b"[1]", b"{", b'{"machine": "%s"}' % lock.machine().encode(), b"[[1, 2]]", b"null")
+    texts = (b"", b"\xff\xfe", b"[1]", b"{", b'{"machine": "%s"}' % locks.machine().encode(), b"[[1, 2]]", b"null")
     for text in texts:
         (tmp_path / "lock-7").write_bytes(text)
         begun = time.monotonic()
-        with lock.held(tmp_path, beat=0.05, stale=0.2):
+        with locks.held(tmp_path, beat=0.05, stale=0.2):
             assert time.monotonic() - begun > 0.2
-            assert lock.holder(tmp_path)
+            assert locks.holder(tmp_path)
         tmp_path.mkdir(exist_ok=True)
 
 
@@ -186,7 +186,7 @@ def test_snakemake_heals(made: dict[str, Path], tmp_path: Path) -> None:
 def test_a_checkpoint_knows_its_bytes(made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """One bit of a tensor, of a name or of the state: the checkpoint is not what it says."""
     path = made["interrupted"] / f"results/tiny/work/train/{TRAINED}/checkpoint.safetensors"
-    tensors, about = provenance.read_tensors(path)
+    tensors, about = records.read_tensors(path)
     name = next(iter(tensors))
     flipped = tensors[name].clone()
     flipped.view(-1)[0] += 1
@@ -200,9 +200,9 @@ def test_a_checkpoint_knows_its_bytes(made: dict[str, Path], tmp_path: Path, cap
     assert about["digest"] not in {checkpoint.digest(*other) for other in others}
     shutil.copytree(made["interrupted"] / "results", tmp_path / "results")
     layout = Layout(tmp_path / "results/tiny")
-    recorder = provenance.Recorder("train", *grid().job("train", TRAINED), layout.inputs("train", TRAINED))
+    recorder = records.Recorder("train", *grid().job("train", TRAINED), layout.inputs("train", TRAINED))
     held = checkpoint.Checkpoint(layout.checkpoint("train", TRAINED), recorder)
     assert held.load()[1]["at"] == 20
-    provenance.write_tensors(held.path, tensors | {name: flipped}, about)
+    records.write_tensors(held.path, tensors | {name: flipped}, about)
     assert held.load()[1]["at"] == 19  # the one before it
     assert f"{held.path}: checkpoint discarded: corrupt" in capsys.readouterr().err

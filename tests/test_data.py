@@ -10,9 +10,11 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 
-from ddpm import data, provenance
+from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
-from ddpm.layout import Layout
+from ddpm.pipeline import records
+from ddpm.pipeline.layout import Layout
+from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -29,7 +31,7 @@ def rows(images: torch.Tensor) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[data.Split, data.Split]:
-    return data.Digits().load()
+    return digits.Digits().load()
 
 
 def test_digits_are_dealt_into_two_halves(digits: tuple[data.Split, data.Split]) -> None:
@@ -57,12 +59,12 @@ def test_digits_have_17_grey_levels(digits: tuple[data.Split, data.Split]) -> No
     """0 … 16, all of them, and no other."""
     both = torch.cat([half.images for half in digits])
     assert both.unique().tolist() == list(range(17))
-    assert data.Digits.levels == 17
+    assert digits.Digits.levels == 17
 
 
 def test_the_seed_deals_the_digits(digits: tuple[data.Split, data.Split]) -> None:
     """The same seed gives the same halves in the same order, another seed other ones."""
-    again, other = data.Digits(seed=0).load(), data.Digits(seed=1).load()
+    again, other = digits.Digits(seed=0).load(), digits.Digits(seed=1).load()
     assert torch.equal(digits[0].images, again[0].images) and torch.equal(digits[1].labels, again[1].labels)
     assert set(rows(other[0].images)) != set(rows(digits[0].images))
     common = len(set(rows(other[0].images)) & set(rows(digits[0].images)))
@@ -106,21 +108,21 @@ def test_quantising_takes_the_nearest_level(levels: int) -> None:
 def test_preparing_stores_the_dataset(tmp_path: Path, digits: tuple[data.Split, data.Split]) -> None:
     """What is read back is what was loaded, with its record beside it."""
     layout = Layout(tmp_path)
-    data.prepare(JOB, "0" * 16, layout)
+    prepare(JOB, "0" * 16, layout)
     found = data.read(layout.data)
     assert torch.equal(found.train.images, digits[0].images) and torch.equal(found.test.images, digits[1].images)
     assert torch.equal(found.train.labels, digits[0].labels) and torch.equal(found.test.labels, digits[1].labels)
     assert (found.levels, found.classes, found.shape) == (17, 10, (1, 8, 8))
-    record = provenance.read_record(layout.record("data"))
+    record = records.read_record(layout.record("data"))
     assert record["result"] == {"train": 898, "test": 899}
-    assert provenance.matches(layout.record("data"), JOB, "0" * 16)
+    assert records.matches(layout.record("data"), JOB, "0" * 16)
 
 
 def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     """The stored file holds nothing of the run: eight times the same."""
     layouts = [Layout(tmp_path / str(i)) for i in range(8)]
     for layout in layouts:
-        data.prepare(JOB, "0" * 16, layout)
+        prepare(JOB, "0" * 16, layout)
     assert len({layout.data.read_bytes() for layout in layouts}) == 1
 
 
@@ -128,7 +130,7 @@ def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_stored_dataset_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     """One message with the file and the cure."""
     layout = Layout(tmp_path)
-    data.prepare(JOB, "0" * 16, layout)
+    prepare(JOB, "0" * 16, layout)
     content = layout.data.read_bytes()
     if damage == "missing":
         layout.data.unlink()
@@ -162,7 +164,7 @@ def copied(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """A folder of links to the real files, set as DDPM_DATA."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in data.MNIST_FILES:
+    for name in mnist.MNIST_FILES:
         (raw / name).symlink_to(mnist / name)
     monkeypatch.setenv("DDPM_DATA", str(tmp_path))
     return raw
@@ -171,13 +173,13 @@ def copied(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def refused() -> str:
     """The message that MNIST is refused with."""
     with pytest.raises(UserError) as caught:
-        data.MNIST().load()
+        mnist.MNIST().load()
     return str(caught.value)
 
 
 def test_mnist_is_torchvisions(mnist: Path) -> None:
     """60 000 and 10 000 images with their labels, 256 grey levels, in the files' own order."""
-    train, test = data.MNIST().load()
+    train, test = mnist.MNIST().load()
     assert train.images.shape == (60000, 1, 28, 28) and test.images.shape == (10000, 1, 28, 28)
     assert train.images.dtype == torch.uint8 and train.labels.dtype == torch.int64
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -188,13 +190,13 @@ def test_mnist_is_torchvisions(mnist: Path) -> None:
     assert train.images.double().mean().item() / 255 == pytest.approx(0.130660, abs=1e-6)
     assert test.images.double().mean().item() / 255 == pytest.approx(0.132515, abs=1e-6)
     assert (int(train.images.min()), int(train.images.max())) == (0, 255)
-    assert (data.MNIST.levels, data.MNIST.classes) == (256, 10)
+    assert (mnist.MNIST.levels, mnist.MNIST.classes) == (256, 10)
 
 
-@pytest.mark.parametrize("name", data.MNIST_FILES)
+@pytest.mark.parametrize("name", mnist.MNIST_FILES)
 def test_mnists_files_are_the_published_ones(mnist: Path, name: str) -> None:
     """The checksums in the code are those of the real files."""
-    assert provenance.sha256(mnist / name) == data.MNIST_FILES[name]
+    assert records.sha256(mnist / name) == mnist.MNIST_FILES[name]
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
@@ -205,7 +207,7 @@ def test_a_torn_file_is_named(mnist: Path, copied: Path, name: str) -> None:
     (copied / name).write_bytes(content[: len(content) // 2])
     message = refused()
     assert str(copied / name) in message and f"{len(content) // 2} bytes" in message
-    assert "delete" in message and data.MNIST_FILES[name][:12] in message
+    assert "delete" in message and mnist.MNIST_FILES[name][:12] in message
     assert len(message.splitlines()) <= 3
 
 
@@ -273,9 +275,9 @@ def test_data_beside_the_project_is_used_without_downloading(
     """Where DDPM_DATA is unset, `data/` is read; complete files are not fetched again."""
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in data.MNIST_FILES:
+    for name in mnist.MNIST_FILES:
         (raw / name).symlink_to(mnist / name)
     monkeypatch.delenv("DDPM_DATA")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
-    assert len(data.MNIST().load()[1].images) == 10000
+    assert len(mnist.MNIST().load()[1].images) == 10000

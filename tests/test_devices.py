@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm import devices
 from ddpm.errors import UserError
+from ddpm.pipeline import devices
 
 ROOT = Path(__file__).parent.parent
 A, B, C = "GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"
@@ -39,7 +39,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def holder(count: int = 1, share: int = 1) -> subprocess.Popen:
     """A process that leases and says what it got, until its stdin ends."""
     code = (
-        "import os, sys, types\nfrom pathlib import Path\nfrom ddpm import devices\n"
+        "import os, sys, types\nfrom pathlib import Path\nfrom ddpm.pipeline import devices\n"
         f"devices.LEASES = Path({str(devices.LEASES)!r})\n"
         "sys.modules['torch'] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: True))\n"
         f"with devices.leased('auto', {count}, {share}):\n"

@@ -8,14 +8,15 @@ import pytest
 import torch
 from oracles import EVERY, SCHEDULES, GaussianDenoiser, MixtureDenoiser, alpha_bar, betas, randn
 
-from ddpm import likelihood, noise
+from ddpm import rng
 from ddpm.denoiser import Denoiser
 from ddpm.schedules import Schedule
+from ddpm.stages import likelihood
 
 Tensor = torch.Tensor
 Array = np.ndarray
 NAMES = list(SCHEDULES)
-KEY = noise.key("likelihood", 0)
+KEY = rng.key("likelihood", 0)
 SIZES = [(1000, 1), (1000, 40), (100, 33), (100, 98), (12, 5), (3, 1), (5, 3)]
 # `linear`, scaled by 1000/T, needs T ≥ 21.
 NAMED = [(name, *size) for name in NAMES for size in SIZES if name != "linear" or size[0] > 20]
@@ -106,7 +107,7 @@ def test_the_estimate_is_unbiased(name: str, large: bool, count: int, monkeypatc
     """Its mean over u, integrated exactly, is the sum over all t ≥ 2; decoder and prior are not estimated at all."""
     steps = 24
     u, length = cells(expected_shares(name, steps), count)
-    monkeypatch.setattr(noise, "uniform", lambda key, index, draw, shape: u[:, None].expand(-1, *shape))
+    monkeypatch.setattr(rng, "uniform", lambda key, index, draw, shape: u[:, None].expand(-1, *shape))
     denoiser = ConstantDenoiser(None, None, SCHEDULES[name](steps=steps), clip=False)
     x0 = torch.full((len(u), 1, 1, 1), -0.5, dtype=torch.float64)
     estimate = likelihood.vlb(denoiser, x0, torch.arange(len(u)), KEY, 17, count, large, batch=1000)
@@ -167,7 +168,7 @@ def test_the_standard_error_holds_images_and_draw() -> None:
     denoiser = MixtureDenoiser(SCHEDULES["linear"](steps=STEPS), (0.3, 0.7), (-0.6, 0.5), (0.1, 0.3))
     z, which = randn(2, 200, 1, 1, 3), torch.rand(200, 1, 1, 3, generator=torch.Generator().manual_seed(3)) < 0.3
     x0 = torch.where(which, -0.6 + 0.1 * z, 0.5 + 0.3 * z)
-    found = torch.stack([estimates(denoiser, x0, 2, noise.key("likelihood", seed)) for seed in range(150)])
+    found = torch.stack([estimates(denoiser, x0, 2, rng.key("likelihood", seed)) for seed in range(150)])
     stated = float((found.var(1) / 200).mean())  # of one seed: what a record holds
     draws = float(found.mean(1).var())  # between seeds, the images fixed
     images = float(found.mean(0).var() - found.var(0).mean() / 150) / 200
@@ -181,7 +182,7 @@ def test_networks_of_one_seed_share_their_noise() -> None:
     schedule, x0 = SCHEDULES["linear"](steps=STEPS), 0.7 * randn(4, 300, 1, 1, 3)
     one, other = GaussianDenoiser(schedule, 0.0, 0.7), GaussianDenoiser(schedule, 0.0, 0.75)
     first, second = estimates(one, x0, 4), estimates(other, x0, 4)
-    fresh = estimates(other, x0, 4, noise.key("likelihood", 1))
+    fresh = estimates(other, x0, 4, rng.key("likelihood", 1))
     assert torch.equal(first, estimates(one, x0, 4))
     assert float((second - first).std()) < 0.2 * float(second.std()) < float((fresh - first).std())
 

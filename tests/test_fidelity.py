@@ -15,10 +15,15 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from torch_fidelity import registry
 
-from ddpm import config, data, fidelity, noise, provenance, toplines
+from ddpm import rng
+from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
-from ddpm.grid import Grid
-from ddpm.layout import Layout
+from ddpm.metrics import distances, extractors, toplines
+from ddpm.pipeline import config, records
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.stages import classifier, fidelity
+from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -38,8 +43,8 @@ def grid(**overlay: object) -> Grid:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A results folder that holds the digits and the classifier; read only."""
     layout = Layout(tmp_path_factory.mktemp("prepared"))
-    data.prepare(*grid().job("data"), layout)
-    fidelity.train_classifier(*grid().job("classifier"), layout)
+    prepare(*grid().job("data"), layout)
+    classifier.train_classifier(*grid().job("classifier"), layout)
     return layout
 
 
@@ -55,8 +60,8 @@ def digits(prepared: Layout) -> data.Data:
 
 
 @pytest.fixture(scope="module")
-def extractor(prepared: Layout) -> fidelity.Extractor:
-    return fidelity.Extractor({"extractor": "classifier", "weights": ""}, prepared.classifier, 17)
+def extractor(prepared: Layout) -> extractors.Extractor:
+    return extractors.Extractor({"extractor": "classifier", "weights": ""}, prepared.classifier, 17)
 
 
 # ---- the distance -----------------------------------------------------------------------------------------
@@ -71,30 +76,32 @@ def closed_form(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 @pytest.mark.parametrize("size", [2, 7, 40])
 def test_frechet_is_the_closed_form(size: int) -> None:
     """Two correlated samples with different means, against scipy's matrix root."""
-    rng = np.random.default_rng(size)
-    sets = [rng.normal(size=(5 * size, size)) @ rng.normal(size=(size, size)) + shift for shift in (0.0, 0.3)]
-    a, b = (fidelity.statistics(torch.from_numpy(s)) for s in sets)
-    assert fidelity.frechet(a, b) == pytest.approx(closed_form(a, b), rel=1e-8, abs=1e-8)
-    assert fidelity.frechet(a, b) == pytest.approx(fidelity.frechet(b, a), rel=1e-8, abs=1e-8)
-    assert fidelity.frechet(a, a) == pytest.approx(0, abs=1e-5)
+    generator = np.random.default_rng(size)
+    sets = [
+        generator.normal(size=(5 * size, size)) @ generator.normal(size=(size, size)) + shift for shift in (0.0, 0.3)
+    ]
+    a, b = (distances.statistics(torch.from_numpy(s)) for s in sets)
+    assert distances.frechet(a, b) == pytest.approx(closed_form(a, b), rel=1e-8, abs=1e-8)
+    assert distances.frechet(a, b) == pytest.approx(distances.frechet(b, a), rel=1e-8, abs=1e-8)
+    assert distances.frechet(a, a) == pytest.approx(0, abs=1e-5)
 
 
 def test_frechet_of_gaussians_whose_covariances_commute() -> None:
     """With one basis for both, it is Σ (µ_a − µ_b)² + Σ (√λ_a − √λ_b)²."""
-    rng = np.random.default_rng(1)
-    basis, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    generator = np.random.default_rng(1)
+    basis, _ = np.linalg.qr(generator.normal(size=(6, 6)))
     one, two = np.array([4.0, 1.0, 9.0, 0.25, 2.0, 1.0]), np.array([1.0, 1.0, 4.0, 2.25, 3.0, 0.01])
     shift = np.array([1.0, 0.0, -2.0, 0.5, 0.0, 0.0])
     a = {"mu": np.zeros(6), "sigma": basis * one @ basis.T}
     b = {"mu": basis @ shift, "sigma": basis * two @ basis.T}
     expected = (shift**2).sum() + ((np.sqrt(one) - np.sqrt(two)) ** 2).sum()
-    assert fidelity.frechet(a, b) == pytest.approx(expected, rel=1e-8)
+    assert distances.frechet(a, b) == pytest.approx(expected, rel=1e-8)
 
 
 def test_statistics_are_mean_and_unbiased_covariance() -> None:
     """Division by N − 1, features along the second axis, float64."""
     x = torch.tensor([[1.0, 0.0], [2.0, 4.0], [6.0, 2.0]], dtype=torch.float64)
-    found = fidelity.statistics(x)
+    found = distances.statistics(x)
     assert found["mu"].tolist() == [3.0, 2.0]
     assert found["sigma"].tolist() == [[7.0, 1.0], [1.0, 4.0]]
 
@@ -103,10 +110,10 @@ def test_statistics_are_mean_and_unbiased_covariance() -> None:
 def test_too_few_images_are_refused(count: int, size: int) -> None:
     """A covariance of N ≤ D features has no full rank: the key, both numbers and what would be right."""
     with pytest.raises(UserError) as caught:
-        fidelity.statistics(torch.randn(count, size, dtype=torch.float64))
+        distances.statistics(torch.randn(count, size, dtype=torch.float64))
     message = str(caught.value)
     assert "sampling.images" in message and f"{count} images" in message and f"{size} features" in message
-    assert fidelity.statistics(torch.randn(size + 1, size, dtype=torch.float64))["mu"].shape == (size,)
+    assert distances.statistics(torch.randn(size + 1, size, dtype=torch.float64))["mu"].shape == (size,)
 
 
 # ---- grey levels ------------------------------------------------------------------------------------------
@@ -116,20 +123,20 @@ def test_grey_levels_become_bytes() -> None:
     """0 … 16 is spread evenly over 0 … 255 and rounded; 256 levels stay as they are."""
     levels = torch.arange(17, dtype=torch.uint8)
     expected = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
-    assert fidelity.grey(levels, 17).tolist() == expected
-    assert fidelity.grey(levels, 17).dtype == torch.uint8
+    assert extractors.grey(levels, 17).tolist() == expected
+    assert extractors.grey(levels, 17).dtype == torch.uint8
     every = torch.arange(256).to(torch.uint8)
-    assert torch.equal(fidelity.grey(every, 256), every)
-    assert fidelity.grey(torch.tensor([0, 1], dtype=torch.uint8), 2).tolist() == [0, 255]
+    assert torch.equal(extractors.grey(every, 256), every)
+    assert extractors.grey(torch.tensor([0, 1], dtype=torch.uint8), 2).tolist() == [0, 255]
 
 
 def test_binarising_splits_at_128() -> None:
     """127 becomes 0, 128 becomes 255; of 17 levels the middle one is white."""
     images = torch.tensor([0, 1, 127, 128, 129, 255], dtype=torch.uint8)
-    assert fidelity.binarize(images).tolist() == [0, 0, 0, 255, 255, 255]
-    assert fidelity.binarize(images).dtype == torch.uint8
+    assert extractors.binarize(images).tolist() == [0, 0, 0, 255, 255, 255]
+    assert extractors.binarize(images).dtype == torch.uint8
     levels = torch.arange(17, dtype=torch.uint8)
-    assert fidelity.binarize(fidelity.grey(levels, 17)).tolist() == [0] * 8 + [255] * 9
+    assert extractors.binarize(extractors.grey(levels, 17)).tolist() == [0] * 8 + [255] * 9
 
 
 # ---- the extractor ----------------------------------------------------------------------------------------
@@ -152,22 +159,22 @@ class Images(Dataset):
 def registered() -> Iterator[str]:
     """The extractor under a name that torch-fidelity knows."""
     name = "ddpm-classifier"
-    torch_fidelity.register_feature_extractor(name, fidelity.ClassifierExtractor)
+    torch_fidelity.register_feature_extractor(name, extractors.ClassifierExtractor)
     yield name
     registry.FEATURE_EXTRACTORS_REGISTRY.pop(name)
 
 
 @pytest.mark.parametrize("binarized", [False, True])
 def test_torch_fidelity_finds_the_same_fid(
-    prepared: Layout, digits: data.Data, extractor: fidelity.Extractor, registered: str, binarized: bool
+    prepared: Layout, digits: data.Data, extractor: extractors.Extractor, registered: str, binarized: bool
 ) -> None:
     """The whole of torch-fidelity with the registered extractor, against our path."""
     ours, theirs = digits.train.images[:200], digits.test.images[:150]
-    fid = fidelity.frechet(*(fidelity.statistics(extractor(i, binarized)) for i in (ours, theirs)))
+    fid = distances.frechet(*(distances.statistics(extractor(i, binarized)) for i in (ours, theirs)))
 
     def images(half: torch.Tensor) -> Images:
-        grey = fidelity.grey(half, 17)
-        return Images(fidelity.binarize(grey) if binarized else grey)
+        grey = extractors.grey(half, 17)
+        return Images(extractors.binarize(grey) if binarized else grey)
 
     found = torch_fidelity.calculate_metrics(
         input1=images(ours),
@@ -199,20 +206,22 @@ def test_torch_fidelity_finds_the_same_fid(
     ],
     ids=["float", "int64", "colour", "size", "no channel"],
 )
-def test_images_of_another_kind_are_refused(extractor: fidelity.Extractor, images: torch.Tensor, said: str) -> None:
+def test_images_of_another_kind_are_refused(extractor: extractors.Extractor, images: torch.Tensor, said: str) -> None:
     """Wrong type or shape: what was found, and uint8 (1, 8, 8) as what would be right."""
     with pytest.raises(ValueError, match=said + r".*uint8 \(1, 8, 8\)"):
         extractor.classifier(images)
 
 
-def test_features_have_mean_variance_one_on_the_training_half(extractor: fidelity.Extractor, digits: data.Data) -> None:
+def test_features_have_mean_variance_one_on_the_training_half(
+    extractor: extractors.Extractor, digits: data.Data
+) -> None:
     """The scale of FID does not depend on the classifier's last layer."""
     features = extractor(digits.train.images)
     assert features.dtype == torch.float64 and features.shape == (898, FEATURES)
     assert float(features.var(0).mean()) == pytest.approx(1, rel=1e-5)
 
 
-def test_features_do_not_depend_on_the_batch(extractor: fidelity.Extractor, digits: data.Data) -> None:
+def test_features_do_not_depend_on_the_batch(extractor: extractors.Extractor, digits: data.Data) -> None:
     """An image's features are its own, whatever else is in the batch: normalisation is the trained one."""
     images = digits.test.images
     assert torch.allclose(extractor(images)[600:610], extractor(images[600:610]), rtol=1e-5, atol=1e-6)
@@ -220,8 +229,8 @@ def test_features_do_not_depend_on_the_batch(extractor: fidelity.Extractor, digi
 
 def test_the_classifier_learns(layout: Layout, digits: data.Data) -> None:
     """Three epochs of a tiny network are better than guessing (0.1), and its accuracy is the recorded one."""
-    record = provenance.read_record(layout.record("classifier"))
-    extractor = fidelity.Extractor({"extractor": "classifier", "weights": ""}, layout.classifier, 17)
+    record = records.read_record(layout.record("classifier"))
+    extractor = extractors.Extractor({"extractor": "classifier", "weights": ""}, layout.classifier, 17)
     accuracy = float((extractor.predict(digits.test.images) == digits.test.labels).double().mean())
     assert record["result"]["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert accuracy > 0.3
@@ -230,9 +239,9 @@ def test_the_classifier_learns(layout: Layout, digits: data.Data) -> None:
 def test_training_the_classifier_again_gives_the_same_bytes(layout: Layout, prepared: Layout) -> None:
     """Same seed, same bytes; another seed gives another extractor."""
     job, code = grid().job("classifier")
-    fidelity.train_classifier(job, code, layout)
+    classifier.train_classifier(job, code, layout)
     assert layout.classifier.read_bytes() == prepared.classifier.read_bytes()
-    fidelity.train_classifier(grid(classifier={"seed": 1}).classifier_job(), code, layout)
+    classifier.train_classifier(grid(classifier={"seed": 1}).classifier_job(), code, layout)
     assert layout.classifier.read_bytes() != prepared.classifier.read_bytes()
 
 
@@ -243,7 +252,7 @@ def test_missing_inception_weights_are_named(prepared: Layout, tmp_path: Path) -
     """The key, the path and what must lie there."""
     path = str(tmp_path / "nowhere.pth")
     with pytest.raises(UserError) as caught:
-        fidelity.Extractor({"extractor": "inception", "weights": path}, prepared.classifier, 17)
+        extractors.Extractor({"extractor": "inception", "weights": path}, prepared.classifier, 17)
     message = str(caught.value)
     assert "fidelity.weights" in message and path in message and "Inception" in message
     assert len(message.splitlines()) <= 3
@@ -257,7 +266,7 @@ def test_wrong_inception_weights_are_named(tmp_path: Path, content: str) -> None
     if content != "another network":
         path.write_bytes(b"not weights" if content == "text" else path.read_bytes()[:500])
     with pytest.raises(UserError) as caught:
-        fidelity.inception(str(path))
+        extractors.inception(str(path))
     assert "fidelity.weights" in str(caught.value) and str(path) in str(caught.value)
 
 
@@ -267,9 +276,9 @@ def test_offline_inception_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
     def fail(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(fidelity.FeatureExtractorInceptionV3, "__init__", fail)
+    monkeypatch.setattr(extractors.FeatureExtractorInceptionV3, "__init__", fail)
     with pytest.raises(UserError) as caught:
-        fidelity.inception("")
+        extractors.inception("")
     message = str(caught.value)
     assert "no route to host" in message and "fidelity.weights" in message and "pt_inception" in message
 
@@ -281,7 +290,7 @@ def test_offline_inception_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_references_are_taken_in_a_seeded_order(digits: data.Data, half: str) -> None:
     """All images of the half once, not in their own order, the same at every call; a part is its beginning."""
     images = getattr(digits, half).images
-    order = noise.permutation(len(images), "reference", half)
+    order = rng.permutation(len(images), "reference", half)
     found = fidelity.reference(digits, half)
     assert torch.equal(found, images[order])
     assert not torch.equal(found, images)
@@ -289,7 +298,7 @@ def test_references_are_taken_in_a_seeded_order(digits: data.Data, half: str) ->
     assert torch.equal(fidelity.reference(digits, half), found)
     assert torch.equal(fidelity.reference(digits, half, 60), found[:60])
     other = {"train": "test", "test": "train"}[half]
-    assert not torch.equal(noise.permutation(898, "reference", half), noise.permutation(898, "reference", other))
+    assert not torch.equal(rng.permutation(898, "reference", half), rng.permutation(898, "reference", other))
 
 
 def test_more_reference_images_than_there_are_are_refused(digits: data.Data) -> None:
@@ -298,31 +307,31 @@ def test_more_reference_images_than_there_are_are_refused(digits: data.Data) -> 
         fidelity.reference(digits, "train", 899)
 
 
-def by_hand(extractor: fidelity.Extractor, digits: data.Data, images: torch.Tensor) -> dict[str, float]:
+def by_hand(extractor: extractors.Extractor, digits: data.Data, images: torch.Tensor) -> dict[str, float]:
     """What the stage must find for these images."""
     found = {}
     for suffix, binarized in (("", False), ("_binarized", True)):
-        ours = fidelity.statistics(extractor(images, binarized))
+        ours = distances.statistics(extractor(images, binarized))
         for name, half in (("fid", digits.test), ("fid_train", digits.train)):
-            reference = fidelity.statistics(extractor(half.images, binarized))
-            found[name + suffix] = fidelity.frechet(ours, reference)
+            reference = distances.statistics(extractor(half.images, binarized))
+            found[name + suffix] = distances.frechet(ours, reference)
     return found
 
 
 @pytest.mark.parametrize("name", ["real", "real-by-chance"])
 @pytest.mark.parametrize("count", [60, 898])
 def test_the_real_rows_compare_training_images_with_the_test_half(
-    layout: Layout, digits: data.Data, extractor: fidelity.Extractor, name: str, count: int
+    layout: Layout, digits: data.Data, extractor: extractors.Extractor, name: str, count: int
 ) -> None:
     """N fresh training images, with classes in proportion or by chance; there is nothing to measure against their own
     half; and where N is the whole half and its classes stay, FID is that half's."""
     job, code = grid(sampling={"images": count}).job("fidelity", name)
     fidelity.evaluate(job, code, layout)
-    found = provenance.read_record(layout.record("fidelity", name))["result"]
+    found = records.read_record(layout.record("fidelity", name))["result"]
     for suffix, binarized in (("", False), ("_binarized", True)):
         train, test = (extractor(half.images, binarized) for half in (digits.train, digits.test))
         expected = toplines.topline(
-            train, digits.train.labels, fidelity.statistics(test), count, name == "real-by-chance"
+            train, digits.train.labels, distances.statistics(test), count, name == "real-by-chance"
         )
         keys = (f"fid{suffix}", f"fid{suffix}_low", f"fid{suffix}_high")
         assert tuple(found[k] for k in keys) == pytest.approx(expected, rel=1e-9)
@@ -340,46 +349,46 @@ def test_real_rows_refuse_too_few_images(layout: Layout) -> None:
 
 
 def test_the_noise_row_is_uniform_over_the_grey_levels(
-    layout: Layout, digits: data.Data, extractor: fidelity.Extractor
+    layout: Layout, digits: data.Data, extractor: extractors.Extractor
 ) -> None:
     """Far from the data, and the same at every run."""
     for _ in range(2):
         fidelity.evaluate(*grid().job("fidelity", "noise"), layout)
-        found = provenance.read_record(layout.record("fidelity", "noise"))["result"]
-        uniform = noise.uniform(noise.key("noise row"), torch.arange(60), 0, (1, 8, 8))
+        found = records.read_record(layout.record("fidelity", "noise"))["result"]
+        uniform = rng.uniform(rng.key("noise row"), torch.arange(60), 0, (1, 8, 8))
         images = (uniform * 17).floor().to(torch.uint8)
         assert images.unique().tolist() == list(range(17))
         for key, value in by_hand(extractor, digits, images).items():
             assert found[key] == pytest.approx(value, rel=1e-9)
     fidelity.evaluate(*grid().job("fidelity", "real"), layout)
-    assert found["fid"] > 2 * provenance.read_record(layout.record("fidelity", "real"))["result"]["fid"]
+    assert found["fid"] > 2 * records.read_record(layout.record("fidelity", "real"))["result"]["fid"]
 
 
 def sampled(layout: Layout, images: torch.Tensor, labels: torch.Tensor | None = None) -> None:
     """Put images where a cell's samples belong."""
     tensors = {"images": images} | ({} if labels is None else {"labels": labels})
-    provenance.write_tensors(layout.samples(CELL), tensors)
-    recorder = provenance.Recorder("sample", {}, "0" * 16, {})
+    records.write_tensors(layout.samples(CELL), tensors)
+    recorder = records.Recorder("sample", {}, "0" * 16, {})
     recorder.finish(layout.record("sample", CELL), [layout.samples(CELL)])
 
 
 def test_a_cells_samples_are_measured_against_both_halves(
-    layout: Layout, digits: data.Data, extractor: fidelity.Extractor
+    layout: Layout, digits: data.Data, extractor: extractors.Extractor
 ) -> None:
     """FIDs as by hand, and how often the classifier agrees with the label that was asked for."""
     images, labels = digits.test.images[100:160], digits.test.labels[100:160].clone()
     labels[:30] = (labels[:30] + 1) % 10
     sampled(layout, images, labels)
     fidelity.evaluate(*grid().job("fidelity", CELL), layout)
-    found = provenance.read_record(layout.record("fidelity", CELL))["result"]
+    found = records.read_record(layout.record("fidelity", CELL))["result"]
     for key, value in by_hand(extractor, digits, images).items():
         assert found[key] == pytest.approx(value, rel=1e-9)
     assert found["label_accuracy"] == float((extractor.predict(images) == labels).double().mean())
-    assert found["extractor"] == provenance.sha256(layout.classifier)[:12]
+    assert found["extractor"] == records.sha256(layout.classifier)[:12]
 
 
 def test_diversity_is_the_variance_within_predicted_classes(
-    layout: Layout, digits: data.Data, extractor: fidelity.Extractor
+    layout: Layout, digits: data.Data, extractor: extractors.Extractor
 ) -> None:
     """Σ ‖f − mean of its class‖²/(N − classes), as a multiple of the test half's."""
 
@@ -391,7 +400,7 @@ def test_diversity_is_the_variance_within_predicted_classes(
     images = digits.test.images[100:160]
     sampled(layout, images)
     fidelity.evaluate(*grid().job("fidelity", CELL), layout)
-    found = provenance.read_record(layout.record("fidelity", CELL))["result"]["diversity"]
+    found = records.read_record(layout.record("fidelity", CELL))["result"]["diversity"]
     assert found == pytest.approx(within(images) / within(digits.test.images), rel=1e-9)
 
 
@@ -399,7 +408,7 @@ def test_samples_without_labels_have_no_label_accuracy(layout: Layout, digits: d
     """An unconditional cell was asked for no label."""
     sampled(layout, digits.test.images[:60])
     fidelity.evaluate(*grid().job("fidelity", CELL), layout)
-    assert "label_accuracy" not in provenance.read_record(layout.record("fidelity", CELL))["result"]
+    assert "label_accuracy" not in records.read_record(layout.record("fidelity", CELL))["result"]
 
 
 @pytest.mark.parametrize("count", [59, 61])
@@ -436,12 +445,12 @@ def test_the_weights_are_plain_tensors(prepared: Layout) -> None:
 def test_sliced_wasserstein() -> None:
     """Zero for one set in another order; a shift d costs the mean of |uᵀd|, 2‖d‖/π; sizes may differ."""
     x = randn(11, 300, 2)
-    assert fidelity.sliced_wasserstein(x, x.flip(0)) == 0
+    assert distances.sliced_wasserstein(x, x.flip(0)) == 0
     shift = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert fidelity.sliced_wasserstein(x, x + shift, 5000) == pytest.approx(2 * 5 / math.pi, rel=0.02)
-    assert fidelity.sliced_wasserstein(x, x.repeat(2, 1)) == pytest.approx(0, abs=1e-12)
-    assert fidelity.sliced_wasserstein(2 * x, 2 * x + 2 * shift) == pytest.approx(
-        2 * fidelity.sliced_wasserstein(x, x + shift), rel=1e-12
+    assert distances.sliced_wasserstein(x, x + shift, 5000) == pytest.approx(2 * 5 / math.pi, rel=0.02)
+    assert distances.sliced_wasserstein(x, x.repeat(2, 1)) == pytest.approx(0, abs=1e-12)
+    assert distances.sliced_wasserstein(2 * x, 2 * x + 2 * shift) == pytest.approx(
+        2 * distances.sliced_wasserstein(x, x + shift), rel=1e-12
     )
 
 
@@ -469,14 +478,14 @@ def test_inception_is_asked_for_2048_features_of_grey_images(
     prepared: Layout, digits: data.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     """Its name, layer and file; three equal channels, 64 images at once, 0 … 255, binarized where asked for."""
-    monkeypatch.setattr(fidelity, "FeatureExtractorInceptionV3", Recorded)
+    monkeypatch.setattr(extractors, "FeatureExtractorInceptionV3", Recorded)
     weights = str(tmp_path / "inception.pth") if known else ""
     if known:
         torch.save({"a": torch.zeros(3)}, weights)
-    extractor = fidelity.Extractor({"extractor": "inception", "weights": weights}, prepared.classifier, 17)
+    extractor = extractors.Extractor({"extractor": "inception", "weights": weights}, prepared.classifier, 17)
     assert extractor.network.given == ("inception-v3-compat", ["2048"], weights or None)
     assert not extractor.network.training
-    assert extractor.hash == (provenance.sha256(weights)[:12] if known else "inception-v3-compat")
+    assert extractor.hash == (records.sha256(weights)[:12] if known else "inception-v3-compat")
     images = digits.test.images[:130]
     found, binary = extractor(images), extractor(images, True)
     assert extractor.network.batches == 2 * [((n, 3, 8, 8), torch.uint8) for n in (64, 64, 2)]
@@ -485,7 +494,7 @@ def test_inception_is_asked_for_2048_features_of_grey_images(
     assert torch.equal(found[:, 0], 3 * exact.flatten(1).sum(1)) and torch.equal(found[:, 2] * 3, found[:, 0])
     assert torch.equal(binary[:, 0], 3 * 255 * (exact >= 128).double().flatten(1).sum(1))
     # The classifier still gives the labels.
-    plain = fidelity.Extractor({"extractor": "classifier", "weights": ""}, prepared.classifier, 17)
+    plain = extractors.Extractor({"extractor": "classifier", "weights": ""}, prepared.classifier, 17)
     assert torch.equal(extractor.predict(images), plain.predict(images))
 
 
@@ -495,7 +504,7 @@ def test_what_is_said_of_inceptions_weights(tmp_path: Path, monkeypatch: pytest.
 
     def said(weights: str) -> str:
         with pytest.raises(UserError) as caught:
-            fidelity.inception(weights)
+            extractors.inception(weights)
         return str(caught.value)
 
     assert said(str(path)) == (
@@ -509,14 +518,14 @@ def test_what_is_said_of_inceptions_weights(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(fidelity, "FeatureExtractorInceptionV3", fail)
+    monkeypatch.setattr(extractors, "FeatureExtractorInceptionV3", fail)
     assert said("") == (
         "fidelity.weights: '', and Inception's weights could not be downloaded (no route to host): "
         "set it to the file pt_inception-2015-12-05-6726825d.pth, or extractor to classifier."
     )
 
 
-def test_the_layers_that_torch_fidelity_takes(extractor: fidelity.Extractor) -> None:
+def test_the_layers_that_torch_fidelity_takes(extractor: extractors.Extractor) -> None:
     """The Inception score is of logits, every other metric of features; the classifier stays uncompiled."""
     layer = extractor.classifier.get_default_feature_layer_for_metric
     assert (layer("isc"), layer("fid"), layer("kid")) == ("logits", "features", "features")

@@ -19,7 +19,7 @@ from oracles import (
 )
 from scipy import optimize, stats
 
-from ddpm import flow
+from ddpm import probability_flow
 from ddpm.denoiser import Denoiser
 from ddpm.objectives import Objective
 from ddpm.samplers import AdaptiveODE
@@ -57,7 +57,7 @@ def test_flow_of_a_gaussian(path: tuple[float, ...], name: str) -> None:
     """x at every asked time, in either direction, also below 1; one batch of images."""
     schedule = EVERY[name]()
     x = randn(0, 3, 1, 2, 2) * standard(schedule, path[0])[1]
-    found = list(flow.solve(GaussianDenoiser(schedule, MEAN, STD), x, times(*path), None, **TIGHT))
+    found = list(probability_flow.solve(GaussianDenoiser(schedule, MEAN, STD), x, times(*path), None, **TIGHT))
     assert len(found) == len(path) - 1
     for value, t in zip(found, path[1:], strict=True):
         torch.testing.assert_close(value, carried(schedule, x, path[0], t), rtol=1e-6, atol=1e-6)
@@ -77,7 +77,9 @@ def test_velocity(name: str) -> None:
         (after, ell_after), (before, ell_before) = z_and_ell(t + 1e-5), z_and_ell(t - 1e-5)
         slope = (after - before) / (ell_after - ell_before)
         z, ell = z_and_ell(t)
-        velocity, trace = flow.Velocity(denoiser, None, probe)(torch.tensor(ell, dtype=torch.float64), (z, None))
+        velocity, trace = probability_flow.Velocity(denoiser, None, probe)(
+            torch.tensor(ell, dtype=torch.float64), (z, None)
+        )
         torch.testing.assert_close(velocity, slope, rtol=1e-5, atol=1e-6)
         # The mean's part moves all z alike: the derivative is that of two neighbours.
         rate = (slope[0, 0] - slope[1, 0]) / (z[0, 0] - z[1, 0])
@@ -91,7 +93,7 @@ def test_no_step_leaps_over_the_data(name: str, tolerance: float) -> None:
     schedule, x = EVERY[name](), torch.linspace(-2, 2, 21, dtype=torch.float64).reshape(-1, 1)
     for mean, std in ((0.3, 0.5), (0.0, 0.05), (0.0, 1.0)):
         denoiser, start = GaussianDenoiser(schedule, mean, std), x * schedule.prior_std
-        (found,) = flow.solve(denoiser, start, times(1000, 1), None, tolerance, tolerance)
+        (found,) = probability_flow.solve(denoiser, start, times(1000, 1), None, tolerance, tolerance)
         assert float((found - carried(schedule, start, 1000, 1, mean, std)).abs().max()) < 3 * tolerance
 
 
@@ -99,10 +101,12 @@ def test_no_step_leaps_over_the_data(name: str, tolerance: float) -> None:
 def test_solver_stays_inside_the_schedule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No velocity is asked for above the level of T or below that of the last time."""
     schedule, seen = EVERY[name](), []
-    at = flow.Velocity.at
-    monkeypatch.setattr(flow.Velocity, "at", lambda self, ell, z: seen.append(float(ell)) or at(self, ell, z))
+    at = probability_flow.Velocity.at
+    monkeypatch.setattr(
+        probability_flow.Velocity, "at", lambda self, ell, z: seen.append(float(ell)) or at(self, ell, z)
+    )
     denoiser = GaussianDenoiser(schedule, 0.0, 1.0)
-    list(flow.solve(denoiser, randn(2, 3, 2) * schedule.prior_std, times(1000, 1), None, 1e-4, 1e-4))
+    list(probability_flow.solve(denoiser, randn(2, 3, 2) * schedule.prior_std, times(1000, 1), None, 1e-4, 1e-4))
     low, high = (float(schedule.level(time(t)).log()) for t in (1, 1000))
     assert min(seen) >= low - 1e-12 and max(seen) <= high + 1e-12
     assert denoiser.evaluated == 3 * len(seen) < 3 * 150
@@ -113,9 +117,9 @@ def test_labels_reach_the_network() -> None:
     schedule, y, x = EVERY["cosine"](), torch.tensor([0, 1, 1]), randn(3, 3, 2)
     laws = ((-0.5, 0.3), (0.7, 0.2))
     denoiser = ClassDenoiser(schedule, (0.4, 0.6), *zip(*laws, strict=True))
-    (found,) = flow.solve(denoiser, x, times(800, 100), y, 1e-8, 1e-8)
+    (found,) = probability_flow.solve(denoiser, x, times(800, 100), y, 1e-8, 1e-8)
     probe = torch.ones_like(x)
-    density = flow.log_density(denoiser, x, time(100), y, probe, 1e-8, 1e-8)
+    density = probability_flow.log_density(denoiser, x, time(100), y, probe, 1e-8, 1e-8)
     for i, label in enumerate(y):
         torch.testing.assert_close(found[i], carried(schedule, x[i], 800, 100, *laws[label]), rtol=1e-6, atol=1e-6)
         expected = gaussian_density(schedule, x[i : i + 1], 100, *laws[label])
@@ -139,7 +143,7 @@ def test_density_of_a_gaussian(t: float, name: str) -> None:
     schedule = EVERY[name]()
     x = MEAN + randn(4, 3, 2, 10, 10) * standard(schedule, t)[1]
     probe = 2.0 * (randn(5, *x.shape) > 0) - 1
-    found = flow.log_density(GaussianDenoiser(schedule, MEAN, STD), x, time(t), None, probe, **TIGHT)
+    found = probability_flow.log_density(GaussianDenoiser(schedule, MEAN, STD), x, time(t), None, probe, **TIGHT)
     assert found.shape == (3,) and found.dtype == torch.float64
     torch.testing.assert_close(found, gaussian_density(schedule, x, t), rtol=0, atol=200 * 5e-8)
 
@@ -164,7 +168,7 @@ def test_density_of_a_mixture(name: str, t: float = 1.0) -> None:
     prior = stats.norm(0, float(schedule.prior_std))
     expected = [math.log(prior.pdf(e) * law("pdf", v, 0) / law("pdf", e, 1)) for e, v in zip(ends, x, strict=True)]
     points = torch.from_numpy(x).reshape(-1, 1)
-    found = flow.log_density(denoiser, points, time(t), None, torch.ones_like(points), **TIGHT)
+    found = probability_flow.log_density(denoiser, points, time(t), None, torch.ones_like(points), **TIGHT)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
 
 
@@ -175,7 +179,7 @@ def test_density_is_that_of_the_data(name: str) -> None:
     denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
     x = torch.linspace(-2, 2.2, 401, dtype=torch.float64).reshape(-1, 1)
     log_q = denoiser.log_likelihood(x, time(1))[:, 0]
-    log_p = flow.log_density(denoiser, x, time(1), None, torch.ones_like(x), 1e-8, 1e-8)
+    log_p = probability_flow.log_density(denoiser, x, time(1), None, torch.ones_like(x), 1e-8, 1e-8)
     found = float((log_q.exp() * (log_q - log_p)).sum() * (x[1] - x[0]))
     end = torch.linspace(-10, 10, 4001, dtype=torch.float64) * schedule.prior_std
     log_q, log_p = denoiser.log_likelihood(end, time(1000)), log_normal(end, 0.0, float(schedule.prior_std) ** 2)
@@ -196,12 +200,12 @@ def test_trace_estimate_is_unbiased(name: str) -> None:
     schedule, x = denoiser.schedule, torch.tensor([[0.4, -0.3], [-0.7, 0.5], [0.1, 0.1]], dtype=torch.float64)
 
     x.requires_grad_()
-    (end,) = flow.solve(denoiser, x, times(t, 1000), None, 1e-7, 1e-7)
+    (end,) = probability_flow.solve(denoiser, x, times(t, 1000), None, 1e-7, 1e-7)
     rows = [torch.autograd.grad(end[:, i].sum(), x, retain_graph=True)[0] for i in range(2)]
     expected = log_normal(end, 0.0, float(schedule.prior_std) ** 2).sum(1) + torch.stack(rows, dim=1).det().log()
     found = torch.stack(
         [
-            flow.log_density(denoiser, x, time(t), None, times(*signs).expand(3, 2), 1e-7, 1e-7)
+            probability_flow.log_density(denoiser, x, time(t), None, times(*signs).expand(3, 2), 1e-7, 1e-7)
             for signs in product((-1, 1), repeat=2)
         ]
     )
@@ -217,7 +221,7 @@ def test_trace_estimate_is_unbiased(name: str) -> None:
 def test_a_solver_that_does_not_converge_gives_nan(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN from the network, or an answer that jumps at every call: NaN, which ends a cell as `diverged`."""
     schedule, x = EVERY["linear"](), randn(6, 2, 2)
-    monkeypatch.setattr(flow, "MOST_STEPS", 50)
+    monkeypatch.setattr(probability_flow, "MOST_STEPS", 50)
     generator = torch.Generator().manual_seed(0)
 
     def network(x: Tensor, *_: object) -> Tensor:
@@ -227,7 +231,7 @@ def test_a_solver_that_does_not_converge_gives_nan(broken: str, monkeypatch: pyt
 
     denoiser = Denoiser(network, Objective(target="eps"), schedule)
     assert last(AdaptiveODE(steps=3), denoiser, x).isnan().all()
-    assert flow.log_density(denoiser, x, time(1), None, torch.ones_like(x), 1e-4, 1e-4).isnan().all()
+    assert probability_flow.log_density(denoiser, x, time(1), None, torch.ones_like(x), 1e-4, 1e-4).isnan().all()
 
 
 @pytest.mark.parametrize("target", ["x0", "eps", "score", "v", "mu", "F"])

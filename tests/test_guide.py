@@ -9,14 +9,17 @@ import torch
 from oracles import SCHEDULES, ClassDenoiser, GaussianDenoiser, MixtureDenoiser, randn, time
 from torch.nn import functional as F
 
-from ddpm import config, data, guide, provenance, sampling
+from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
-from ddpm.grid import STAGES, Grid
 from ddpm.guidance import ClassifierFree, ClassifierGuidance
-from ddpm.layout import Layout
 from ddpm.networks.classifier import NoisyClassifier
+from ddpm.pipeline import config, records
+from ddpm.pipeline.grid import STAGES, Grid
+from ddpm.pipeline.layout import Layout
 from ddpm.samplers import DDIM, Ancestral
 from ddpm.schedules import Karras, Linear
+from ddpm.stages import guide
+from ddpm.stages import sample as sampling
 
 Tensor = torch.Tensor
 WEIGHTS, MEANS, STDS = (0.3, 0.5, 0.2), (-0.6, 0.1, 0.8), (0.2, 0.4, 0.3)
@@ -190,7 +193,7 @@ def test_the_graph_of_a_guided_cell() -> None:
 
 def test_the_guide_learns_what_noise_leaves(trained: Layout) -> None:
     """Test accuracy falls from that of a classifier of clean digits to that of guessing, at t = T."""
-    found = provenance.read_record(trained.record("guide", "linear/seed0"))["result"]["accuracy_by_time"]
+    found = records.read_record(trained.record("guide", "linear/seed0"))["result"]["accuracy_by_time"]
     assert list(found) == ["0.0", "0.25", "0.5", "0.75", "1.0"]
     assert found["0.0"] > 0.8 and found["0.0"] > found["0.5"] > found["1.0"] and 0.05 < found["1.0"] < 0.2
 
@@ -210,10 +213,10 @@ def test_a_guided_cell(trained: Layout) -> None:
     """Its labels are drawn as for a conditional network, its record names the guide's file, its NFE counts both."""
     grid = tiny()
     sampling.sample(*grid.job("sample", CELL), trained)
-    record = provenance.read_record(trained.record("sample", CELL))
-    tensors, _ = provenance.read_tensors(trained.samples(CELL))
+    record = records.read_record(trained.record("sample", CELL))
+    tensors, _ = records.read_tensors(trained.samples(CELL))
     assert record["result"]["nfe"] == 2 * 4
-    assert record["inputs"]["guide"] == provenance.sha256(trained.guide("linear/seed0"))
+    assert record["inputs"]["guide"] == records.sha256(trained.guide("linear/seed0"))
     expected = sampling.draw_labels(data.read(trained.data), "eps/linear/unconditional/seed0", 40)
     assert torch.equal(tensors["labels"], expected)
 
@@ -221,7 +224,7 @@ def test_a_guided_cell(trained: Layout) -> None:
 def test_the_same_guide_twice(trained: Layout, tmp_path: Path) -> None:
     """Same seed, same bytes; another seed, other weights."""
     layout = Layout(tmp_path)
-    provenance.write_json(layout.data.parent / "x", {})
+    records.write_json(layout.data.parent / "x", {})
     layout.data.write_bytes(trained.data.read_bytes())
     for seed in (0, 1):
         grid = tiny(seeds=[seed], guide={"steps": 150, "width": 16})
@@ -235,6 +238,6 @@ def test_points_have_no_guide(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     points = {f"{half}_images": torch.zeros(8, 2) for half in ("train", "test")}
     points |= {f"{half}_labels": torch.zeros(8, dtype=torch.int64) for half in ("train", "test")}
-    provenance.write_tensors(layout.data, points, {"levels": "0", "classes": "2"})
+    records.write_tensors(layout.data, points, {"levels": "0", "classes": "2"})
     with pytest.raises(UserError, match="classifier guidance takes images"):
         guide.train(*tiny().job("guide", "linear/seed0"), layout)

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm import config, data, training
-from ddpm.grid import Grid
-from ddpm.layout import Layout
-from ddpm.running import run_stage
+from ddpm.pipeline import config
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.running import run_stage
+from ddpm.stages import train as training
+from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -45,7 +47,7 @@ def child(root: Path, job: dict, code: str) -> int:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
-    data.prepare(*grid().job("data"), Layout(root))
+    prepare(*grid().job("data"), Layout(root))
     return root
 
 

@@ -17,9 +17,10 @@ from oracles import alpha_bar, betas
 from safetensors.torch import load_file
 from scipy.stats import norm
 
-from ddpm import config, noise, provenance
-from ddpm.grid import STAGES, Grid
-from ddpm.layout import Layout
+from ddpm import rng
+from ddpm.pipeline import config, records
+from ddpm.pipeline.grid import STAGES, Grid
+from ddpm.pipeline.layout import Layout
 
 torch.set_num_threads(1)
 
@@ -61,7 +62,7 @@ def measured(stage: str, name: str, layout: Layout, **sections: dict) -> dict:
     """Run a stage; the numbers of its record."""
     module, function = STAGES[stage]
     getattr(import_module(module), function)(*configured(**sections).job(stage, name), layout)
-    record = provenance.read_record(layout.record(stage, name))
+    record = records.read_record(layout.record(stage, name))
     assert record["status"] == "ok"
     return record["result"]
 
@@ -69,7 +70,7 @@ def measured(stage: str, name: str, layout: Layout, **sections: dict) -> dict:
 def clean(layout: Layout, count: int) -> Tensor:
     """The first test images in the stages' order, as x0 in [−1, 1], (N, 64): grey level k of 17 is k/8 − 1."""
     grey = load_file(layout.data)["test_images"]
-    order = noise.permutation(len(grey), "reference", "test")
+    order = rng.permutation(len(grey), "reference", "test")
     return grey[order][:count].double().flatten(1) / 8 - 1
 
 
@@ -123,15 +124,15 @@ def term(layout: Layout, name: str, x0: Tensor, eps: Tensor, t: int, large: bool
 
 def expected_bound(layout: Layout, name: str, times: int, large: bool) -> tuple[dict[str, Array], list[Array]]:
     """Every image's parts in bits/dim, and its terms: `times` of 2 … T by their shares, or all of them."""
-    x0, key, index = clean(layout, IMAGES), noise.key("likelihood", SEED), torch.arange(IMAGES)
+    x0, key, index = clean(layout, IMAGES), rng.key("likelihood", SEED), torch.arange(IMAGES)
     everything = times >= STEPS - 1
     count = STEPS - 1 if everything else times
-    eps = noise.normal(key, index, 0, (1 + count, 64)).double()
+    eps = rng.normal(key, index, 0, (1 + count, 64)).double()
     bar = BAR.numpy()[1:]
     snr = bar / (1 - bar)
     gain = (snr[:-1] - snr[1:]) * (1 - bar[1:])
     share = 0.9 * gain / gain.sum() + 0.1 / (STEPS - 1)
-    u = noise.uniform(key, index, 2**31, (count,)).numpy()
+    u = rng.uniform(key, index, 2**31, (count,)).numpy()
     terms = np.zeros((count, IMAGES))
     for i, k in np.ndindex(IMAGES, count):
         t = 2 + k if everything else 2 + int((np.cumsum(share) <= (k + u[i, k]) / count).sum())
@@ -184,9 +185,9 @@ def expected_flow(layout: Layout, name: str, rows: list[int], probes: int) -> Ar
 
     In y = x/α and s = σ/α the flow is dy/ds = ε̂ (Song, Meng & Ermon 2021, eq. 14), and d log p(y)/ds = −∇·ε̂.
     """
-    key, index = noise.key("ode likelihood", SEED), torch.tensor(rows)
+    key, index = rng.key("ode likelihood", SEED), torch.tensor(rows)
     x0 = clean(layout, 1 + max(rows))[rows]
-    x = x0 + (noise.uniform(key, index, 0, (64,)) - 0.5) / 8
+    x = x0 + (rng.uniform(key, index, 0, (64,)) - 0.5) / 8
     log_bar = (BAR / (1 - BAR)).log()[1:]
 
     def time_log_snr(ell: float) -> Tensor:
@@ -203,7 +204,7 @@ def expected_flow(layout: Layout, name: str, rows: list[int], probes: int) -> Ar
     start, end, count, total = float(-log_bar[0] / 2), float(-log_bar[-1] / 2), 120, 0
     alpha_1, alpha_t = BAR[1].sqrt(), BAR[-1].sqrt()
     for probe in range(probes):
-        signs = (noise.uniform(key, index, 1 + probe, (64,)) < 0.5).double() * 2 - 1
+        signs = (rng.uniform(key, index, 1 + probe, (64,)) < 0.5).double() * 2 - 1
         y, trace, h = x / alpha_1, torch.zeros(len(rows)).double(), (end - start) / count
         for i in range(count):
             ell = start + i * h
@@ -246,22 +247,22 @@ def test_the_record_of_a_likelihood(trained: Layout, tmp_path: Path, stage: str,
     shutil.copytree(trained.root, tmp_path / "results")
     layout, name = Layout(tmp_path / "results"), NETWORKS["learned"]
     if how == "training":
-        record = provenance.read_record(layout.record("train", name)) | {"status": "diverged"}
-        provenance.write_json(layout.record("train", name), record | {"digest": provenance.digest(record)})
+        record = records.read_record(layout.record("train", name)) | {"status": "diverged"}
+        records.write_json(layout.record("train", name), record | {"digest": records.digest(record)})
     elif how == "weights":
         tensors = {k: v * torch.nan for k, v in load_file(layout.weights(name)).items()}
-        provenance.write_tensors(layout.weights(name), tensors)
+        records.write_tensors(layout.weights(name), tensors)
     module, function = STAGES[stage]
     getattr(import_module(module), function)(*configured().job(stage, name), layout)
-    record = provenance.read_record(layout.record(stage, name))
+    record = records.read_record(layout.record(stage, name))
     assert (record["stage"], record["device"]) == (stage, "cpu")
     read = {"data": layout.data, "weights": layout.weights(name)}
-    assert record["inputs"] == {of: provenance.sha256(path) for of, path in read.items()}
+    assert record["inputs"] == {of: records.sha256(path) for of, path in read.items()}
     written = {
         "likelihood": [layout.terms(name), layout.images(stage, name)],
         "ode_likelihood": [layout.images(stage, name)],
     }[stage]
-    assert record["outputs"] == {path.name: provenance.sha256(path) for path in written}
+    assert record["outputs"] == {path.name: records.sha256(path) for path in written}
     assert (record["status"], bool(record["result"])) == (("ok", True) if how == "whole" else ("diverged", False))
     if how == "training":
         assert all(len(path.read_text(encoding="utf-8").splitlines()) == 1 for path in written)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import lock
+from ddpm.pipeline import locks
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def start(folder: Path, body: str, beat: float = 0.1, stale: float = 1.0) -> subprocess.Popen:
     """A process that runs `body` while it holds the lock, with `say` for a line on its stdout."""
     code = (
-        "import sys, time, os\nfrom pathlib import Path\nfrom ddpm.lock import held\n"
+        "import sys, time, os\nfrom pathlib import Path\nfrom ddpm.pipeline.locks import held\n"
         f"say = lambda text: print(text, flush=True)\nwith held(Path({str(folder)!r}), {beat}, {stale}):\n"
     ) + "".join(f"    {line}\n" for line in body.splitlines())
     pipe = subprocess.PIPE
@@ -40,7 +40,7 @@ def foreign(folder: Path, **changes: object) -> Path:
 def take(folder: Path, stale: float = 1.0) -> float:
     """Hold the lock for a moment; the seconds until it was there."""
     begun = time.monotonic()
-    with lock.held(folder, 0.1, stale):
+    with locks.held(folder, 0.1, stale):
         assert [p.name[:5] for p in folder.iterdir()] == ["lock-"]
         return time.monotonic() - begun
 
@@ -76,15 +76,15 @@ def test_a_dead_holder_of_this_machine_is_succeeded_at_once(tmp_path: Path, end:
 
 def test_a_later_process_of_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
     """This very process's number, but another start."""
-    foreign(tmp_path / "x", machine=lock.machine())
+    foreign(tmp_path / "x", machine=locks.machine())
     assert take(tmp_path / "x", stale=1000) < 1
 
 
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
     """A holder that ended and was not yet reaped by its parent."""
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    when = lock.born(child.pid)
-    foreign(tmp_path / "x", machine=lock.machine(), pid=child.pid, born=when)
+    when = locks.born(child.pid)
+    foreign(tmp_path / "x", machine=locks.machine(), pid=child.pid, born=when)
     child.kill()
     while Path(f"/proc/{child.pid}/stat").read_text().split()[2] != "Z":
         time.sleep(0.01)
@@ -131,8 +131,8 @@ def test_a_holder_that_was_taken_for_dead_ends(tmp_path: Path) -> None:
     assert first.stdout.readline() == "in\n"
     first.send_signal(signal.SIGSTOP)
     path = tmp_path / "x" / "lock-1"
-    path.write_text(path.read_text().replace(lock.machine(), "another"))
-    with lock.held(tmp_path / "x", 0.1, 0.5):
+    path.write_text(path.read_text().replace(locks.machine(), "another"))
+    with locks.held(tmp_path / "x", 0.1, 0.5):
         first.send_signal(signal.SIGCONT)
         assert first.wait(5) == 75
         assert [p.name for p in (tmp_path / "x").iterdir()] == ["lock-2"]
@@ -172,14 +172,14 @@ def test_a_folder_that_goes_as_it_is_made(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_folder_that_is_another_by_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS answers ESTALE where the folder was removed and made again; any other trouble is an error."""
-    number, trouble = lock._newest, [errno.ESTALE]
+    number, trouble = locks._newest, [errno.ESTALE]
 
     def stale(folder: Path) -> int:
         if trouble:
             raise OSError(trouble.pop(), "trouble")
         return number(folder)
 
-    monkeypatch.setattr(lock, "_newest", stale)
+    monkeypatch.setattr(locks, "_newest", stale)
     assert take(tmp_path / "x", stale=1000) < 1
     trouble.append(errno.EIO)
     with pytest.raises(OSError, match="trouble"):
@@ -188,24 +188,24 @@ def test_a_folder_that_is_another_by_now(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_trouble_after_the_link_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The predecessor cannot be read again at first: the lock that was just made goes, and is not waited for."""
-    foreign(tmp_path / "x", machine=lock.machine())
-    dead, trouble = lock._Watch.dead, [None, OSError(errno.ESTALE, "stale")]
+    foreign(tmp_path / "x", machine=locks.machine())
+    dead, trouble = locks._Watch.dead, [None, OSError(errno.ESTALE, "stale")]
 
-    def stale(self: lock._Watch, path: Path) -> bool:
+    def stale(self: locks._Watch, path: Path) -> bool:
         if trouble and (error := trouble.pop(0)):
             raise error
         return dead(self, path)
 
-    monkeypatch.setattr(lock._Watch, "dead", stale)
+    monkeypatch.setattr(locks._Watch, "dead", stale)
     assert take(tmp_path / "x", stale=1000) < 1 and not trouble
 
 
 def test_two_that_find_the_same_dead_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One succeeds it, works and releases between the other's look and its link: the other does not hold it too."""
-    foreign(tmp_path / "x", machine=lock.machine())
-    dead, other = lock._Watch.dead, []
+    foreign(tmp_path / "x", machine=locks.machine())
+    dead, other = locks._Watch.dead, []
 
-    def slow(self: lock._Watch, path: Path) -> bool:
+    def slow(self: locks._Watch, path: Path) -> bool:
         found = dead(self, path)
         if not other:
             other.append(start(tmp_path / "x", "say('in')\ntime.sleep(0.7)"))
@@ -213,17 +213,17 @@ def test_two_that_find_the_same_dead_holder(tmp_path: Path, monkeypatch: pytest.
             # It holds lock-2; this one believes that lock-1 is the last and dead.
         return found
 
-    monkeypatch.setattr(lock._Watch, "dead", slow)
+    monkeypatch.setattr(locks._Watch, "dead", slow)
     seconds = take(tmp_path / "x")
     assert other[0].wait(5) == 0 and seconds > 0.7
 
 
 def test_a_new_lock_of_the_dead_ones_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was succeeded, that one released, and a third holds lock-1 anew, between another's look and its link."""
-    foreign(tmp_path / "x", machine=lock.machine())
-    dead, others = lock._Watch.dead, []
+    foreign(tmp_path / "x", machine=locks.machine())
+    dead, others = locks._Watch.dead, []
 
-    def slow(self: lock._Watch, path: Path) -> bool:
+    def slow(self: locks._Watch, path: Path) -> bool:
         found = dead(self, path)
         if not others:
             (own,) = (tmp_path / "x").glob(".lock.*")
@@ -236,7 +236,7 @@ def test_a_new_lock_of_the_dead_ones_number(tmp_path: Path, monkeypatch: pytest.
             own.write_text(content)  # the one that released has removed it
         return found
 
-    monkeypatch.setattr(lock._Watch, "dead", slow)
+    monkeypatch.setattr(locks._Watch, "dead", slow)
     seconds = take(tmp_path / "x")
     assert others[1].wait(5) == 0 and seconds > 0.7
 
@@ -257,7 +257,7 @@ if len(sys.argv) > 1: os.kill(os.getpid(), 9)
 inside.unlink()
 """.strip()
     rng, running, turns = random.Random(0), [], 0
-    code = "import sys, time, os\nfrom pathlib import Path\nfrom ddpm.lock import born, held\nsay = print\n"
+    code = "import sys, time, os\nfrom pathlib import Path\nfrom ddpm.pipeline.locks import born, held\nsay = print\n"
     code += f"while True:\n    with held(Path({str(tmp_path / 'x')!r}), 0.05, 1000):\n"
     code += "".join(f"        {line}\n" for line in body.splitlines()) + "    break\n"
     while turns < 40 or running:

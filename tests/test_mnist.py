@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from project import copy_project, snakemake_files
 
-from ddpm import config
-from ddpm.catalogue import datasets
+from ddpm.pipeline import config
+from ddpm.pipeline.catalogue import datasets
 
 
 @pytest.fixture(scope="module")

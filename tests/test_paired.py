@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import config, data, likelihood, paired, provenance, tables, training
-from ddpm.grid import Grid
-from ddpm.layout import Layout
-from ddpm.results import Results
+from ddpm import tables
+from ddpm.pipeline import config, records
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
+from ddpm.stages import likelihood, ode_likelihood
+from ddpm.stages import train as training
+from ddpm.stages.data import prepare
+from ddpm.tables import paired
 
 ROOT = Path(__file__).parent.parent
 SEEDS, OBJECTIVES, IMAGES = (0, 1), ("eps", "x0", "learned"), 10
@@ -43,11 +48,11 @@ def name(objective: str, seed: int) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """Networks and their likelihoods; read only."""
     layout = Layout(tmp_path_factory.mktemp("paired"))
-    data.prepare(*GRID.job("data"), layout)
+    prepare(*GRID.job("data"), layout)
     for network in GRID.networks:
         training.train(*GRID.job("train", network), layout)
         likelihood.evaluate(*GRID.job("likelihood", network), layout)
-        likelihood.evaluate_ode(*GRID.job("ode_likelihood", network), layout)
+        ode_likelihood.evaluate_ode(*GRID.job("ode_likelihood", network), layout)
     return layout
 
 
@@ -93,8 +98,8 @@ def test_they_are_differences_of_the_table_s_numbers(finished: Layout) -> None:
     found = paired.differences(Results(GRID, finished)).iloc[0]
 
     def mean(objective: str) -> float:
-        records = [provenance.read_record(finished.record("likelihood", name(objective, s))) for s in SEEDS]
-        return sum(r["result"]["bound_bits_per_dim"] for r in records) / 2
+        found = [records.read_record(finished.record("likelihood", name(objective, s))) for s in SEEDS]
+        return sum(r["result"]["bound_bits_per_dim"] for r in found) / 2
 
     least = best(finished, "likelihood")
     assert found["difference"] == pytest.approx(mean(found["objective"]) - mean(least), rel=1e-6)
@@ -110,10 +115,10 @@ def test_what_is_not_there_is_left_out(layout: Layout, spoil: str) -> None:
     elif spoil == "edited":
         layout.images("likelihood", name(least, 1)).write_text("image,bits_per_dim\n0,0.0\n", encoding="utf-8")
     else:
-        weights = {k: v * torch.nan for k, v in provenance.read_tensors(layout.weights(name(least, 1)))[0].items()}
-        provenance.write_tensors(layout.weights(name(least, 1)), weights)
+        weights = {k: v * torch.nan for k, v in records.read_tensors(layout.weights(name(least, 1)))[0].items()}
+        records.write_tensors(layout.weights(name(least, 1)), weights)
         likelihood.evaluate(*GRID.job("likelihood", name(least, 1)), layout)
-        assert provenance.read_record(path)["status"] == "diverged"
+        assert records.read_record(path)["status"] == "diverged"
         assert len(bits(layout, "likelihood", least, 1)) == IMAGES
     found = paired.differences(Results(GRID, layout))
     bound = found[found["measure"] == "nll_bits_per_dim"]

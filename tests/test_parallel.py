@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddpm import config, data, provenance
-from ddpm.grid import Grid, canonical
-from ddpm.layout import Layout
+from ddpm.pipeline import config, records
+from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.layout import Layout
+from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -36,7 +37,7 @@ def grid(processes: int, **training: object) -> Grid:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
-    data.prepare(*grid(1).job("data"), Layout(root))
+    prepare(*grid(1).job("data"), Layout(root))
     return root
 
 
@@ -71,7 +72,7 @@ def test_two_processes_train_what_one_does(folders: list[Path], name: str) -> No
     for a, b in zip(*curves, strict=True):
         (*exact, loss), (*same, other) = a.split(","), b.split(",")
         assert exact == same and math.isclose(float(loss), float(other), rel_tol=2e-5)
-    record = provenance.read_record(Layout(folders[1]).record("train", name))
+    record = records.read_record(Layout(folders[1]).record("train", name))
     assert record["result"]["images_seen"] == 24 * 16 and record["job"]["training"]["processes"] == 2
 
 
@@ -139,9 +140,9 @@ def test_a_failure_in_one_process_is_one_message(folders: list[Path]) -> None:
     data = Layout(folders[0]).data
     data.write_bytes(b"torn")
     # As if it had been made so: else the job stops before its processes start.
-    record = provenance.read_record(Layout(folders[0]).record("data"))
-    record |= {"outputs": {data.name: provenance.sha256(data)}, "bytes": {data.name: 4}}
-    provenance.write_json(Layout(folders[0]).record("data"), record | {"digest": provenance.digest(record)})
+    record = records.read_record(Layout(folders[0]).record("data"))
+    record |= {"outputs": {data.name: records.sha256(data)}, "bytes": {data.name: 4}}
+    records.write_json(Layout(folders[0]).record("data"), record | {"digest": records.digest(record)})
     process = start(folders[0], 2)
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 2

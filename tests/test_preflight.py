@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import preflight
 from ddpm.errors import UserError
-from ddpm.preflight import Request
+from ddpm.pipeline import preflight
+from ddpm.pipeline.preflight import Request
 
 BAD_ACCOUNT = "Invalid account or account/partition combination"
 NODES = "main|1:00:00|16000|8|gpu:a100:4|far1\nmain|1:00:00|32000|16|(null)|far2\ncpu|infinite|64000+|64|(null)|far3\n"

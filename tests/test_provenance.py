@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from ddpm import kept, provenance
 from ddpm.errors import UserError
-from ddpm.layout import Layout
+from ddpm.pipeline import history, records
+from ddpm.pipeline.layout import Layout
 
 ROOT = Path(__file__).parent.parent
 JOB = {"name": "a", "steps": 3}
@@ -28,7 +28,7 @@ def written(folder: Path) -> Path:
     (folder / "in.bin").write_bytes(b"input")
     (folder / "one.bin").write_bytes(b"one")
     (folder / "two.bin").write_bytes(b"two")
-    recorder = provenance.Recorder("train", JOB, "0" * 16, {"data": folder / "in.bin"})
+    recorder = records.Recorder("train", JOB, "0" * 16, {"data": folder / "in.bin"})
     recorder.finish(folder / "record.json", [folder / "one.bin", folder / "two.bin"], steps=3)
     return folder / "record.json"
 
@@ -41,7 +41,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: B
     """Whatever is raised while writing, the file is as it was."""
     path = tmp_path / "result.csv"
     path.write_text("old")
-    with pytest.raises(type(error)), provenance.atomic(path) as temporary:
+    with pytest.raises(type(error)), records.atomic(path) as temporary:
         temporary.write_text("half of the n")
         raise error
     assert path.read_text() == "old"
@@ -57,7 +57,7 @@ def test_a_failed_sync_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "result.csv"
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"), provenance.atomic(path) as temporary:
+    with pytest.raises(OSError, match="No space"), records.atomic(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["result.csv"]
@@ -66,11 +66,11 @@ def test_a_failed_sync_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 def test_success_replaces_the_file_at_the_end(tmp_path: Path) -> None:
     """Until the end readers see the old file; the new one has the permissions of an ordinary one."""
     path = tmp_path / "deep" / "er" / "result.safetensors"
-    with provenance.atomic(path) as temporary:
+    with records.atomic(path) as temporary:
         temporary.write_text("first")
         assert not path.exists()
         assert temporary.parent == path.parent and temporary.suffix == ".safetensors"
-    with provenance.atomic(path) as temporary:
+    with records.atomic(path) as temporary:
         temporary.write_text("second")
         assert path.read_text() == "first"
     assert path.read_text() == "second"
@@ -83,10 +83,10 @@ def test_success_replaces_the_file_at_the_end(tmp_path: Path) -> None:
 def test_json_refuses_what_no_reader_takes(tmp_path: Path) -> None:
     """NaN is no JSON: nothing is written."""
     path = tmp_path / "record.json"
-    provenance.write_json(path, {"ü": 0.1})
+    records.write_json(path, {"ü": 0.1})
     assert json.loads(path.read_text(encoding="utf-8")) == {"ü": 0.1} and "ü" in path.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        provenance.write_json(path, {"a": float("nan")})
+        records.write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8")) == {"ü": 0.1}
     assert names(tmp_path) == ["record.json"]
 
@@ -96,7 +96,7 @@ def test_json_refuses_what_no_reader_takes(tmp_path: Path) -> None:
 
 def test_a_record_holds_what_the_result_depends_on(tmp_path: Path) -> None:
     """Job, code, hashes, status and numbers, in the form that the schema states."""
-    record = provenance.read_record(written(tmp_path))
+    record = records.read_record(written(tmp_path))
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "record.schema.yaml").read_text(encoding="utf-8"))
     jsonschema.validate(record, schema)
     assert record["job"] == JOB and record["code"] == "0" * 16
@@ -130,7 +130,7 @@ def test_a_record_that_cannot_be_read_names_its_file(tmp_path: Path, content: by
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        provenance.read_record(path)
+        records.read_record(path)
     message = str(caught.value)
     assert str(path) in message and said in message and "run" in message
     assert len(message.splitlines()) == 1
@@ -139,14 +139,14 @@ def test_a_record_that_cannot_be_read_names_its_file(tmp_path: Path, content: by
 def test_a_fresh_record_matches(tmp_path: Path) -> None:
     """Same job, same code, outputs as they were left; the order of keys does not count."""
     path = written(tmp_path)
-    assert provenance.matches(path, JOB, "0" * 16)
-    assert provenance.matches(path, dict(reversed(JOB.items())), "0" * 16)
+    assert records.matches(path, JOB, "0" * 16)
+    assert records.matches(path, dict(reversed(JOB.items())), "0" * 16)
 
 
 @pytest.mark.parametrize(("job", "code"), [(JOB | {"steps": 4}, "0" * 16), (JOB, "1" * 16), ({}, "0" * 16)])
 def test_a_record_of_another_job_does_not_match(tmp_path: Path, job: dict, code: str) -> None:
     """Another configuration or other code."""
-    assert not provenance.matches(written(tmp_path), job, code)
+    assert not records.matches(written(tmp_path), job, code)
 
 
 @pytest.mark.parametrize("output", ["one.bin", "two.bin"])
@@ -154,9 +154,9 @@ def test_an_edited_or_missing_output_does_not_match(tmp_path: Path, output: str)
     """One changed byte in one output is enough."""
     path = written(tmp_path)
     (tmp_path / output).write_bytes(b"twO")
-    assert not provenance.matches(path, JOB, "0" * 16)
+    assert not records.matches(path, JOB, "0" * 16)
     (tmp_path / output).unlink()
-    assert not provenance.matches(path, JOB, "0" * 16)
+    assert not records.matches(path, JOB, "0" * 16)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 1}', "[]"])
@@ -164,12 +164,12 @@ def test_a_torn_record_does_not_match(tmp_path: Path, content: str) -> None:
     """What cannot be read is no result."""
     path = written(tmp_path)
     path.write_text(content)
-    assert not provenance.matches(path, JOB, "0" * 16)
+    assert not records.matches(path, JOB, "0" * 16)
 
 
 def test_the_commit_is_that_of_the_project() -> None:
     """A full hash, or nothing where there is no git."""
-    found = provenance.commit()
+    found = records.commit()
     if found["commit"] is None:
         assert found["dirty"] is None
     else:
@@ -185,15 +185,15 @@ def test_a_half_replaced_result_stays_kept(tmp_path: Path) -> None:
     for path in files[:-1]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"old")
-    provenance.Recorder("train", JOB, "0" * 16, {}).finish(record, files[:-1])
+    records.Recorder("train", JOB, "0" * 16, {}).finish(record, files[:-1])
     old = {path.name: path.read_bytes() for path in files}
-    folder = kept.keep(layout, "train", name)
-    with provenance.atomic(files[0]) as temporary:
+    folder = history.keep(layout, "train", name)
+    with records.atomic(files[0]) as temporary:
         temporary.write_bytes(b"new")
-    kept.unused(folder, record)
+    history.unused(folder, record)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == old
     for path in files:
         path.unlink()
         path.hardlink_to(folder / path.name)
-    kept.unused(folder, record)
+    history.unused(folder, record)
     assert not folder.exists() and {p.name: p.read_bytes() for p in files} == old

@@ -12,10 +12,10 @@ import torch
 import yaml
 from test_checks import DEFAULT, ROOT, said
 
-from ddpm import config, kept, machine, provenance, running, status
 from ddpm.errors import UserError
-from ddpm.layout import Layout
-from ddpm.results import Results
+from ddpm.pipeline import config, history, machine, records, running, status
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
 
 # ---- files ------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ def test_weights_that_may_be_inceptions_are_accepted(tmp_path: Path) -> None:
     """Both formats of torch.save; a name that ends in the digits of the file's SHA-256."""
     torch.save(TENSORS, tmp_path / "new.pth")
     torch.save(TENSORS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    digits = provenance.sha256(tmp_path / "new.pth")[:8]
+    digits = records.sha256(tmp_path / "new.pth")[:8]
     shutil.copy(tmp_path / "new.pth", tmp_path / f"named-{digits}.pth")
     for name in ("new.pth", "old.pth", f"named-{digits}.pth"):
         assert said(INCEPTION % (tmp_path / name), "mnist", *machine.checks(cluster=True)) == [], name
@@ -102,7 +102,7 @@ def test_weights_that_cannot_be_inceptions_are_refused(tmp_path: Path) -> None:
     for header, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         packed[packed.index(header) + at] |= 1
     (tmp_path / "locked.pth").write_bytes(packed)
-    found = provenance.sha256(tmp_path / "whole.pth")[:8]
+    found = records.sha256(tmp_path / "whole.pth")[:8]
     wrong = {
         "nowhere.pth": "does not exist",
         ".": "is a folder",
@@ -175,11 +175,11 @@ def test_inception_is_loaded_before_a_cell_is_made(tmp_path: Path, monkeypatch: 
 
 def forged(layout: Layout, stage: str, name: str, change: dict, result: dict) -> Path:
     """A record with a right digest, made by another tool."""
-    recorder, path = provenance.Recorder(stage, {"name": name}, "0" * 16, {}), layout.record(stage, name)
+    recorder, path = records.Recorder(stage, {"name": name}, "0" * 16, {}), layout.record(stage, name)
     recorder.finish(path, [], **result)
     record = json.loads(path.read_text()) | change
     record = {k: v for k, v in record.items() if v != "gone"}
-    provenance.write_json(path, record | {"digest": provenance.digest(record)})
+    records.write_json(path, record | {"digest": records.digest(record)})
     return path
 
 
@@ -223,10 +223,10 @@ def test_a_record_that_lacks_something_is_no_record(tmp_path: Path, change: dict
     grid = config.check(DEFAULT)
     name, layout = next(iter(grid.networks)), Layout(tmp_path)
     path = forged(layout, "train", name, {}, TRAIN)
-    assert provenance.read_record(path, "train")["result"] == TRAIN
+    assert records.read_record(path, "train")["result"] == TRAIN
     path = forged(layout, "train", name, change, TRAIN)
     with pytest.raises(UserError) as caught:
-        provenance.read_record(path, "train")
+        records.read_record(path, "train")
     assert str(caught.value) == f"{path}: not a record of ddpm, {lacking}; run again, what lies there is kept"
     results = Results(grid, layout)
     assert [str(r) for r in results.todo["train", name] if r.kind == "record"] == [
@@ -242,16 +242,16 @@ def test_what_is_measured_is_in_its_record(tmp_path: Path, number: str) -> None:
     result = without({"images": 2, "extractor": "0" * 64, "fid": 1.0}, number)
     path = forged(Layout(tmp_path), "fidelity", "noise", {}, result)
     with pytest.raises(UserError, match=rf"its result\.{number} is missing"):
-        provenance.read_record(path, "fidelity")
+        records.read_record(path, "fidelity")
     forged(Layout(tmp_path), "fidelity", "noise", {"status": "diverged"}, {})
-    assert provenance.read_record(path, "fidelity")["status"] == "diverged"
+    assert records.read_record(path, "fidelity")["status"] == "diverged"
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     """A record is looked at before it is replaced, and what is wrong with it is said."""
     layout = Layout(tmp_path)
     path = forged(layout, "train", "a", {"job": {"name": 3}}, TRAIN)
-    assert kept.flaws(layout, path, path) == {path: "not a record of ddpm, its job.name is of type int"}
+    assert history.flaws(layout, path, path) == {path: "not a record of ddpm, its job.name is of type int"}
 
 
 def made(layout: Layout, stage: str, name: str, outputs: list[Path], result: dict, change: dict | None = None) -> None:
@@ -261,9 +261,9 @@ def made(layout: Layout, stage: str, name: str, outputs: list[Path], result: dic
         path.write_text(path.name)
     job, code = GRID.job(stage, name)
     record = layout.record(stage, name)
-    provenance.Recorder(stage, job, code, layout.inputs(stage, name, job)).finish(record, outputs, **result)
+    records.Recorder(stage, job, code, layout.inputs(stage, name, job)).finish(record, outputs, **result)
     changed = json.loads(record.read_text()) | (change or {})
-    provenance.write_json(record, changed | {"digest": provenance.digest(changed)})
+    records.write_json(record, changed | {"digest": records.digest(changed)})
 
 
 GRID = config.check(DEFAULT)
@@ -305,12 +305,12 @@ def test_a_record_nested_deeply_is_no_record(tmp_path: Path, depth: int) -> None
         for _ in range(depth):
             deep = [deep]
         record["result"] = {"x": deep}
-        text = json.dumps(record | {"digest": provenance.digest(record)})
+        text = json.dumps(record | {"digest": records.digest(record)})
     else:
         text = json.dumps(record).replace('"result": {}', '"result": {"x": ' + "[" * depth + "]" * depth + "}")
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        provenance.read_record(path)
+        records.read_record(path)
     assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
     assert "nested more than 20 deep" in str(caught.value) or depth > 500
     results = Results(grid, layout)
@@ -321,5 +321,5 @@ def test_a_record_nested_deeply_is_no_record(tmp_path: Path, depth: int) -> None
 def test_the_form_of_records_is_that_of_the_schema() -> None:
     """What is asked of a record before it is read is what its schema requires."""
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "record.schema.yaml").read_text(encoding="utf-8"))
-    assert set(schema["required"]) == {"format", *provenance.FORM}
-    assert set(schema["properties"]["costs"]["required"]) == provenance.COSTS.keys()
+    assert set(schema["required"]) == {"format", *records.FORM}
+    assert set(schema["properties"]["costs"]["required"]) == records.COSTS.keys()

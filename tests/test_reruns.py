@@ -16,9 +16,9 @@ import pytest
 import yaml
 from project import command, copy_project, planned, snakemake
 
-from ddpm import provenance
-from ddpm.grid import BASELINES
-from ddpm.layout import Layout
+from ddpm.pipeline import records
+from ddpm.pipeline.grid import BASELINES
+from ddpm.pipeline.layout import Layout
 
 EPS, LEARNED, SCORE = (
     "eps/linear/unconditional/seed0",
@@ -114,27 +114,27 @@ def test_a_change_of_the_configuration(tree: Path, overlay: str, expected: Jobs)
 
 EDITS = {
     "a comment": ("ddpm/samplers.py", "class DDIM", "# A remark.\nclass DDIM", set()),
-    "a docstring": ("ddpm/training.py", "The `train` stage:", "What trains:", set()),
+    "a docstring": ("ddpm/stages/train.py", "The `train` stage:", "What trains:", set()),
     "a sampler": ("ddpm/samplers.py", "self.eta**2 *", "1.0 * self.eta**2 *", drawn(EPS_DDIM, SCORE_DDIM)),
     "a method that no cell uses": ("ddpm/samplers.py", "", "\n\nclass Spare(Sampler):\n    method = 'spare'\n", set()),
-    "training": ("ddpm/training.py", "rise * fall", "fall * rise", trained(*NETWORKS)),
+    "training": ("ddpm/stages/train.py", "rise * fall", "fall * rise", trained(*NETWORKS)),
     "a histogram": (
         "ddpm/baselines.py",
         "= counts.reshape",
         "= 1.0 * counts.reshape",
         of("fidelity", "baselines") | BOTH,
     ),
-    "FID": ("ddpm/fidelity.py", "(images >= 128)", "(images > 127)", MEASURED),
-    "the table": ("ddpm/tables.py", '"status": "n/a"', '"status": str("n/a")', TABLE),
+    "FID": ("ddpm/metrics/extractors.py", "(images >= 128)", "(images > 127)", MEASURED),
+    "the table": ("ddpm/tables/__init__.py", '"status": "n/a"', '"status": str("n/a")', TABLE),
     "the pictures": ("ddpm/figures/canvas.py", "len(columns) + 0.6", "len(columns) + 0.7", FIGURES),
-    "the bound": ("ddpm/likelihood.py", "math.sqrt(len(x0))", "math.sqrt(1.0 * len(x0))", BOUND),
+    "the bound": ("ddpm/stages/likelihood.py", "math.sqrt(len(x0))", "math.sqrt(1.0 * len(x0))", BOUND),
     "a schedule": (
         "ddpm/schedules.py",
         "self.offset) / (1 + self.offset)",
         "self.offset) / (self.offset + 1)",
         trained(SCORE),
     ),
-    "the data": ("ddpm/data.py", "test_size=0.5", "test_size=1 / 2", EVERYTHING),
+    "the data": ("ddpm/datasets/digits.py", "test_size=0.5", "test_size=1 / 2", EVERYTHING),
     "a published number": ("workflow/published/poster.yaml", "title:", "title: A", TABLE),
     "the command line": ("ddpm/cli.py", "", "\n\nX = 1\n", set()),
 }
@@ -201,7 +201,7 @@ def rewrite(path: Path, change: Callable[[dict], object]) -> None:
     """Change a record as if it had been written so."""
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps(record | {"digest": provenance.digest(record)}))
+    path.write_text(json.dumps(record | {"digest": records.digest(record)}))
 
 
 def torn(path: Path) -> None:
@@ -295,12 +295,12 @@ def test_every_record_has_the_form_of_the_schema(tree: Path) -> None:
     """Of every stage, the table's and the pictures' too: costs by phase, hardware, hashes and digest among it."""
     schema = yaml.safe_load((tree / "workflow/schemas/record.schema.yaml").read_text())
     found = [p for p in results(tree).root.rglob("*.json") if p.parent.name != "code" and "fidelity" not in p.parts]
-    records = [provenance.read_record(path) for path in found]
-    for record in records:
+    every = [records.read_record(path) for path in found]
+    for record in every:
         jsonschema.validate(record, schema)
     stages = {"data", "classifier", "train", "likelihood", "sample", "fidelity", "table", "figures"}
-    assert {record["stage"] for record in records} == stages
-    (phases,) = {tuple(record["costs"]["phases"]) for record in records if record["stage"] == "train"}
+    assert {record["stage"] for record in every} == stages
+    (phases,) = {tuple(record["costs"]["phases"]) for record in every if record["stage"] == "train"}
     assert phases == ("loading", "reading", "training", "writing")
 
 
@@ -397,13 +397,13 @@ def test_without_git_and_with_a_clock_that_runs_backwards(copy: Path) -> None:
     for path in at.root.rglob("*"):
         os.utime(path, (4e9, 4e9))
     assert planned(copy) == []
-    record = provenance.read_record(at.record("train", EPS))
+    record = records.read_record(at.record("train", EPS))
     assert record["commit"] is None and record["dirty"] is None
     said = status(copy, EPS_DDIM)
     assert "commit unknown (no git)" in said and str(Path("results/tiny/cells") / EPS_DDIM) in said
     run = tiny(copy, "sample", EPS_DDIM, "--again")
     assert run.returncode == 0, run.stderr
-    assert provenance.read_record(at.record("sample", EPS_DDIM))["costs"]["seconds"] >= 0
+    assert records.read_record(at.record("sample", EPS_DDIM))["costs"]["seconds"] >= 0
     assert planned(copy) == sorted(TABLE)
 
 

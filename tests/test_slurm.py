@@ -14,9 +14,9 @@ import pytest
 from faults import trial
 from struck import Run, files
 
-from ddpm import preflight
 from ddpm.errors import UserError
-from ddpm.preflight import Request
+from ddpm.pipeline import preflight
+from ddpm.pipeline.preflight import Request
 
 if cluster.missing() and not os.environ.get("DDPM_REQUIRE_SLURM"):
     pytest.skip(f"no cluster here: {', '.join(cluster.missing())} missing", allow_module_level=True)

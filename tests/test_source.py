@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import config, grid, source
-from ddpm.grid import BASELINES
+from ddpm.pipeline import config, fingerprints, grid
+from ddpm.pipeline.grid import BASELINES
 
 ROOT = Path(__file__).parent.parent
 Jobs = set[tuple[str, str]]
@@ -20,12 +20,12 @@ Codes = dict[tuple[str, str], str]
 def forget() -> None:
     """Empty every cache of what was read from source."""
     for cached in (
-        source.read,
-        source._reach,
-        source.fingerprint,
-        source.describe,
-        source.methods,
-        source.networks,
+        fingerprints.read,
+        fingerprints._reach,
+        fingerprints.fingerprint,
+        fingerprints.describe,
+        fingerprints.methods,
+        fingerprints.networks,
         grid.known_methods,
     ):
         cached.cache_clear()
@@ -37,10 +37,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Codes]:
     copy = tmp_path_factory.mktemp("pristine") / "ddpm"
     shutil.copytree(ROOT / "ddpm", copy, ignore=shutil.ignore_patterns("__pycache__"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "ROOT", copy)
-        codes = fingerprints()
+        patch.setattr(fingerprints, "ROOT", copy)
+        found = codes()
     forget()
-    return copy, codes
+    return copy, found
 
 
 @pytest.fixture
@@ -54,13 +54,13 @@ def package(pristine: tuple[Path, Codes], tmp_path: Path, monkeypatch: pytest.Mo
     """A copy of the package that fingerprints are read from."""
     copy = tmp_path / "ddpm"
     shutil.copytree(pristine[0], copy)
-    monkeypatch.setattr(source, "ROOT", copy)
+    monkeypatch.setattr(fingerprints, "ROOT", copy)
     forget()
     yield copy
     forget()
 
 
-def fingerprints() -> Codes:
+def codes() -> Codes:
     """The code of every job of the default configuration, by stage and name."""
     forget()
     found = config.check(config.read(ROOT / "config.yaml"))
@@ -72,7 +72,7 @@ def fingerprints() -> Codes:
 
 def changed(before: Codes) -> Jobs:
     """The jobs whose code is no longer what it was."""
-    after = fingerprints()
+    after = codes()
     assert after.keys() == before.keys()
     return {job for job in before if after[job] != before[job]}
 
@@ -138,7 +138,7 @@ def test_comments_layout_and_docstrings_do_not_count(
 
 def test_a_copied_folder_has_the_same_fingerprints(package: Path, before: Codes) -> None:
     """Where the package lies does not count."""
-    assert package.is_relative_to(source.ROOT) and ROOT not in package.parents
+    assert package.is_relative_to(fingerprints.ROOT) and ROOT not in package.parents
     assert changed(before) == set()
 
 
@@ -155,7 +155,7 @@ def test_stages_differ(before: Codes) -> None:
         ("samplers.py", "@dataclass(frozen=True)\nclass Euler(DDIM):\n    method = 'euler'\n    extra: float = 1.0\n"),
         ("objectives.py", "class Other(Target):\n    method = 'other'\n"),
         ("schedules.py", "@dataclass(frozen=True)\nclass Sine(Cosine):\n    method = 'sine'\n"),
-        ("noise.py", "def unused() -> int:\n    return 3\n"),
+        ("rng.py", "def unused() -> int:\n    return 3\n"),
     ],
 )
 def test_a_new_method_reruns_nothing(package: Path, before: Codes, module: str, text: str) -> None:
@@ -192,11 +192,11 @@ CHANGES = {
     "the network": ("networks/unet.py", "ResidualBlock.forward", uses("train sample likelihood")),
     "what the network imports": ("networks/embedding.py", "Condition.forward", uses("train sample likelihood")),
     "the classifier": ("networks/classifier.py", "Classifier.features", uses("classifier fidelity")),
-    "one dataset": ("data.py", "Digits.load", uses("data")),
-    "a dataset that is not used": ("data.py", "MNIST.load", uses("")),
-    "training": ("training.py", "learning_rate", uses("train")),
-    "the bound": ("likelihood.py", "stratified_times", uses("likelihood")),
-    "the tables": ("tables.py", "markdown", uses("table")),
+    "one dataset": ("datasets/digits.py", "Digits.load", uses("data")),
+    "a dataset that is not used": ("datasets/mnist.py", "MNIST.load", uses("")),
+    "training": ("stages/train.py", "learning_rate", uses("train")),
+    "the bound": ("stages/likelihood.py", "stratified_times", uses("likelihood")),
+    "the tables": ("tables/__init__.py", "markdown", uses("table")),
 }
 
 
@@ -224,7 +224,7 @@ def test_a_change_of_code_touches_exactly_the_jobs_that_run_it(
 )
 def test_a_helper_far_below_counts(package: Path, before: Codes, old: str, new: str) -> None:
     """The generator's rounds and constants reach whatever draws from it, and nothing else."""
-    path = package / "noise.py"
+    path = package / "rng.py"
     text = path.read_text(encoding="utf-8")
     assert text.count(old) == 1
     path.write_text(text.replace(old, new), encoding="utf-8")
@@ -270,7 +270,7 @@ HELPER = "def helper(f=None): return {value}\nclass Base:\n    x = {value}\ndef 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
 def test_a_name_is_followed_however_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """A change behind the name changes the fingerprint; a change beside it does not."""
-    monkeypatch.setattr(source, "ROOT", tmp_path)
+    monkeypatch.setattr(fingerprints, "ROOT", tmp_path)
     (tmp_path / "__init__.py").write_text("")
     (tmp_path / "a.py").write_text(text)
     (tmp_path / "c.py").write_text("from ddpm.b import helper\n")
@@ -278,7 +278,7 @@ def test_a_name_is_followed_however_it_is_imported(tmp_path: Path, monkeypatch: 
     for value, other in ((1, 1), (1, 2), (2, 2)):
         (tmp_path / "b.py").write_text(HELPER.format(value=value, other=other))
         forget()
-        found.append(source.fingerprint(frozenset({("ddpm.a", "entry")})))
+        found.append(fingerprints.fingerprint(frozenset({("ddpm.a", "entry")})))
     forget()
     assert found[0] == found[1]
     assert found[1] != found[2]
@@ -287,9 +287,7 @@ def test_a_name_is_followed_however_it_is_imported(tmp_path: Path, monkeypatch: 
 # ---- no torch ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "statement", ["import ddpm", "import ddpm.grid, ddpm.config, ddpm.provenance, ddpm.layout, ddpm.cli, ddpm.source"]
-)
+@pytest.mark.parametrize("statement", ["import ddpm", "import ddpm.cli, ddpm.pipeline.status, ddpm.pipeline.preflight"])
 def test_what_snakemake_imports_loads_no_torch(statement: str) -> None:
     """Every cluster job parses the Snakefile again: none of it waits for torch, numpy or pandas."""
     heavy = "{m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'pandas', 'sklearn', 'torchvision'}"
@@ -306,7 +304,7 @@ def test_what_snakemake_imports_loads_no_torch(statement: str) -> None:
 def test_a_whole_grid_is_expanded_without_torch() -> None:
     """Checking the configuration and fingerprinting every job imports no torch either."""
     script = (
-        "import sys; from ddpm import config; g = config.check(config.read('config.yaml'));"
+        "import sys; from ddpm.pipeline import config; g = config.check(config.read('config.yaml'));"
         "[g.job(s, n) for n in g.runs for s, n in g.needed('fidelity', n)]; g.job('table');"
         "print('torch' in sys.modules)"
     )
@@ -324,12 +322,3 @@ def test_importing_the_package_is_quick() -> None:
         for _ in range(3)
     ]
     assert min(seconds) < 0.2
-
-
-def test_an_attribute_that_is_no_module_is_an_attribute_error() -> None:
-    """The package names its modules and nothing else."""
-    import ddpm
-
-    assert ddpm.grid is grid and "samplers" in dir(ddpm)
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = ddpm.nonsense

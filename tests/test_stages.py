@@ -1,6 +1,6 @@
 """The value of every stage's result against an independent computation, from the stored data to the stored numbers.
 
-Draws are stated by what they are for (`ddpm.noise`), everything else by the formulas: the loops here know nothing of
+Draws are stated by what they are for (`ddpm.rng`), everything else by the formulas: the loops here know nothing of
 schedules, objectives, samplers and optimisers.
 """
 
@@ -17,10 +17,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from ddpm import config, data, fidelity, guide, networks, noise, provenance, sampling, training
-from ddpm.grid import Grid
-from ddpm.layout import Layout
+from ddpm import networks, rng
 from ddpm.networks.classifier import Classifier, NoisyClassifier
+from ddpm.pipeline import config, records
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.stages import classifier, fidelity, guide
+from ddpm.stages import sample as sampling
+from ddpm.stages import train as training
+from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -72,7 +77,7 @@ def grid() -> Grid:
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A tree with the data."""
     found = Layout(tmp_path_factory.mktemp("stages"))
-    data.prepare(*grid().job("data"), found)
+    prepare(*grid().job("data"), found)
     return found
 
 
@@ -85,7 +90,7 @@ def digits(layout: Layout) -> dict[str, Tensor]:
 
 def seeded(*parts: object) -> None:
     """What is drawn for these parts next comes from torch's own generator."""
-    torch.manual_seed(noise.key(*parts) % 2**63)
+    torch.manual_seed(rng.key(*parts) % 2**63)
 
 
 class Adam:
@@ -167,14 +172,14 @@ def test_training_is_an_own_loop(layout: Layout, digits: dict[str, Tensor], name
 
     seeded("weights", name)
     network = networks.build(SMALL, (1, 8, 8), 2 if mixed else 1, 10 if mixed else 0)
-    images, labels, key = digits["train_images"], digits["train_labels"], noise.key("training", name)
-    order = torch.cat([noise.permutation(len(images), "order", name, epoch) for epoch in range(2)])
+    images, labels, key = digits["train_images"], digits["train_labels"], rng.key("training", name)
+    order = torch.cat([rng.permutation(len(images), "order", name, epoch) for epoch in range(2)])
     optimiser, average, curve, norms, weights_seen = Adam(network, beta2=0.99), None, [], [], []
     last = {t: deque(maxlen=10) for t in range(1, 5)}
     for step in range(steps):
         index, place = order[step * size : (step + 1) * size], torch.arange(size)
-        eps = noise.normal(key, place, 2 * step, (1, 8, 8)).double()
-        u = noise.uniform(key, place, 2 * step + 1, (2,))
+        eps = rng.normal(key, place, 2 * step, (1, 8, 8)).double()
+        u = rng.uniform(key, place, 2 * step + 1, (2,))
         spread = (u[0, 0] + place / size) % 1
         p = torch.full((4,), 0.25, dtype=torch.float64)
         if mixed and all(len(values) == 10 for values in last.values()):
@@ -225,7 +230,7 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
 
     network = networks.build(SMALL, (1, 8, 8), 1, 10 if guided else 0)
     network.load_state_dict(load_file(layout.weights(name)))
-    index, key = torch.arange(50), noise.key("sampling", name)
+    index, key = torch.arange(50), rng.key("sampling", name)
     stored = load_file(layout.data)
     known = stored["train_labels"]
     # In proportion: 50 · n_c/n, rounded down, and one more where the remainders are largest.
@@ -233,8 +238,8 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
     whole = share.floor()
     whole[(share - whole).topk(50 - int(whole.sum())).indices] += 1
     labels = torch.tensor([c for c in range(10) for _ in range(int(whole[c]))])
-    labels = labels[noise.permutation(50, "labels", name)]
-    x = noise.normal(key, index, 0, (1, 8, 8)).double()
+    labels = labels[rng.permutation(50, "labels", name)]
+    x = rng.normal(key, index, 0, (1, 8, 8)).double()
     times = [4, 3, 2, 1, 0] if chain else [4, 2, 0]
     for draw, (t, s) in enumerate(pairwise(times), start=1):
         bar, before = BAR[t], BAR[s]
@@ -252,7 +257,7 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
             mean = before.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - before) * x
             x = mean / (1 - bar)
             if s > 0:
-                x = x + beta.sqrt() * noise.normal(key, index, draw, (1, 8, 8)).double()
+                x = x + beta.sqrt() * rng.normal(key, index, draw, (1, 8, 8)).double()
         else:
             x = before.sqrt() * x0 + (1 - before).sqrt() * (x - alpha * x0) / sigma
     exact = (x + 1) * 8
@@ -265,7 +270,7 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
         assert torch.equal(found["labels"], labels) and not torch.equal(labels, known[:50])
     else:
         assert "labels" not in found
-    result = provenance.read_record(layout.record("sample", cell))["result"]
+    result = records.read_record(layout.record("sample", cell))["result"]
     # Clipped, every image reaches the bounds; E‖x − E x‖² of grey levels, as a multiple of the training half's.
     spread = [images.double().var(0, correction=0).sum() for images in (found["images"], stored["train_images"])]
     assert result.pop("spread") == pytest.approx(float(spread[0] / spread[1]), rel=1e-6)
@@ -283,7 +288,7 @@ def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> 
     stored = load_file(layout.guide(name))
     seeded("guide weights", name)
     network = NoisyClassifier((1, 8, 8), 10, 16)
-    images, labels, key = digits["train_images"], digits["train_labels"], noise.key("guide", name)
+    images, labels, key = digits["train_images"], digits["train_labels"], rng.key("guide", name)
 
     def answers(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         bar = BAR[t].reshape(-1, 1, 1, 1)
@@ -292,9 +297,9 @@ def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> 
 
     optimiser, seen = Adam(network, beta2=0.999), set()
     for step in range(6):
-        u = noise.uniform(key, torch.arange(20), 2 * step, (2,))
+        u = rng.uniform(key, torch.arange(20), 2 * step, (2,))
         index, t = (u[:, 0] * len(images)).long(), 1 + (4 * u[:, 1]).long()
-        eps = noise.normal(key, torch.arange(20), 2 * step + 1, (1, 8, 8)).double()
+        eps = rng.normal(key, torch.arange(20), 2 * step + 1, (1, 8, 8)).double()
         log_p = answers(images[index], eps, t).log_softmax(1)
         loss = -log_p[torch.arange(20), labels[index]].mean()
         gradients = torch.autograd.grad(loss, list(network.parameters()))
@@ -306,8 +311,8 @@ def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> 
         error = (stored[parameter] - expected).abs()
         assert float(error.max()) < 1e-4 and float(error.mean()) < 1e-6, parameter
 
-    eps = noise.normal(noise.key("guide test"), torch.arange(len(digits["test_images"])), 0, (1, 8, 8)).double()
-    found = provenance.read_record(layout.record("guide", name))["result"]["accuracy_by_time"]
+    eps = rng.normal(rng.key("guide test"), torch.arange(len(digits["test_images"])), 0, (1, 8, 8)).double()
+    found = records.read_record(layout.record("guide", name))["result"]["accuracy_by_time"]
     network.load_state_dict(stored)
     for part, t in (("0.0", 1), ("0.25", 1), ("0.5", 2), ("0.75", 3), ("1.0", 4)):
         at = torch.full((len(eps),), t)
@@ -320,7 +325,7 @@ def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> 
 
 def test_the_classifier_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> None:
     """AdamW with one cycle of rates and momenta (Smith & Topin 2019) on bytes; its scale and its accuracy."""
-    fidelity.train_classifier(*grid().job("classifier"), layout)
+    classifier.train_classifier(*grid().job("classifier"), layout)
     stored = load_file(layout.classifier)
     seeded("classifier", 0)
     network = Classifier((1, 8, 8), 10, 4, 16)
@@ -328,7 +333,7 @@ def test_the_classifier_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]
     labels, optimiser, step = digits["train_labels"], Adam(network, beta2=0.999, decay=0.01), 0
     total = 2 * 9
     for epoch in range(2):
-        for index in noise.permutation(len(images), "classifier", 0, epoch).split(100):
+        for index in rng.permutation(len(images), "classifier", 0, epoch).split(100):
             # Up from 1/25 of the rate over the first three tenths, then down to 1/250 000; the momentum the other way.
             peak = 0.3 * total - 1
             if step <= peak:
@@ -350,7 +355,7 @@ def test_the_classifier_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]
         features, right = network.features(images).double(), network(tests).argmax(1) == digits["test_labels"]
     scale = math.sqrt(np.trace(np.cov(features.numpy(), rowvar=False)) / 16)
     assert float(stored["scale"]) == pytest.approx(scale, rel=1e-4) and int(stored["side"]) == 8
-    found = provenance.read_record(layout.record("classifier"))["result"]["test_accuracy"]
+    found = records.read_record(layout.record("classifier"))["result"]["test_accuracy"]
     assert found == pytest.approx(float(right.double().mean()), abs=3 / len(right))
 
 
@@ -370,12 +375,12 @@ def within(features: np.ndarray, guessed: np.ndarray) -> float:
 
 def test_fidelity_is_numpys(layout: Layout) -> None:
     """FID to both halves, plain and binarized, diversity and label accuracy of a cell, from files to record."""
-    fidelity.train_classifier(*grid().job("classifier"), layout)
+    classifier.train_classifier(*grid().job("classifier"), layout)
     name = "v/short/conditional/seed0"
     training.train(*grid().job("train", name), layout)
     sampling.sample(*grid().job("sample", CELL), layout)
     fidelity.evaluate(*grid().job("fidelity", CELL), layout)
-    result = provenance.read_record(layout.record("fidelity", CELL))["result"]
+    result = records.read_record(layout.record("fidelity", CELL))["result"]
 
     stored, real, ours = load_file(layout.classifier), load_file(layout.data), load_file(layout.samples(CELL))
     scale = float(stored.pop("scale"))

@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 
-from ddpm import config, provenance, tables, verdict
-from ddpm.grid import STAGES
-from ddpm.layout import Layout
-from ddpm.results import Results
+from ddpm import tables
+from ddpm.pipeline import config, records, verdict
+from ddpm.pipeline.grid import STAGES
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
 
 torch.set_num_threads(1)
 
@@ -88,7 +89,7 @@ def table(finished: Layout, untrained: None) -> pd.DataFrame:
 
 def number(layout: Layout, stage: str, name: str, key: str) -> float:
     """One number of one record."""
-    return provenance.read_record(layout.record(stage, name))["result"][key]
+    return records.read_record(layout.record(stage, name))["result"][key]
 
 
 def row(table: pd.DataFrame, *axes: str) -> pd.Series:
@@ -166,7 +167,7 @@ def test_fid_is_given_as_a_multiple_of_the_topline(finished: Layout, table: pd.D
     baselines = {"stratified": "real", "by chance": "real-by-chance"}
     for column in ("fid", "fid_binarized"):
         for _, found in table[table["status"] == "ok"].iterrows():
-            of = provenance.read_record(finished.record("fidelity", baselines[found["topline"]]))["result"]
+            of = records.read_record(finished.record("fidelity", baselines[found["topline"]]))["result"]
             assert found[f"{column}_over_topline"] == pytest.approx(found[column] / of[column], rel=1e-12)
             assert found[f"{column}_topline"] == of[column]
             assert found[f"{column}_topline_low"] == of[f"{column}_low"] < of[column]
@@ -202,7 +203,7 @@ def test_the_heading_says_what_one_means(layout: Layout) -> None:
     write(layout)
     text = (layout.root / "table.md").read_text(encoding="utf-8")
     for name, baseline in (("stratified", "real"), ("by chance", "real-by-chance")):
-        of = provenance.read_record(layout.record("fidelity", baseline))["result"]
+        of = records.read_record(layout.record("fidelity", baseline))["result"]
         line = next(line for line in text.splitlines() if line.split("|")[1:2] and line.split("|")[1].strip() == name)
         for column in ("fid", "fid_binarized"):
             mean, low, high = (of[column + end] for end in ("", "_low", "_high"))
@@ -256,9 +257,9 @@ def test_every_record_has_the_form_of_the_schema(finished: Layout) -> None:
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "record.schema.yaml").read_text(encoding="utf-8"))
     for stage, name in GRID.jobs:
         path = finished.record(stage, name)
-        jsonschema.validate(provenance.read_record(path), schema)
-        assert provenance.read_record(path)["stage"] == stage
-        assert provenance.matches(path, *GRID.job(stage, name))
+        jsonschema.validate(records.read_record(path), schema)
+        assert records.read_record(path)["stage"] == stage
+        assert records.matches(path, *GRID.job(stage, name))
 
 
 # ---- what is written --------------------------------------------------------------------------------------
@@ -354,7 +355,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     """Change a record in place, as if it had been written so."""
     record = json.loads(path.read_text(encoding="utf-8"))
     change(record)
-    record["digest"] = provenance.digest(record)
+    record["digest"] = records.digest(record)
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -432,7 +433,7 @@ def test_a_table_says_how_many_cells_it_holds(layout: Layout) -> None:
     layout.record("fidelity", f"{CELL}/seed1").unlink()
     write(layout)
     assert "# digits: 3 of 4 cells" in (layout.root / "table.md").read_text()
-    found = provenance.read_record(layout.record("table"))["result"]
+    found = records.read_record(layout.record("table"))["result"]
     assert found == {"cells": 3, "of": 4, "missing": 1}
     results = Results(GRID, layout)
     assert set(results.todo) == {("fidelity", f"{CELL}/seed1"), ("table", ""), ("figures", "")}

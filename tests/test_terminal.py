@@ -8,12 +8,15 @@ import pytest
 import torch
 from oracles import EVERY, GaussianDenoiser, last, time
 
-from ddpm import config, data, terminal, training
-from ddpm.catalogue import ConfigError
+from ddpm import terminal
 from ddpm.errors import UserError
-from ddpm.layout import Layout
+from ddpm.pipeline import config
+from ddpm.pipeline.catalogue import ConfigError
+from ddpm.pipeline.layout import Layout
 from ddpm.samplers import DDIM
 from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule
+from ddpm.stages import train as training
+from ddpm.stages.data import prepare
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,7 +109,7 @@ def test_what_the_start_costs(k: float) -> None:
 def test_training_measures_the_data(tmp_path: Path, schedule: dict, message: str) -> None:
     """A schedule of one's own is not known before: training asks it, and takes the data's own standard deviation."""
     layout, grid = Layout(tmp_path), config.check(config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"))
-    data.prepare(*grid.job("data"), layout)
+    prepare(*grid.job("data"), layout)
     job, code = grid.job("train", "eps/linear/unconditional/seed0")
     with pytest.raises(UserError, match=message.format(job["name"])):
         training.train(job | {"schedule": schedule}, code, layout)

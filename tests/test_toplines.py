@@ -7,10 +7,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from ddpm import fidelity, toplines
-from ddpm.data import Data, Split, proportional, stratified
+from ddpm.datasets.dataset import Data, Split, proportional, stratified
 from ddpm.errors import UserError
-from ddpm.sampling import draw_labels
+from ddpm.metrics import distances, toplines
+from ddpm.stages.sample import draw_labels
 
 torch.set_num_threads(1)
 
@@ -79,7 +79,7 @@ def test_the_fast_distance_is_torch_fidelitys(size: int) -> None:
     g = torch.Generator().manual_seed(size)
     mixing = torch.eye(size, dtype=torch.float64) + 0.1 * torch.randn(size, size, generator=g, dtype=torch.float64)
     a, b = (torch.randn(10 * size, size, generator=g, dtype=torch.float64) @ mixing + shift for shift in (0.0, 0.2))
-    expected = fidelity.frechet(statistics(a), statistics(b))
+    expected = distances.frechet(statistics(a), statistics(b))
     assert toplines.Distance(statistics(b))(a.mean(0), a.T.cov()) == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert expected > 0.01
 
@@ -173,7 +173,7 @@ def test_a_topline_is_the_law_of_fresh_sets(chance: bool) -> None:
     g, count = torch.Generator().manual_seed(5), 200
     test = statistics(fresh(g, even(200))[0])
     mean, low, high = toplines.topline(*fresh(g, even(10000)), test, count, chance)
-    found = np.array([fidelity.frechet(statistics(drawn(g, count, chance)), test) for _ in range(600)])
+    found = np.array([distances.frechet(statistics(drawn(g, count, chance)), test) for _ in range(600)])
     assert mean == pytest.approx(found.mean(), rel=0.08)
     assert (high - low) / 3.92 == pytest.approx(found.std(), rel=0.15)
     assert 0.93 <= ((low <= found) & (found <= high)).mean() <= 0.975
@@ -190,7 +190,7 @@ def test_the_interval_holds_fresh_sets(chance: bool, count: int, monkeypatch: py
     for _ in range(120):
         test = statistics(fresh(g, even(300))[0])
         mean, low, high = toplines.topline(*fresh(g, even(300)), test, count, chance)
-        found.append(fidelity.frechet(statistics(drawn(g, count, chance)), test))
+        found.append(distances.frechet(statistics(drawn(g, count, chance)), test))
         means.append(mean)
         held.append(low <= found[-1] <= high)
     assert 0.88 <= np.mean(held) <= 0.99
@@ -202,7 +202,7 @@ def test_all_of_the_training_half_is_one_set() -> None:
     g = torch.Generator().manual_seed(2)
     (features, label), test = fresh(g, even(300)), statistics(fresh(g, even(300))[0])
     mean, low, high = toplines.topline(features, label, test, 300, False)
-    assert mean == pytest.approx(fidelity.frechet(statistics(features), test), rel=1e-9)
+    assert mean == pytest.approx(distances.frechet(statistics(features), test), rel=1e-9)
     assert low < mean < high
     other = toplines.topline(features, label + 3, test, 300, True)
     assert other[0] > 1.2 * mean and other == toplines.topline(features, label, test, 300, True)
@@ -219,7 +219,7 @@ def test_chance_on_the_digits() -> None:
 
     def mean(counts: Callable[[], np.ndarray]) -> float:
         sets = [np.concatenate([rng.permutation(c)[:k] for c, k in zip(classes, counts(), strict=True)]) for _ in draws]
-        return float(np.mean([fidelity.frechet(statistics(torch.from_numpy(train[s])), to) for s in sets]))
+        return float(np.mean([distances.frechet(statistics(torch.from_numpy(train[s])), to) for s in sets]))
 
     draws = range(400)
     fixed = proportional(torch.from_numpy(np.bincount(labels)), 300).numpy()

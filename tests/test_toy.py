@@ -15,21 +15,27 @@ from PIL import Image
 from test_pipeline import ROOT, copy_project
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from ddpm import catalogue, config, data, fidelity, figures, flow, provenance, sampling
-from ddpm import noise as rng
+from ddpm import figures, probability_flow, rng
+from ddpm.datasets import dataset as data
+from ddpm.datasets import points
 from ddpm.exact import ExactDenoiser, Mixture
 from ddpm.figures import plane
 from ddpm.figures.points import Clouds, law_of
-from ddpm.layout import Layout
+from ddpm.metrics import distances
+from ddpm.pipeline import catalogue, config, records
+from ddpm.pipeline.layout import Layout
 from ddpm.samplers import Sampler
 from ddpm.schedules import Geometric, Karras, Linear, Schedule
+from ddpm.stages import classifier, fidelity
+from ddpm.stages import sample as sampling
+from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
 Tensor = torch.Tensor
 TOY = config.read(ROOT / "config.yaml", ROOT / "workflow/config/toy.yaml")
 SCHEDULES = {"linear": Linear(), "karras": Karras(), "geometric": Geometric(sigma_min=0.3, sigma_max=15.0)}
-POINTS = [data.GaussianMixture, data.Ring, data.Moons, data.Circles, data.Spiral, data.Checkerboard]
+POINTS = [points.GaussianMixture, points.Ring, points.Moons, points.Circles, points.Spiral, points.Checkerboard]
 
 
 def mixture() -> Mixture:
@@ -158,7 +164,7 @@ def test_flow_of_a_gaussian(name: str) -> None:
     single = Mixture(torch.ones(1), law.means[:1], law.covariances[:1])
     denoiser, t, s = ExactDenoiser(single, schedule), time(900), time(30)
     x = randn(10, 6, 2) * (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).sqrt()
-    (solved,) = flow.solve(denoiser, x, torch.stack([t, s]), None, 1e-9, 1e-9)
+    (solved,) = probability_flow.solve(denoiser, x, torch.stack([t, s]), None, 1e-9, 1e-9)
     x_s = denoiser.flow(x, t, s)
     torch.testing.assert_close(x_s, solved, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(denoiser.flow(x_s, s, t), x, rtol=1e-10, atol=1e-10)
@@ -175,7 +181,9 @@ def test_flow_carries_the_density_of_a_mixture() -> None:
     law, schedule = mixture(), Geometric(sigma_min=0.1, sigma_max=5000.0)
     denoiser, x, t = ExactDenoiser(law, schedule), mixture().means, time(1)
     found = [
-        flow.log_density(denoiser, x, t, None, torch.tensor(v, dtype=torch.float64).expand_as(x), 1e-6, 1e-6)
+        probability_flow.log_density(
+            denoiser, x, t, None, torch.tensor(v, dtype=torch.float64).expand_as(x), 1e-6, 1e-6
+        )
         for v in ([1.0, 1.0], [1.0, -1.0])
     ]
     torch.testing.assert_close(sum(found) / 2, denoiser.log_density(x, t), rtol=0, atol=5e-4)
@@ -185,7 +193,7 @@ def test_flow_carries_the_density_of_a_mixture() -> None:
 
 
 @pytest.mark.parametrize("kind", POINTS)
-def test_points_come_from_their_seed(kind: type[data.Points]) -> None:
+def test_points_come_from_their_seed(kind: type[points.Points]) -> None:
     """Float32 (N, 2) with labels 0 … classes − 1; more points begin with the same ones; halves and seeds differ."""
     train, test = kind(train=500, test=400).load()
     more, _ = kind(train=900, test=2).load()
@@ -201,16 +209,16 @@ def test_points_come_from_their_seed(kind: type[data.Points]) -> None:
 ARC = 25 * np.array([0.5 + 0.25, 0.5 - 0.5 * 2 / math.pi + 0.0625]) + 0.16
 SQUARES = [(2 * i + r % 2 - 1.5, r - 1.5) for r in range(4) for i in range(2)]
 MOMENTS = {
-    data.GaussianMixture: ([3, 3], [17, 17, 16]),
-    data.Ring: ([0, 0], [18.25, 18.25, 0]),
-    data.Moons: ([0, 0], [*ARC, 25 * (-0.5 * 2 / math.pi + 0.125)]),
-    data.Circles: ([0, 0], [11.34, 11.34, 0]),
-    data.Checkerboard: ([0, 0], [12, 12, 9 * sum(x * y for x, y in SQUARES) / 8]),
+    points.GaussianMixture: ([3, 3], [17, 17, 16]),
+    points.Ring: ([0, 0], [18.25, 18.25, 0]),
+    points.Moons: ([0, 0], [*ARC, 25 * (-0.5 * 2 / math.pi + 0.125)]),
+    points.Circles: ([0, 0], [11.34, 11.34, 0]),
+    points.Checkerboard: ([0, 0], [12, 12, 9 * sum(x * y for x, y in SQUARES) / 8]),
 }
 
 
 @pytest.mark.parametrize("kind", MOMENTS)
-def test_moments_of_the_laws(kind: type[data.Points]) -> None:
+def test_moments_of_the_laws(kind: type[points.Points]) -> None:
     """Mean and covariance of 200 000 points, within five standard errors."""
     count = 200_000
     x = kind(train=count, test=2).load()[0].images.double()
@@ -224,18 +232,18 @@ def test_moments_of_the_laws(kind: type[data.Points]) -> None:
 
 def test_shapes_of_the_laws() -> None:
     """Squares of one colour only; radii and angles along the arms; two circles; labels where they belong."""
-    board, _ = data.Checkerboard(train=5000).load()
+    board, _ = points.Checkerboard(train=5000).load()
     x, y = (board.images.double() / 3 + 2).floor().unbind(1)
     assert ((x + y) % 2 == 0).all() and x.min() == y.min() == 0 and x.max() == y.max() == 3
     assert torch.equal(board.labels, (2 * y + x // 2).long())
-    spiral, _ = data.Spiral(train=5000, spread=0.0).load()
+    spiral, _ = points.Spiral(train=5000, spread=0.0).load()
     radius = spiral.images.double().norm(dim=1) / 8
     angle = 2 * math.pi * (1.25 * radius + spiral.labels / 2)
-    torch.testing.assert_close(spiral.images.double(), data.polar(8 * radius, angle), rtol=0, atol=1e-4)
+    torch.testing.assert_close(spiral.images.double(), points.polar(8 * radius, angle), rtol=0, atol=1e-4)
     assert float(radius.mean()) == pytest.approx(0.5, abs=0.02)
-    circles, _ = data.Circles(train=5000, spread=0.0).load()
+    circles, _ = points.Circles(train=5000, spread=0.0).load()
     torch.testing.assert_close(circles.images.norm(dim=1), torch.where(circles.labels == 1, 3.0, 6.0))
-    moons, _ = data.Moons(train=5000, spread=0.0).load()
+    moons, _ = points.Moons(train=5000, spread=0.0).load()
     upper = moons.images[moons.labels == 0] / 5 - torch.tensor([-0.5, -0.25])
     assert float((upper.norm(dim=1) - 1).abs().max()) < 1e-5 and float(upper[:, 1].min()) > -1e-5
     flipped = -moons.images[moons.labels == 1] / 5 - torch.tensor([-0.5, -0.25])
@@ -245,14 +253,14 @@ def test_shapes_of_the_laws() -> None:
 def test_stored_points_are_exact(tmp_path: Path) -> None:
     """Continuous data are neither scaled nor rounded; the record holds the test half's bits/dim under its own law."""
     layout, spec = Layout(tmp_path), {"name": "ring", "train": 30, "test": 50, "radius": 2.0}
-    data.prepare({"data": spec}, "0" * 16, layout)
-    found, (train, test) = data.read(layout.data), data.Ring(train=30, test=50, radius=2.0).load()
+    prepare({"data": spec}, "0" * 16, layout)
+    found, (train, test) = data.read(layout.data), points.Ring(train=30, test=50, radius=2.0).load()
     assert torch.equal(found.train.images, train.images) and torch.equal(found.test.images, test.images)
     assert (found.levels, found.classes, found.shape) == (0, 8, (2,))
     far = 1e3 * test.images
     assert torch.equal(found.scale(far), far) and torch.equal(found.quantise(far), far)
-    bits = -independent(data.Ring(radius=2.0).law()).log_prob(test.images.double()).mean() / (2 * math.log(2))
-    record = provenance.read_record(layout.record("data"))
+    bits = -independent(points.Ring(radius=2.0).law()).log_prob(test.images.double()).mean() / (2 * math.log(2))
+    record = records.read_record(layout.record("data"))
     assert record["result"]["test_bits_per_dim"] == pytest.approx(float(bits), rel=1e-12)
 
 
@@ -293,15 +301,15 @@ def test_what_wants_images_is_refused(change: dict, message: str) -> None:
 def test_frechet_distance_of_coordinates(tmp_path: Path) -> None:
     """‖µ − µ′‖² + tr(Σ + Σ′ − 2 (Σ Σ′)^½) of the points themselves, and no binarized twin."""
     layout = Layout(tmp_path)
-    data.prepare({"data": {"name": "ring"}}, "0" * 16, layout)
+    prepare({"data": {"name": "ring"}}, "0" * 16, layout)
     settings = TOY["classifier"] | {"epochs": 1}
-    fidelity.train_classifier({"classifier": settings, "threads": 1}, "0" * 16, layout)
-    accuracy = provenance.read_record(layout.record("classifier"))["result"]["test_accuracy"]
+    classifier.train_classifier({"classifier": settings, "threads": 1}, "0" * 16, layout)
+    accuracy = records.read_record(layout.record("classifier"))["result"]["test_accuracy"]
     assert accuracy > 0.95
     job = {"images": 2000, "fidelity": {"extractor": "identity", "weights": ""}, "threads": 1}
     for name in ("real", "noise"):
         fidelity.evaluate(job | {"name": name}, "0" * 16, layout)
-    real, noise = (provenance.read_record(layout.record("fidelity", n))["result"] for n in ("real", "noise"))
+    real, noise = (records.read_record(layout.record("fidelity", n))["result"] for n in ("real", "noise"))
     both = data.read(layout.data)
     box = torch.lerp(
         both.train.images.amin(0),
@@ -315,7 +323,7 @@ def test_frechet_distance_of_coordinates(tmp_path: Path) -> None:
     assert noise["fid"] == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
     assert 0 < real["fid_low"] < real["fid"] < real["fid_high"] < noise["fid"]
     some = data.stratified(both.train, 2000, "real row")
-    assert real["sliced_wasserstein"] == fidelity.sliced_wasserstein(some, both.test.images)
+    assert real["sliced_wasserstein"] == distances.sliced_wasserstein(some, both.test.images)
     assert "fid_binarized" not in real and real["extractor"] == noise["extractor"] == "identity"
     assert noise["sliced_wasserstein"] > 5 * real["sliced_wasserstein"]
 
@@ -332,7 +340,7 @@ def test_samplers_of_the_grid_on_the_exact_denoiser(schedule: str, sampler: str)
 
     Plain Langevin dynamics does not (001, figure 3.2): it keeps to the modes that its points start near.
     """
-    checked, law = config.check(TOY), data.GaussianMixture().law()
+    checked, law = config.check(TOY), points.GaussianMixture().law()
     denoiser = ExactDenoiser(law, Schedule.make(checked.axis("schedule", schedule)))
     walk = sampling.chain(
         denoiser, Sampler.make(checked.axis("sampler", sampler)), "toy", torch.arange(2000), None, (2,)
@@ -374,8 +382,8 @@ def test_table_of_points(tree: Path) -> None:
     ]
     assert list(table["status"]) == ["ok", "ok", "ok", "degenerate", "n/a", "degenerate", "degenerate"]
     assert "VE" in table.loc[4, "reason"]
-    test = data.GaussianMixture(test=300).load()[1].images.double()
-    exact = -independent(data.GaussianMixture().law()).log_prob(test).mean() / (2 * math.log(2))
+    test = points.GaussianMixture(test=300).load()[1].images.double()
+    exact = -independent(points.GaussianMixture().law()).log_prob(test).mean() / (2 * math.log(2))
     assert table.loc[0, "nll_bits_per_dim"] == pytest.approx(float(exact), abs=1e-4)
     done = table.loc[[3, 5, 6]]
     assert done[["nll_bits_per_dim", "nll_ode_bits_per_dim", "sliced_wasserstein", "diversity"]].notna().all(axis=None)
@@ -388,11 +396,11 @@ def test_samples_are_points_outside_of_any_range(tree: Path) -> None:
     """Float32, exactly as the sampler left them: neither rounded nor clipped to [−1, 1]."""
     layout = Layout(tree)
     name = "eps/vp-sde/none/euler-maruyama/seed0"
-    stored = provenance.read_tensors(layout.samples(name))[0]["images"]
+    stored = records.read_tensors(layout.samples(name))[0]["images"]
     assert stored.dtype == torch.float32 and stored.shape == (300, 2)
     denoiser = sampling.load_denoiser(layout, "eps/vp-sde/unconditional/seed0")
     assert not denoiser.clip
-    job = provenance.read_record(layout.record("sample", name))["job"]
+    job = records.read_record(layout.record("sample", name))["job"]
     walk = sampling.chain(denoiser, Sampler.make(job["sampler"]), job["network"], torch.arange(300), None, (2,))
     assert torch.equal([*walk][-1], stored)
     assert float(stored.abs().max()) > 1
@@ -417,12 +425,12 @@ def test_figures_of_points(tree: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_law_without_a_closed_form_is_estimated() -> None:
     """A kernel estimate has the mean of its points, is wider by its kernels alone, and is high where points are."""
-    half = data.Moons(train=1500, test=2).load()[0]
-    points = data.Data(half, half, 0, 2)
-    law, exact = law_of(points, {"name": "moons"})
+    half = points.Moons(train=1500, test=2).load()[0]
+    both = data.Data(half, half, 0, 2)
+    law, exact = law_of(both, {"name": "moons"})
     assert not exact and len(law.weights) == 1000
     torch.testing.assert_close(law.weights @ law.means, half.images[:1000].double().mean(0))
     inside = law.log_density(half.images[1000:]).mean()
     assert inside > law.log_density(half.images[1000:].flip(1)).mean() + 2
     mixture_law, exact = law_of(data.Data(half, half, 0, 2), {"name": "mixture"})
-    assert exact and torch.equal(mixture_law.means, data.GaussianMixture().law().means)
+    assert exact and torch.equal(mixture_law.means, points.GaussianMixture().law().means)

@@ -13,12 +13,18 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddpm import config, data, fidelity, likelihood, provenance, sampling, tables, training
-from ddpm.grid import BASELINES, Grid
-from ddpm.layout import Layout
+from ddpm import tables
+from ddpm.datasets import dataset as data
 from ddpm.objectives import Objective
-from ddpm.results import Results
+from ddpm.pipeline import config, records
+from ddpm.pipeline.grid import BASELINES, Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
 from ddpm.schedules import Cosine
+from ddpm.stages import classifier, fidelity, likelihood
+from ddpm.stages import sample as sampling
+from ddpm.stages import train as training
+from ddpm.stages.data import prepare
 from ddpm.times import Uniform
 
 torch.set_num_threads(1)
@@ -63,8 +69,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder that holds the digits and the classifier."""
     root = tmp_path_factory.mktemp("prepared")
     grid = small()
-    data.prepare(*grid.job("data"), Layout(root))
-    fidelity.train_classifier(*grid.job("classifier"), Layout(root))
+    prepare(*grid.job("data"), Layout(root))
+    classifier.train_classifier(*grid.job("classifier"), Layout(root))
     return root
 
 
@@ -83,7 +89,7 @@ def other(prepared: Path, tmp_path: Path) -> Layout:
 
 def result(layout: Layout, name: str) -> tuple[bytes, bytes, dict]:
     """What training left: weights, curve, and the record's own numbers."""
-    record = provenance.read_record(layout.record("train", name))
+    record = records.read_record(layout.record("train", name))
     return layout.weights(name).read_bytes(), layout.loss(name).read_bytes(), record["result"]
 
 
@@ -117,7 +123,7 @@ def test_two_runs_leave_the_same_bytes(layout: Layout, other: Layout, name: str)
     torch.rand(17)
     training.train(job, CODE, other)
     assert result(layout, name) == result(other, name)
-    record = provenance.read_record(layout.record("train", name))
+    record = records.read_record(layout.record("train", name))
     assert record["status"] == "ok"
     assert record["result"]["steps"] == 8 and record["result"]["images_seen"] == 128
     assert record["result"]["parameters"] > 1000
@@ -225,7 +231,7 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_discarded(
     """A file of tensors without an identity is not used."""
     job = small().train_job(PLAIN)
     checkpoint = layout.checkpoint("train", PLAIN)
-    provenance.write_tensors(checkpoint, {"a": torch.zeros(2)})
+    records.write_tensors(checkpoint, {"a": torch.zeros(2)})
     training.train(job, CODE, layout)
     assert "discarded" in "".join(capsys.readouterr())
     training.train(job, CODE, other)
@@ -438,7 +444,7 @@ def test_the_curve_holds_the_mean_loss(layout: Layout, monkeypatch: pytest.Monke
         assert int(row["images"]) == 4 * end
         assert float(row["learning_rate"]) == training.learning_rate(end - 1, steps, 3.0e-3, 2, "cosine")
         before = end
-    record = provenance.read_record(layout.record("train", PLAIN))
+    record = records.read_record(layout.record("train", PLAIN))
     assert record["result"]["final_loss"] == float(rows[-1]["loss"])
 
 
@@ -460,7 +466,7 @@ def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pyte
     with monkeypatch.context() as patch:
         losses(patch, poison=5)
         training.train(*grid.job("train", name), layout)
-    record = provenance.read_record(layout.record("train", name))
+    record = records.read_record(layout.record("train", name))
     assert record["status"] == "diverged" and record["result"]["steps"] == 5
     assert len(pd.read_csv(layout.loss(name))) == 4
     assert not layout.checkpoint("train", name).exists()
@@ -469,11 +475,11 @@ def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pyte
     sampling.sample(*grid.job("sample", cell.name), layout)
     fidelity.evaluate(*grid.job("fidelity", cell.name), layout)
     for stage in ("sample", "fidelity"):
-        assert provenance.read_record(layout.record(stage, cell.name))["status"] == "diverged"
+        assert records.read_record(layout.record(stage, cell.name))["status"] == "diverged"
     assert len(load_file(layout.samples(cell.name))["images"]) == 0
     if name in grid.likelihoods:
         likelihood.evaluate(*grid.job("likelihood", name), layout)
-        assert provenance.read_record(layout.record("likelihood", name))["status"] == "diverged"
+        assert records.read_record(layout.record("likelihood", name))["status"] == "diverged"
 
     for baseline in BASELINES:
         fidelity.evaluate(*grid.job("fidelity", baseline), layout)
@@ -489,10 +495,10 @@ def test_a_diverged_network_is_not_sampled(layout: Layout) -> None:
     grid, cell = small(), "eps/linear/none/ddim/seed0"
     training.train(*grid.job("train", PLAIN), layout)
     path = layout.record("train", PLAIN)
-    record = provenance.read_record(path) | {"status": "diverged"}
-    provenance.write_json(path, record | {"digest": provenance.digest(record)})
+    record = records.read_record(path) | {"status": "diverged"}
+    records.write_json(path, record | {"digest": records.digest(record)})
     sampling.sample(*grid.job("sample", cell), layout)
-    record = provenance.read_record(layout.record("sample", cell))
+    record = records.read_record(layout.record("sample", cell))
     assert record["status"] == "diverged" and record["result"]["images"] == 0
 
 
@@ -501,10 +507,10 @@ def test_samples_that_are_not_finite_are_a_result(layout: Layout) -> None:
     grid, cell = small(), "eps/linear/none/ddim/seed0"
     training.train(*grid.job("train", PLAIN), layout)
     weights = load_file(layout.weights(PLAIN))
-    provenance.write_tensors(layout.weights(PLAIN), {k: v * math.nan for k, v in weights.items()})
+    records.write_tensors(layout.weights(PLAIN), {k: v * math.nan for k, v in weights.items()})
     sampling.sample(*grid.job("sample", cell), layout)
     fidelity.evaluate(*grid.job("fidelity", cell), layout)
     for stage in ("sample", "fidelity"):
-        record = provenance.read_record(layout.record(stage, cell))
+        record = records.read_record(layout.record(stage, cell))
         assert record["status"] == "diverged"
-    assert provenance.read_record(layout.record("sample", cell))["result"]["images"] == 0
+    assert records.read_record(layout.record("sample", cell))["result"]["images"] == 0

@@ -7,11 +7,12 @@ import pytest
 import torch
 from test_tables import GRID, edit, finished, row  # noqa: F401 - a fixture
 
-from ddpm import status, tables, verdict
-from ddpm.layout import Layout
-from ddpm.results import Results
-from ddpm.sampling import reaches, variance
-from ddpm.verdict import degenerate
+from ddpm import tables
+from ddpm.pipeline import status, verdict
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.verdict import degenerate
+from ddpm.stages.sample import reaches, variance
 
 FINE = {"reach": 1.0, "spread": 0.9}
 

@@ -8,18 +8,21 @@ import torch
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 
-from ddpm import data, guide, noise, provenance
+from ddpm import rng
+from ddpm.datasets import dataset as data
 from ddpm.figures import plane
 from ddpm.figures.canvas import save_figure, table
 from ddpm.figures.images import Images
 from ddpm.figures.points import Clouds
-from ddpm.grid import Cell, Grid
 from ddpm.guidance import Guidance
-from ddpm.layout import Layout
-from ddpm.results import Results
+from ddpm.pipeline import records
+from ddpm.pipeline.grid import Cell, Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
 from ddpm.samplers import Sampler
-from ddpm.sampling import chain, draw_labels, load_denoiser
 from ddpm.schedules import Schedule
+from ddpm.stages import guide
+from ddpm.stages.sample import chain, draw_labels, load_denoiser
 
 Tensor = torch.Tensor
 Easel = Images | Clouds
@@ -36,16 +39,16 @@ def samples_of(layout: Layout, cell: Cell) -> Tensor:
 
 def scores(layout: Layout, grid: Grid) -> dict[str, float]:
     """The FID of every cell, infinite where it diverged; the best first."""
-    records = {name: provenance.read_record(layout.record("fidelity", name))["result"] for name in grid.runs}
-    found = {name: result.get("fid", float("inf")) for name, result in records.items()}
+    found = {name: records.read_record(layout.record("fidelity", name))["result"] for name in grid.runs}
+    found = {name: result.get("fid", float("inf")) for name, result in found.items()}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def samples_figure(layout: Layout, grid: Grid, easel: Easel, samples: dict[str, Tensor], path: Path) -> None:
     """Samples of every cell with its FID beside them, real images on top, best first."""
     train = easel.dataset.train.images
-    real = provenance.read_record(layout.record("fidelity", "real"))["result"]
-    order = noise.permutation(len(train), "shown")[: len(next(iter(samples.values())))]
+    real = records.read_record(layout.record("fidelity", "real"))["result"]
+    order = rng.permutation(len(train), "shown")[: len(next(iter(samples.values())))]
     rows = [("real training data", f"FID {real['fid']:.3g}", train[order])]
     for name, fid in scores(layout, grid).items():
         cell = grid.runs[name]
@@ -103,7 +106,7 @@ def forward_figure(grid: Grid, easel: Easel, path: Path) -> None:
     """x_t of one image, or of many points, at eleven times; a row per schedule (001, figure 6.1)."""
     dataset = easel.dataset
     x0 = dataset.scale(dataset.train.images[: easel.shown])
-    eps = noise.normal(noise.key("forward"), torch.arange(len(x0)), 0, dataset.shape)
+    eps = rng.normal(rng.key("forward"), torch.arange(len(x0)), 0, dataset.shape)
     names = list(dict.fromkeys(c.schedule for c in grid.runs.values()))
     strips = []
     for name in names:
@@ -135,7 +138,7 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     """The `figures` stage: results/figures/*.png, and samples.png in every cell's folder."""
     torch.set_num_threads(job["config"]["threads"])
     grid, folder, dataset = Grid(job["config"]), layout.root / "figures", data.read(layout.data)
-    recorder = provenance.Recorder("figures", job, code, {})
+    recorder = records.Recorder("figures", job, code, {})
     recorder.record["inputs"] = Results(grid, layout).inputs("figures")
     easel = Images(dataset) if dataset.levels else Clouds(dataset, grid.data_job()["data"])
     samples = {name: samples_of(layout, cell) for name, cell in grid.runs.items()}

@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm import provenance
+from ddpm.pipeline import records
 
 Tensor = torch.Tensor
 
 
 def save_image(pixels: np.ndarray, path: Path) -> None:
     """Pixels uint8 (H, W, 3) as PNG."""
-    with provenance.atomic(path) as temporary:
+    with records.atomic(path) as temporary:
         Image.fromarray(pixels).save(temporary, "PNG")
 
 
 def save_figure(figure: plt.Figure, path: Path) -> None:
     """A figure as PNG, without a date in it: the same bytes every time."""
-    with provenance.atomic(path) as temporary:
+    with records.atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
 

@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import torch
 
-from ddpm.data import Data
+from ddpm.datasets.dataset import Data
 from ddpm.figures.canvas import bare, save_figure, save_image
 
 Tensor = torch.Tensor

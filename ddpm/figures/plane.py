@@ -6,14 +6,14 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LogNorm
 
-from ddpm import sampling
 from ddpm.exact import ExactDenoiser
 from ddpm.figures.canvas import bare, save_figure
 from ddpm.figures.points import ACCENT, HUES, INK, SHADE, Clouds
-from ddpm.grid import Cell, Grid, Network
-from ddpm.layout import Layout
+from ddpm.pipeline.grid import Cell, Grid, Network
+from ddpm.pipeline.layout import Layout
 from ddpm.samplers import EulerMaruyama, Heun, Langevin, PlainLangevin, Sampler
 from ddpm.schedules import Geometric, Schedule
+from ddpm.stages import sample as sampling
 
 Tensor = torch.Tensor
 

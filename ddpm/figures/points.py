@@ -9,7 +9,8 @@ import seaborn as sns
 import torch
 from matplotlib.colors import LinearSegmentedColormap
 
-from ddpm.data import Data, Dataset, Gaussians
+from ddpm.datasets.dataset import Data, Dataset
+from ddpm.datasets.points import Gaussians
 from ddpm.exact import Mixture
 from ddpm.figures.canvas import bare, save_figure
 

@@ -11,16 +11,16 @@ from snakemake.jobs import Job
 # This clone's own package, wherever another may be installed.
 sys.path.insert(0, str(workflow.basedir))
 
-from ddpm import config as configuration
-from ddpm import machine
-from ddpm.devices import gpus
 from ddpm.errors import UserError
-from ddpm.grid import BASELINES, canonical
-from ddpm.kept import clear
-from ddpm.layout import Layout
-from ddpm.preflight import check, requests
-from ddpm.results import READS, Results
-from ddpm.status import plan_lines
+from ddpm.pipeline import config as configuration
+from ddpm.pipeline import machine
+from ddpm.pipeline.devices import gpus
+from ddpm.pipeline.grid import BASELINES, canonical
+from ddpm.pipeline.history import clear
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.preflight import check, requests
+from ddpm.pipeline.results import READS, Results
+from ddpm.pipeline.status import plan_lines
 
 # Planning makes objects that all stay: looking among them for garbage would take a quarter of its time.
 gc.disable()
@@ -81,7 +81,7 @@ wildcard_constraints:
 def plan():
     """Tell Snakemake, once, what to run, when it asks for the inputs of the first job.
 
-    Records decide which results are valid (ddpm/results.py). Snakemake's own triggers compare times and a memory that
+    Records decide which results are valid (ddpm/pipeline/results.py). Snakemake's own triggers compare times and a memory that
     may be lost, so they are off, and what would run is forced.
     """
     global TODO

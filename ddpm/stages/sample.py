@@ -6,16 +6,18 @@ from itertools import count
 import torch
 from tqdm import tqdm
 
-from ddpm import data, guide, networks, noise
-from ddpm.checkpoint import SECONDS, Checkpoint
-from ddpm.data import Data, proportional
+from ddpm import networks, rng
+from ddpm.datasets import dataset as data
+from ddpm.datasets.dataset import Data, proportional
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance
-from ddpm.layout import Layout
 from ddpm.objectives import Objective
-from ddpm.provenance import Recorder, read_record, read_tensors, write_tensors
+from ddpm.pipeline.checkpoint import SECONDS, Checkpoint
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import Recorder, read_record, read_tensors, write_tensors
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
+from ddpm.stages import guide
 
 Tensor = torch.Tensor
 
@@ -34,7 +36,7 @@ def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
     """Labels in the training half's proportions, by largest remainder, in a seeded order; int64 (count,)."""
     labels, sizes = dataset.train.labels.unique(return_counts=True)
-    return labels.repeat_interleave(proportional(sizes, count))[noise.permutation(count, "labels", name)]
+    return labels.repeat_interleave(proportional(sizes, count))[rng.permutation(count, "labels", name)]
 
 
 @torch.no_grad()
@@ -45,10 +47,10 @@ def chain(
 
     Draw 0 of an image is its x_T, the k-th noise of the sampler its draw k: all samplers of a network start alike.
     """
-    key, draws = noise.key("sampling", name), count(1)
-    x = noise.normal(key, index, 0, shape) * float(denoiser.schedule.prior_std)
+    key, draws = rng.key("sampling", name), count(1)
+    x = rng.normal(key, index, 0, shape) * float(denoiser.schedule.prior_std)
     yield x
-    yield from sampler.trajectory(denoiser, x, labels, lambda: noise.normal(key, index, next(draws), shape))
+    yield from sampler.trajectory(denoiser, x, labels, lambda: rng.normal(key, index, next(draws), shape))
 
 
 def reaches(x: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class MethodSource:
-    """A method as its source states it: class name, parameters, and its class's literal attributes."""
+    """A method as its source states it: module, class name, parameters, and its class's literal attributes."""
 
+    module: str
     name: str
     parameters: dict[str, Parameter]
     attributes: dict[str, object]
@@ -230,12 +231,12 @@ def _literal(node: ast.expr | None) -> object:
 
 
 def _lineage(module: str, name: str) -> list[ast.ClassDef]:
-    """The class and its bases within the module, the most basic first."""
+    """The class and its bases within this package, the most basic first."""
     found = read(module).definitions.get(name, ())
     if not found or not isinstance(found[0], ast.ClassDef):
         return []
-    bases = [b.id for b in found[0].bases if isinstance(b, ast.Name)]
-    return [c for base in bases for c in _lineage(module, base)] + [found[0]]
+    bases = [_resolve(module, [b.id]) for b in found[0].bases if isinstance(b, ast.Name)]
+    return [c for base in bases if base for c in _lineage(*base)] + [found[0]]
 
 
 @cache
@@ -255,7 +256,7 @@ def describe(module: str, cls: str) -> MethodSource:
                 name, value = item.targets[0].id, _literal(item.value)
                 # Limits and choices add to those of the base class.
                 attributes[name] = attributes.get(name, {}) | value if isinstance(value, dict) else value
-    return MethodSource(cls, parameters, attributes)
+    return MethodSource(module, cls, parameters, attributes)
 
 
 def _method_name(node: ast.ClassDef) -> str:
@@ -266,14 +267,23 @@ def _method_name(node: ast.ClassDef) -> str:
     return ""
 
 
+def _modules(module: str) -> list[str]:
+    """The module itself, or the modules of a package."""
+    path = _path(module)
+    if path is None or path.name != "__init__.py":
+        return [module]
+    return [f"{module}.{inner.stem}" for inner in sorted(path.parent.glob("*.py")) if inner != path]
+
+
 @cache
 def methods(module: str, base: str) -> dict[str, MethodSource]:
-    """The named methods below `base` in `module`: method name → source (see `ddpm.methods`)."""
+    """The named methods below `base` in a module or a package: method name → source (see `ddpm.methods`)."""
     found = {}
-    for name in read(module).definitions:
-        line = _lineage(module, name)
-        if line and line[0].name == base and _method_name(line[-1]):
-            found[_method_name(line[-1])] = describe(module, name)
+    for inner in _modules(module):
+        for name in read(inner).definitions:
+            line = _lineage(inner, name)
+            if base in (c.name for c in line[:-1]) and _method_name(line[-1]):
+                found[_method_name(line[-1])] = describe(inner, name)
     return found
 
 
@@ -293,5 +303,5 @@ def networks() -> dict[str, MethodSource]:
                     a.arg: Parameter(ast.unparse(a.annotation), _literal(d), False)
                     for a, d in zip(arguments, defaults, strict=True)
                 }
-                found[path.stem] = MethodSource(name, parameters, describe(module, name).attributes)
+                found[path.stem] = MethodSource(module, name, parameters, describe(module, name).attributes)
     return found

@@ -4,12 +4,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ddpm import data, noise
+from ddpm import rng
+from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
 from ddpm.guidance import Classifier
-from ddpm.layout import Layout
 from ddpm.networks.classifier import NoisyClassifier
-from ddpm.provenance import Recorder, read_record, read_tensors, write_tensors
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import Recorder, read_record, read_tensors, write_tensors
 from ddpm.schedules import Schedule, like
 
 Tensor = torch.Tensor
@@ -32,19 +33,19 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         raise UserError(
             f"guidances: classifier guidance takes images, these data have shape {dataset.shape}; cfg would do"
         )
-    key, size = noise.key("guide", job["name"]), settings["batch"]
-    torch.manual_seed(noise.key("guide weights", job["name"]) & (2**63 - 1))
+    key, size = rng.key("guide", job["name"]), settings["batch"]
+    torch.manual_seed(rng.key("guide weights", job["name"]) & (2**63 - 1))
     network = NoisyClassifier(dataset.shape, dataset.classes, settings["width"]).to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings["steps"])
     images, labels = dataset.scale(dataset.train.images).to(device), dataset.train.labels.to(device)
     position = torch.arange(size)
     for step in tqdm(range(settings["steps"]), desc=f"guide {job['name']}", unit="step"):
-        u = noise.uniform(key, position, 2 * step, (2,))
+        u = rng.uniform(key, position, 2 * step, (2,))
         index = (u[:, 0] * len(images)).long().to(device)
         t = (1 + (u[:, 1] * schedule.steps).floor()).reshape(-1, 1, 1, 1)
         x0 = images[index]
-        eps = noise.normal(key, position.to(device), 2 * step + 1, dataset.shape)
+        eps = rng.normal(key, position.to(device), 2 * step + 1, dataset.shape)
         loss = F.cross_entropy(logits(network, schedule, schedule.noisy(x0, eps, t), t), labels[index])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -67,7 +68,7 @@ def train(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
 def accuracy(network: NoisyClassifier, schedule: Schedule, dataset: data.Data, device: str) -> dict[str, float]:
     """t/T → the share of noisy test images that are given their own class."""
     x0, y = dataset.scale(dataset.test.images), dataset.test.labels
-    eps = noise.normal(noise.key("guide test"), torch.arange(len(x0)), 0, dataset.shape)
+    eps = rng.normal(rng.key("guide test"), torch.arange(len(x0)), 0, dataset.shape)
     found = {}
     for part in LEVELS:
         t = torch.tensor(max(1.0, round(part * schedule.steps)), dtype=torch.float64)

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from scipy.stats import gamma
 
-from ddpm import noise
-from ddpm.data import proportional
+from ddpm import rng
+from ddpm.datasets.dataset import proportional
 
 Tensor = torch.Tensor
 # Draws per topline: as many as cost about this many multiplications, and between these bounds.
@@ -47,14 +47,14 @@ class Distance:
 
 def by_chance(sizes: Tensor, count: int, draw: int) -> Tensor:
     """Multinomial(count, sizes/Σ sizes): how many of `count` images fall into each class, int64 (C,)."""
-    u = noise.uniform(noise.key("classes by chance"), torch.arange(count), draw)
+    u = rng.uniform(rng.key("classes by chance"), torch.arange(count), draw)
     edges = sizes.double().cumsum(0) / sizes.sum()
     return torch.searchsorted(edges[:-1], u).bincount(minlength=len(sizes))
 
 
 def shuffled(label: Tensor, draw: int) -> tuple[Tensor, Tensor]:
     """The images (n,) in a random order, and the place of each among its class in that order, from 0."""
-    order = noise.permutation(len(label), "topline", draw)
+    order = rng.permutation(len(label), "topline", draw)
     by_class, sizes = label[order].argsort(stable=True), label.bincount()
     place = torch.empty_like(order)
     place[by_class] = torch.arange(len(label)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)

@@ -7,7 +7,7 @@ dequantisation, probes), so that the values of a network's images are independen
 deviation over √N is the standard error of their mean about the network's expected value on that law; it contains both
 the images' spread and the noise of the draw. The noise depends on the image and the seed and not on the objective or
 schedule: networks of one seed see the same noise on the same images, so that differences between them are paired and
-small (ddpm/paired.py), while seeds share nothing but the images.
+small (ddpm/tables/paired.py), while seeds share nothing but the images.
 """
 
 import math
@@ -16,15 +16,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ddpm import data, flow, noise
+from ddpm import rng
 from ddpm.bound import prior_term, vlb_term
-from ddpm.checkpoint import SECONDS, Checkpoint
-from ddpm.data import reference
+from ddpm.datasets import dataset as data
+from ddpm.datasets.dataset import reference
 from ddpm.denoiser import Denoiser
-from ddpm.layout import Layout
-from ddpm.provenance import Recorder, atomic, read_record
-from ddpm.sampling import load_denoiser
+from ddpm.pipeline.checkpoint import SECONDS, Checkpoint
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import Recorder, atomic, read_record
 from ddpm.schedules import Schedule
+from ddpm.stages.sample import load_denoiser
 
 Tensor = torch.Tensor
 
@@ -80,10 +81,10 @@ def vlb(
         inner = torch.arange(2, schedule.steps + 1, dtype=torch.float64).expand(len(x0), -1)
         weight = torch.ones_like(inner)
     else:
-        u = noise.uniform(key, index.cpu(), 2**31, (count,))
+        u = rng.uniform(key, index.cpu(), 2**31, (count,))
         inner, weight = stratified_times(u, time_shares(schedule))
     t = torch.cat([torch.ones(len(x0), 1, dtype=torch.float64), inner], dim=1)
-    eps = noise.normal(key, index, 0, (1 + count, per_image)).reshape(len(x0), 1 + count, *x0.shape[1:])
+    eps = rng.normal(key, index, 0, (1 + count, per_image)).reshape(len(x0), 1 + count, *x0.shape[1:])
     terms = []
     # All (image, time) pairs as one long list, so that every batch is full.
     pairs = torch.arange(t.numel())
@@ -150,7 +151,7 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
         return
     dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
     x0 = dataset.scale(reference(dataset, "test", settings["images"]))
-    steps, key = denoiser.schedule.steps, noise.key("likelihood", job["seed"])
+    steps, key = denoiser.schedule.steps, rng.key("likelihood", job["seed"])
     per_image = 1 + min(settings["times"], steps - 1)
     checkpoint = Checkpoint(layout.checkpoint("likelihood", name), recorder, checkpoint_seconds)
     found = checkpoint.load()
@@ -190,76 +191,4 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
     else:
         result["standard_error"] = float(total["bound"].std() / math.sqrt(len(x0)))
         recorder.finish(out, outputs, images=len(x0), times=per_image, **result)
-    checkpoint.remove()
-
-
-def ode(
-    denoiser: Denoiser, x0: Tensor, index: Tensor, key: int, levels: int, probes: int, rtol: float, atol: float
-) -> Tensor:
-    """−log2 p(x0)/D of every image under the probability flow, in bits/dim, (N,) (Song et al. 2021, section 4.3).
-
-    p is the law of the flow at t = 1, the smallest noise level that a network is trained on. Grey levels are spread
-    uniformly over their bins first (uniform dequantisation): with bins of width b, −log2 p/D − log2 b bounds the
-    discrete bits/dim from above (Theis et al. 2016). `probes` vectors of random signs estimate the trace.
-    Both are functions of `key` and the image's number `index[i]`.
-    """
-    shape, x = tuple(x0.shape[1:]), x0
-    width = 2 / (levels - 1) if levels else 1.0
-    if levels:
-        x = x0 + width * (noise.uniform(key, index, 0, shape) - 0.5).to(x0.dtype)
-    t = torch.ones((), dtype=torch.float64)
-    total = torch.zeros(len(x), dtype=torch.float64)
-    for probe in range(probes):
-        signs = (noise.uniform(key, index, 1 + probe, shape) < 0.5).to(x.dtype) * 2 - 1
-        total += flow.log_density(denoiser, x, t, None, signs, rtol, atol).double().cpu()
-    return -total / (probes * x[0].numel() * math.log(2)) - math.log2(width)
-
-
-def evaluate_ode(
-    job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS
-) -> None:
-    """The `ode_likelihood` stage: mean bits/dim over the test images with its standard error, the NFE and ς at t = 1.
-
-    It is over images, dequantisation and probes (see the module); every image's own value lies beside the record.
-    """
-    torch.set_num_threads(job["threads"])
-    torch.set_float32_matmul_precision("high")
-    name, settings = job["name"], job["ode_likelihood"]
-    recorder = Recorder("ode_likelihood", job, code, layout.inputs("ode_likelihood", name), device)
-    out, outputs = layout.record("ode_likelihood", name), layout.outputs("ode_likelihood", name)
-    images, key = layout.images("ode_likelihood", name), noise.key("ode likelihood", job["seed"])
-    status = read_record(layout.record("train", name))["status"]
-    if status != "ok":
-        write_images(images, {})
-        recorder.finish(out, outputs, status)
-        return
-    dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
-    denoiser.clip = False  # the density of the network's own flow
-    x0 = dataset.scale(reference(dataset, "test", settings["images"]))
-    checkpoint = Checkpoint(layout.checkpoint("ode_likelihood", name), recorder, checkpoint_seconds)
-    found = checkpoint.load()
-    bits = torch.zeros(0, dtype=torch.float64) if found is None else found[0]["bits"]
-    denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
-    done = len(bits)
-    with tqdm(total=len(x0), initial=done, desc=f"ODE likelihood {name}", unit="image") as progress:
-        for start in range(done, len(x0), settings["batch"]):
-            index = torch.arange(start, min(start + settings["batch"], len(x0))).to(device)
-            solver = (settings["probes"], settings["rtol"], settings["atol"])
-            bits = torch.cat([bits, ode(denoiser, x0[index.cpu()].to(device), index, key, dataset.levels, *solver)])
-            progress.update(len(index))
-            if checkpoint.due():
-                checkpoint.save({"bits": bits}, {"at": len(bits), "evaluated": denoiser.evaluated})
-    write_images(images, {"bits_per_dim": bits})
-    if not bits.isfinite().all():
-        recorder.finish(out, outputs, "diverged")
-    else:
-        recorder.finish(
-            out,
-            outputs,
-            images=len(x0),
-            bits_per_dim=float(bits.mean()),
-            standard_error=float(bits.std() / math.sqrt(len(x0))),
-            nfe=round(denoiser.evaluated / len(x0), 1),
-            level=float(denoiser.schedule.level(torch.ones((), dtype=torch.float64))),
-        )
     checkpoint.remove()

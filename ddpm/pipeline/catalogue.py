@@ -5,9 +5,10 @@ from functools import cache
 from itertools import chain, product
 from math import prod
 
-from ddpm import source, terminal
+from ddpm import terminal
 from ddpm.errors import UserError
 from ddpm.limits import conflicts, outside
+from ddpm.pipeline import fingerprints
 
 AXES = {
     "objective": ("objectives", "ddpm.objectives"),
@@ -26,20 +27,24 @@ class ConfigError(UserError):
 
 
 @cache
-def known_methods(axis: str) -> dict[str, source.MethodSource]:
+def known_methods(axis: str) -> dict[str, fingerprints.MethodSource]:
     """The methods of an axis by name; an objective's are its targets."""
     module = AXES[axis][1]
-    return source.methods(module, "Target" if axis == "objective" else axis.capitalize())
+    return fingerprints.methods(module, "Target" if axis == "objective" else axis.capitalize())
 
 
-def datasets() -> dict[str, source.MethodSource]:
+def datasets() -> dict[str, fingerprints.MethodSource]:
     """The datasets by name."""
-    return source.methods("ddpm.data", "Dataset")
+    return fingerprints.methods("ddpm.datasets", "Dataset")
 
 
-def source_of(axis: str, value: dict) -> source.MethodSource:
+def source_of(axis: str, value: dict) -> fingerprints.MethodSource:
     """The source that declares an axis value's parameters: its method's class, or `Objective`."""
-    return source.describe(AXES[axis][1], "Objective") if axis == "objective" else known_methods(axis)[value["method"]]
+    return (
+        fingerprints.describe(AXES[axis][1], "Objective")
+        if axis == "objective"
+        else known_methods(axis)[value["method"]]
+    )
 
 
 def cast(kind: str, value: object) -> object:
@@ -69,7 +74,7 @@ def _in_words(kind: str) -> str:
     return f"a list of {_in_words(inner.removesuffix(', ...'))}" if inner.endswith(", ...") else f"[{inner}]"
 
 
-def complete(declared: source.MethodSource, value: dict) -> dict:
+def complete(declared: fingerprints.MethodSource, value: dict) -> dict:
     """All parameters of a method: the configured ones, the others at their defaults."""
     named = {k: v for k, v in value.items() if k in ("method", "name")}
     return named | {n: cast(p.type, value.get(n, p.default)) for n, p in declared.parameters.items()}
@@ -99,7 +104,7 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
         for name, value in methods.items() if isinstance(methods, dict) else ():
             known = known_methods(axis)
             yield _of_method(f"{section}.{name}", key, value, known, lambda v, a=axis: source_of(a, v))
-    known = source.networks()
+    known = fingerprints.networks()
     yield _of_method("network", "method", config.get("network"), known, lambda v, d=known: d[v["method"]])
     yield _of_data(config)
     yield _of_points(config)

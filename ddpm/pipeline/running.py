@@ -13,14 +13,14 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
-from ddpm import kept, provenance, source
-from ddpm.checkpoint import SECONDS, previous
-from ddpm.devices import explained, leased
 from ddpm.errors import UserError
-from ddpm.grid import STAGES, Grid, canonical, environment, parents, roots
-from ddpm.layout import Layout
-from ddpm.lock import held
-from ddpm.results import Job, Results
+from ddpm.pipeline import fingerprints, history, records
+from ddpm.pipeline.checkpoint import SECONDS, previous
+from ddpm.pipeline.devices import explained, leased
+from ddpm.pipeline.grid import STAGES, Grid, canonical, environment, parents, roots
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.locks import held
+from ddpm.pipeline.results import Job, Results
 
 # The stages that go on from a checkpoint.
 RESUMABLE = ("train", "sample", "likelihood", "ode_likelihood")
@@ -41,8 +41,8 @@ def run_stage(
     """Run one job, alone: a second live copy of it waits. A valid result is left as it is, unless `again`."""
     fix_threads(job)
     layout, name = Layout(Path(results)), job.get("name", "")
-    files = source.snapshot()
-    if (now := source.fingerprint(roots(stage, job))) != code:
+    files = fingerprints.snapshot()
+    if (now := fingerprints.fingerprint(roots(stage, job))) != code:
         raise UserError(f"{stage} {name}: its code was edited after it was planned ({code} → {now}): run again")
     # One of several that train together: who launched them holds the lock and the lease.
     if stage == "train" and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -56,7 +56,7 @@ def run_stage(
         if look and (_there(layout, stage, name, job, code) or _put_back(layout, stage, name, job, code)):
             return
         _sweep(layout, stage, name)
-        kept.clear(layout, layout.code(code), *_written(layout, stage, name, job))
+        history.clear(layout, layout.code(code), *_written(layout, stage, name, job))
         _sound(layout, stage, name, job)
         processes = job["training"]["processes"] if stage == "train" else 1
         with leased(device, processes, jobs_per_gpu) as kind, _replacing(layout, stage, name):
@@ -65,10 +65,10 @@ def run_stage(
             else:
                 options = {"--job": canonical(job), "--code": code, "--results": results, "--device": kind}
                 options |= {"--checkpoint-seconds": str(checkpoint_seconds)}
-                launch = import_module("ddpm.parallel").launch
+                launch = import_module("ddpm.pipeline.parallel").launch
                 launch(processes, ["job", stage, *(text for option in options.items() for text in option)])
         if not layout.code(code).exists():
-            provenance.write_json(layout.code(code), source.parts(roots(stage, job)))
+            records.write_json(layout.code(code), fingerprints.parts(roots(stage, job)))
 
 
 def fix_threads(job: dict) -> None:
@@ -83,7 +83,7 @@ def _compute(
     """The stage itself, with the code that `files` were."""
     module, function = STAGES[stage]
     run = getattr(import_module(module), function)
-    if source.snapshot() != files:
+    if fingerprints.snapshot() != files:
         raise UserError(f"{stage} {job.get('name', '')}: the code was edited while it was loaded: run again")
     options = {"checkpoint_seconds": checkpoint_seconds} if stage in RESUMABLE else {}
     with explained(stage, job):
@@ -94,7 +94,7 @@ def _compute(
 def alone(layout: Layout, stage: str, name: str) -> Iterator[None]:
     """Hold a job's lock; what is no lock in its place is set aside first."""
     folder = layout.work(stage, name)
-    kept.clear(layout, layout.state(stage, name), *folder.glob("lock-*"))
+    history.clear(layout, layout.state(stage, name), *folder.glob("lock-*"))
     with held(folder):
         yield
 
@@ -119,7 +119,7 @@ def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Jo
     figures = stage == "figures"
     reads = Results(Grid(job["config"]), layout).reads(stage) if figures else parents(stage, name, job).values()
     for parent in reads:
-        record = provenance.read_record(layout.record(*parent))
+        record = records.read_record(layout.record(*parent))
         yield parent, record, list(record["outputs"]) if figures else [layout.outputs(*parent)[0].name]
 
 
@@ -132,12 +132,12 @@ def _sound(layout: Layout, stage: str, name: str, job: dict) -> None:
     said = []
     for parent, record, names in _read(layout, stage, name, job):
         place = layout.record(*parent)
-        if not provenance.damaged(place, record, names=names):
+        if not records.damaged(place, record, names=names):
             continue
         with alone(layout, *parent):  # somebody else may have made it again since
-            for output, why in provenance.damaged(place, provenance.read_record(place), names=names).items():
+            for output, why in records.damaged(place, records.read_record(place), names=names).items():
                 file = Path(os.path.normpath(place.parent / output))
-                where = f"; set aside in {kept.aside(layout, file)}" if os.path.lexists(file) else ""
+                where = f"; set aside in {history.aside(layout, file)}" if os.path.lexists(file) else ""
                 said.append(f"{file}: corrupt: {why}{where}")
     if said:
         raise UserError(f"{'; '.join(said)}: run again, the next `snakemake` makes it again")
@@ -148,14 +148,14 @@ def _sweep(layout: Layout, stage: str, name: str) -> None:
     if stage not in AGGREGATES:
         for path in (layout.checkpoint(stage, name), layout.record(stage, name), *layout.outputs(stage, name)):
             for left in path.parent.glob(f".{path.name}.*"):
-                kept.clear(layout, left)
+                history.clear(layout, left)
                 left.unlink(missing_ok=True)
 
 
 def _matches(record: Path, layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
     """Whether a record is of this very job, with the inputs and the packages as they are now, its outputs whole."""
     inputs, outputs = layout.inputs(stage, name, job), {path.name for path in layout.outputs(stage, name)}
-    return provenance.matches(record, job, code, inputs, environment(stage, job), stage, outputs)
+    return records.matches(record, job, code, inputs, environment(stage, job), stage, outputs)
 
 
 def _there(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
@@ -169,11 +169,11 @@ def _there(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
 
 def _put_back(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
     """Whether the job's valid result was among the replaced ones, and now is in its place."""
-    for record in kept.candidates(layout, stage, name):
+    for record in history.candidates(layout, stage, name):
         if _matches(record, layout, stage, name, job, code):
-            kept.keep(layout, stage, name)
-            kept.retire(layout)
-            kept.restore(record, layout.record(stage, name))
+            history.keep(layout, stage, name)
+            history.retire(layout)
+            history.restore(record, layout.record(stage, name))
             print(f"{layout.record(stage, name)}: put back from {record.parent}", file=sys.stderr)
             return True
     return False
@@ -185,18 +185,18 @@ def _replacing(layout: Layout, stage: str, name: str) -> Iterator[None]:
     if stage in AGGREGATES:
         if stage == "table":
             with suppress(FileNotFoundError):  # another job sets it aside
-                kept.keep(layout, stage)
+                history.keep(layout, stage)
         elif (place := layout.record(stage)).exists():  # pictures are not kept
-            for path, why in kept.flaws(layout, place, place).items():
+            for path, why in history.flaws(layout, place, place).items():
                 print(f"{path}: {why}; made again", file=sys.stderr)
         yield
         return
-    folder = kept.keep(layout, stage, name)
-    kept.retire(layout)
+    folder = history.keep(layout, stage, name)
+    history.retire(layout)
     try:
         yield
     except BaseException:
-        kept.unused(folder, layout.record(stage, name))
+        history.unused(folder, layout.record(stage, name))
         raise
 
 
@@ -209,6 +209,6 @@ def _said(layout: Layout, stage: str, name: str, job: dict, code: str) -> Iterat
     except Exception as e:
         text = str(e) or type(e).__name__
         with suppress(OSError):  # a full disk has said so already
-            provenance.write_json(path, {"failed": text, "job": job, "code": code, "time": time.time()})
+            records.write_json(path, {"failed": text, "job": job, "code": code, "time": time.time()})
         raise
     path.unlink(missing_ok=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ddpm import kept, lock, provenance, source
-from ddpm.grid import roots
-from ddpm.results import READS, Job, Results
-from ddpm.running import alone
+from ddpm.pipeline import fingerprints, history, locks, records
+from ddpm.pipeline.grid import roots
+from ddpm.pipeline.results import READS, Job, Results
+from ddpm.pipeline.running import alone
 
 AGAIN = "the next run makes it again"
 
@@ -57,7 +57,7 @@ def _bytes(results: Results, stage: str, name: str) -> int:
 def _result(results: Results, stage: str, name: str) -> Iterator[Flaw]:
     """The record of one job and its outputs."""
     layout, place = results.layout, results.layout.record(stage, name)
-    if holder := lock.holder(layout.work(stage, name)):
+    if holder := locks.holder(layout.work(stage, name)):
         print(f"{place}: not looked at, its job runs: {holder}", file=sys.stderr)
         return
     record = results.record(stage, name)
@@ -67,12 +67,12 @@ def _result(results: Results, stage: str, name: str) -> Iterator[Flaw]:
         if problem.kind != "missing" or _complete(results):
             yield Flaw(place, problem.text.removeprefix(f"{place.name}: "), AGAIN)
         return
-    if not provenance.damaged(place, record):
+    if not records.damaged(place, record):
         return
     with alone(layout, stage, name):
-        for output, why in provenance.damaged(place, record).items():
+        for output, why in records.damaged(place, record).items():
             file = Path(os.path.normpath(place.parent / output))
-            where = f"set aside in {kept.aside(layout, file)}, " if os.path.lexists(file) else ""
+            where = f"set aside in {history.aside(layout, file)}, " if os.path.lexists(file) else ""
             yield Flaw(file, why, where + AGAIN)
 
 
@@ -98,7 +98,7 @@ def _codes(results: Results) -> Iterator[Flaw]:
         if record and record["code"] == grid.job(*job)[1]:
             found.setdefault(record["code"], job)
     for code, (stage, name) in found.items():
-        path, wanted = layout.code(code), source.parts(roots(stage, grid.job(stage, name)[0]))
+        path, wanted = layout.code(code), fingerprints.parts(roots(stage, grid.job(stage, name)[0]))
         try:
             why = "" if json.loads(path.read_bytes()) == wanted else "it is not what its fingerprint stands for"
         except (FileNotFoundError, NotADirectoryError):
@@ -106,8 +106,8 @@ def _codes(results: Results) -> Iterator[Flaw]:
         except (OSError, ValueError, RecursionError) as e:
             why = f"it is no JSON ({e})"
         if why:
-            kept.clear(layout, path)
-            provenance.write_json(path, wanted)
+            history.clear(layout, path)
+            records.write_json(path, wanted)
             yield Flaw(path, why, "written again")
 
 
@@ -124,7 +124,7 @@ def _kept(results: Results) -> Iterator[Flaw]:
         if inside and all(path.is_dir() for path in inside) and record not in inside:
             continue  # a name that looks like it
         place = layout.root / folder.parent.relative_to(layout.root / "replaced") / record.name
-        if bad := kept.flaws(layout, record, place):
-            where = kept.aside(layout, folder)
+        if bad := history.flaws(layout, record, place):
+            where = history.aside(layout, folder)
             for path, why in bad.items():
                 yield Flaw(path, why, f"set aside in {where}; what would have been put back is computed instead")

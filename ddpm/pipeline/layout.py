@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm.grid import BASELINES, parents
+from ddpm.pipeline.grid import BASELINES, parents
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from ddpm.catalogue import ConfigError, mistakes
 from ddpm.errors import UserError
-from ddpm.grid import Grid
+from ddpm.pipeline.catalogue import ConfigError, mistakes
+from ddpm.pipeline.grid import Grid
 
-SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "config.schema.yaml"
+SCHEMA = Path(__file__).parent.parent.parent / "workflow" / "schemas" / "config.schema.yaml"
 # More than any configuration: how deep a file may be nested, and how many values it may hold, aliases written out.
 DEPTH = 20
 VALUES = 100_000
@@ -199,7 +199,7 @@ def _blank(config: dict, errors: list) -> dict:
 def check(config: dict, *more: Callable[[dict], Iterator[str]]) -> Grid:
     """The configuration's grid; ConfigError with every mistake where there are any.
 
-    more: other checks, such as those of the machine that its jobs are about to run on (ddpm/machine.py).
+    more: other checks, such as those of the machine that its jobs are about to run on (ddpm/pipeline/machine.py).
     """
     from jsonschema import Draft202012Validator, validators
 

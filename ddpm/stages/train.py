@@ -10,14 +10,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ddpm import data, networks, noise, parallel, terminal
-from ddpm.checkpoint import SECONDS, Checkpoint
-from ddpm.data import Data
+from ddpm import networks, rng, terminal
+from ddpm.datasets import dataset as data
+from ddpm.datasets.dataset import Data
 from ddpm.errors import UserError
-from ddpm.layout import Layout
 from ddpm.objectives import Objective
-from ddpm.parallel import Group
-from ddpm.provenance import Recorder, atomic, write_tensors
+from ddpm.pipeline import parallel
+from ddpm.pipeline.checkpoint import SECONDS, Checkpoint
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.parallel import Group
+from ddpm.pipeline.records import Recorder, atomic, write_tensors
 from ddpm.schedules import Schedule
 from ddpm.times import Times
 
@@ -59,7 +61,7 @@ class Batches:
         self.name = job["name"]
         self.size, self.null = job["training"]["batch"], dataset.classes
         self.dropout = job["training"].get("label_dropout")
-        self.key = noise.key("training", self.name)
+        self.key = rng.key("training", self.name)
         self.epoch, self.order = -1, None
 
     def _indices(self, step: int) -> Tensor:
@@ -67,7 +69,7 @@ class Batches:
         chosen = []
         for epoch in range(int(wanted[0]) // count, int(wanted[-1]) // count + 1):
             if epoch != self.epoch:
-                self.epoch, self.order = epoch, noise.permutation(count, "order", self.name, epoch)
+                self.epoch, self.order = epoch, rng.permutation(count, "order", self.name, epoch)
             inside = wanted[(wanted // count) == epoch] % count
             chosen.append(self.order[inside])
         return torch.cat(chosen)
@@ -76,8 +78,8 @@ class Batches:
         index = self._indices(step).to(self.images.device)
         x0 = self.images[index]
         position = torch.arange(self.size)
-        eps = noise.normal(self.key, position.to(x0.device), 2 * step, tuple(x0.shape[1:]))
-        u = noise.uniform(self.key, position, 2 * step + 1, (2,))
+        eps = rng.normal(self.key, position.to(x0.device), 2 * step, tuple(x0.shape[1:]))
+        u = rng.uniform(self.key, position, 2 * step + 1, (2,))
         # One draw shifts an even grid: each place is uniform on (0, 1), and every batch covers them all, which lowers
         # the gradient's variance (Kingma et al. 2021, appendix I.1).
         spread = (u[0, 0] + position / self.size) % 1
@@ -89,14 +91,14 @@ class Batches:
     def signs(self, step: int, group: Group) -> Tensor:
         """Random signs of x0's shape, for this process's part of the batch."""
         position, shape = torch.arange(self.size, device=self.images.device), tuple(self.images.shape[1:])
-        signs = 2.0 * (noise.uniform(noise.key("signs", self.name), position, step, shape) < 0.5).float() - 1
+        signs = 2.0 * (rng.uniform(rng.key("signs", self.name), position, step, shape) < 0.5).float() - 1
         return group.part(signs)
 
 
 def build(job: dict, dataset: Data) -> nn.Module:
     """The network of a training job, its weights drawn from the job's name."""
     objective = Objective(**job["objective"])
-    torch.manual_seed(noise.key("weights", job["name"]) & (2**63 - 1))
+    torch.manual_seed(rng.key("weights", job["name"]) & (2**63 - 1))
     heads = 2 if objective.learns_variance else 1
     return networks.build(job["network"], dataset.shape, heads, dataset.classes if job["conditional"] else 0)
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from statistics import median
 
-from ddpm import kept, lock
-from ddpm.grid import Cell
-from ddpm.results import READS, Job, Results
-from ddpm.verdict import degenerate
+from ddpm.pipeline import history, locks
+from ddpm.pipeline.grid import Cell
+from ddpm.pipeline.results import READS, Job, Results
+from ddpm.pipeline.verdict import degenerate
 
 # A cell's state, in the order in which they are told.
 STATES = ("finished", "diverged", "degenerate", "running", "failed", "stale", "missing", "n/a")
@@ -33,7 +33,7 @@ def running(results: Results) -> dict[Job, str]:
     for stage in (*dict.fromkeys(job[0] for job in results.grid.jobs), *READS):
         root = results.layout.work(stage)
         for folder in {path.parent for path in root.rglob("lock-*")}:
-            if holder := lock.holder(folder):
+            if holder := locks.holder(folder):
                 name = folder.relative_to(root).as_posix()
                 found[stage, "" if name == "." else name] = holder
     return found
@@ -115,7 +115,7 @@ def overview(results: Results) -> dict:
     cells, costs, layout = states(results), Costs(results), results.layout
     seconds, unknown = costs.total(list(results.todo))
     old = replaced(results)
-    count, size = kept.size(layout)
+    count, size = history.size(layout)
     return {
         "results": str(layout.root),
         "cells": {name: {"state": state, "reason": reason} for name, (state, reason) in cells.items()},
@@ -211,7 +211,7 @@ def lines(results: Results) -> Iterator[str]:
     else:
         yield "nothing to run: every result is valid"
     yield from mark_lines(results)
-    count, size = kept.size(results.layout)
+    count, size = history.size(results.layout)
     if count:
         folder = results.layout.root / "replaced"
         yield f"{count} replaced results in {folder} ({size / 2**20:.0f} MiB that nothing else uses): delete at will"

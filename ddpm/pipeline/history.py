@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.layout import Layout
-from ddpm.provenance import OtherFormat, damaged, read_record, sha256
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import OtherFormat, damaged, read_record, sha256
 
 
 def _link(old: Path, new: Path) -> None:

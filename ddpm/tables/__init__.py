@@ -3,13 +3,14 @@
 import pandas as pd
 import yaml
 
-from ddpm import paired, provenance
-from ddpm.catalogue import continuous
 from ddpm.errors import UserError
-from ddpm.grid import Cell, Grid
-from ddpm.layout import Layout
-from ddpm.results import PUBLISHED, Results
-from ddpm.verdict import degenerate
+from ddpm.pipeline import records
+from ddpm.pipeline.catalogue import continuous
+from ddpm.pipeline.grid import Cell, Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import PUBLISHED, Results
+from ddpm.pipeline.verdict import degenerate
+from ddpm.tables import paired
 
 COLUMNS = [
     "dataset",
@@ -359,7 +360,7 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
 
     A result that is not valid is left out, its row says why, and the heading says how many cells there are.
     """
-    recorder = provenance.Recorder("table", job, code, {})
+    recorder = records.Recorder("table", job, code, {})
     results = Results(Grid(job["config"]), layout)
     recorder.record["inputs"] = results.inputs("table")
     table = collect(results)
@@ -376,7 +377,7 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         "costs.csv": costs(results).to_csv(index=False, lineterminator="\n"),
     }
     for name, text in texts.items():
-        with provenance.atomic(layout.root / name) as temporary:
+        with records.atomic(layout.root / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     first = len(results.grid.baselines)
     runs = len(table) - first - int((table["status"] == "n/a").sum())

@@ -10,28 +10,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from ddpm import source
-from ddpm.catalogue import (
-    AXES,
-    complete,
-    continuous,
-    datasets,
-    incompatibility,
-    known_methods,
-    source_of,
-)
-from ddpm.provenance import IMPORTS, versions
+from ddpm.pipeline import fingerprints
+from ddpm.pipeline.catalogue import AXES, complete, continuous, datasets, incompatibility, known_methods, source_of
+from ddpm.pipeline.records import IMPORTS, versions
 
 # Every stage's entry point: where its code's fingerprint starts.
 STAGES = {
-    "data": ("ddpm.data", "prepare"),
-    "classifier": ("ddpm.fidelity", "train_classifier"),
-    "train": ("ddpm.training", "train"),
-    "sample": ("ddpm.sampling", "sample"),
-    "guide": ("ddpm.guide", "train"),
-    "fidelity": ("ddpm.fidelity", "evaluate"),
-    "likelihood": ("ddpm.likelihood", "evaluate"),
-    "ode_likelihood": ("ddpm.likelihood", "evaluate_ode"),
+    "data": ("ddpm.stages.data", "prepare"),
+    "classifier": ("ddpm.stages.classifier", "train_classifier"),
+    "train": ("ddpm.stages.train", "train"),
+    "sample": ("ddpm.stages.sample", "sample"),
+    "guide": ("ddpm.stages.guide", "train"),
+    "fidelity": ("ddpm.stages.fidelity", "evaluate"),
+    "likelihood": ("ddpm.stages.likelihood", "evaluate"),
+    "ode_likelihood": ("ddpm.stages.ode_likelihood", "evaluate_ode"),
     "table": ("ddpm.tables", "write"),
     "figures": ("ddpm.figures", "write"),
 }
@@ -224,7 +216,7 @@ class Grid:
             "name": name,
             "objective": self.axis("objective", network.objective),
             "schedule": self.axis("schedule", network.schedule),
-            "network": complete(source.networks()[spec["method"]], spec),
+            "network": complete(fingerprints.networks()[spec["method"]], spec),
             "training": training | ({"label_dropout": dropout} if conditional else {}),
             "conditional": conditional,
             "seed": network.seed,
@@ -299,7 +291,7 @@ class Grid:
         """One job and the fingerprint of its code; the same dictionary at every call."""
         if (stage, name) not in self._jobs:
             job = self._job(stage, name)
-            self._jobs[stage, name] = job, source.fingerprint(roots(stage, job))
+            self._jobs[stage, name] = job, fingerprints.fingerprint(roots(stage, job))
         return self._jobs[stage, name]
 
     def _job(self, stage: str, name: str) -> dict:
@@ -375,16 +367,17 @@ def roots(stage: str, job: dict) -> frozenset[tuple[str, str]]:
         if "objective" in part:
             network = part["network"]["method"]
             found.add(("ddpm.objectives", known_methods("objective")[part["objective"]["target"]].name))
-            found.add(("ddpm.times", source.methods("ddpm.times", "Times")[part["objective"]["times"]].name))
-            found.add((f"ddpm.networks.{network}", source.networks()[network].name))
+            found.add(("ddpm.times", fingerprints.methods("ddpm.times", "Times")[part["objective"]["times"]].name))
+            found.add((f"ddpm.networks.{network}", fingerprints.networks()[network].name))
     if stage == "data":
-        found.add(("ddpm.data", datasets()[job["data"]["name"]].name))
+        dataset = datasets()[job["data"]["name"]]
+        found.add((dataset.module, dataset.name))
     if stage == "fidelity" and job["name"] in BASELINES:  # all of them, because they are one batch
-        found |= {("ddpm.baselines", b.name) for b in source.methods("ddpm.baselines", "Baseline").values()}
+        found |= {("ddpm.baselines", b.name) for b in fingerprints.methods("ddpm.baselines", "Baseline").values()}
     return frozenset(found)
 
 
 def environment(stage: str, job: dict) -> dict[str, str]:
     """The installed versions of the packages that a job's numbers depend on: of those that its code names."""
-    named = source.packages(roots(stage, job))
+    named = fingerprints.packages(roots(stage, job))
     return {package: v for package, v in versions().items() if IMPORTS.get(package, package) in named}

@@ -1,6 +1,6 @@
 """A job's unfinished work as one file below `results/work/`, so that an interrupted job goes on where it was.
 
-All random numbers are functions of what they are for (ddpm/noise.py), so that tensors and a position are all there
+All random numbers are functions of what they are for (ddpm/rng.py), so that tensors and a position are all there
 is to keep. Clusters may kill without a signal, hence checkpoints by the clock.
 """
 
@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.grid import canonical, environment
-from ddpm.provenance import Recorder, changes, read_tensors, write_tensors
+from ddpm.pipeline.grid import canonical, environment
+from ddpm.pipeline.records import Recorder, changes, read_tensors, write_tensors
 
 # Seconds between two checkpoints of a job: what an interruption costs at most, or a batch that takes longer.
 SECONDS = 60.0

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from ddpm.devices import gpus
+from ddpm.pipeline.devices import gpus
 
 # What Inception's state dict holds among others, and the file of it that torch-fidelity and pytorch-fid use.
 LAYERS = {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"}
@@ -20,14 +20,14 @@ INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
 def checks(cluster: bool) -> list[Callable[[dict], Iterator[str]]]:
     """What to check a configuration with before its jobs run: here, or on a cluster, whose nodes this machine is none
-    of (ddpm/preflight.py asks Slurm about them)."""
+    of (ddpm/pipeline/preflight.py asks Slurm about them)."""
     return [_inception, _folder] + [_devices] * (not cluster)
 
 
 def load_inception(config: dict) -> None:
     """UserError where Inception cannot be loaded, or downloaded; loads torch, so only for who is about to measure."""
     if config["fidelity"]["extractor"] == "inception":
-        from ddpm.fidelity import inception
+        from ddpm.metrics.extractors import inception
 
         inception(config["fidelity"]["weights"])
 

@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-from ddpm import grid as grids
-from ddpm import provenance, source
 from ddpm.errors import UserError
-from ddpm.grid import Grid, canonical
-from ddpm.layout import Layout
+from ddpm.pipeline import fingerprints, records
+from ddpm.pipeline import grid as grids
+from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.layout import Layout
 
 Job = tuple[str, str]  # stage and name
 
 # The stages whose records an aggregate reads; of both likelihoods the table reads what every test image costs as well
-# (ddpm/paired.py), and the figures read what their stages wrote.
+# (ddpm/tables/paired.py), and the figures read what their stages wrote.
 READS = {
     "table": ("data", "classifier", "train", "guide", "likelihood", "ode_likelihood", "sample", "fidelity"),
     "figures": ("data", "train", "guide", "sample", "fidelity"),
 }
-PUBLISHED = Path(__file__).parent.parent / "workflow" / "published"
+PUBLISHED = Path(__file__).parent.parent.parent / "workflow" / "published"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Results:
         if job not in self._records:
             path = self.layout.record(stage, name)
             try:
-                found = provenance.read_record(path, stage)
+                found = records.read_record(path, stage)
                 of = found["stage"], found["job"].get("name", "")
                 if of != job:  # a file that was swapped with another
                     raise UserError(f"it is of {' '.join(of).strip()}")
@@ -85,7 +85,7 @@ class Results:
         if record is None:
             return [self._problems[stage, name]]
         job, code = self.grid.job(stage, name)
-        found = [Reason("parameter", _change(*c)) for c in provenance.changes(record["job"], job)]
+        found = [Reason("parameter", _change(*c)) for c in records.changes(record["job"], job)]
         if record["code"] != code:
             found += [Reason("code", text) for text in self._edited(record["code"], stage, job)]
         wanted = self._wanted(stage, job)
@@ -96,7 +96,7 @@ class Results:
             if hashed is not None and record["inputs"].get(of) != hashed:
                 found.append(Reason("input", f"made from other {of} than lies there now"))
         # The tables are small, and what is looked at in the end.
-        damaged = provenance.damaged(self.layout.record(stage, name), record, whole=stage == "table")
+        damaged = records.damaged(self.layout.record(stage, name), record, whole=stage == "table")
         found += [Reason("output", f"{output}: {why}") for output, why in damaged.items()]
         unknown = {path.name for path in self.layout.outputs(stage, name)} - record["outputs"].keys()
         found += [Reason("record", f"{output}: its record knows nothing of it") for output in sorted(unknown)]
@@ -115,11 +115,11 @@ class Results:
 
     def _edited(self, was: str, stage: str, job: dict) -> list[str]:
         """The functions and classes in which a former fingerprint differs from today's."""
-        now = source.parts(grids.roots(stage, job))
+        now = fingerprints.parts(grids.roots(stage, job))
         try:
             before = dict(json.loads(self.layout.code(was).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return [f"code: {was} → {source.fingerprint(grids.roots(stage, job))}"]
+            return [f"code: {was} → {fingerprints.fingerprint(grids.roots(stage, job))}"]
         changed = [f"{name} changed" for name in now if name in before and now[name] != before[name]]
         if changed:  # what came or went did so because of these
             return changed

@@ -1,13 +1,13 @@
 """Differences in bits/dim between the networks of a grid, image by image, with errors of their own. No torch.
 
-Networks of one seed see the same noise on the same test images (ddpm/likelihood.py), so what is hard for one image or
-draw is hard for both, and the error of a difference is smaller than that of either number.
+Networks of one seed see the same noise on the same test images (ddpm/stages/likelihood.py), so what is hard for one
+image or draw is hard for both, and the error of a difference is smaller than that of either number.
 """
 
 import pandas as pd
 
-from ddpm.grid import Network
-from ddpm.results import Results
+from ddpm.pipeline.grid import Network
+from ddpm.pipeline.results import Results
 
 AXES = ["objective", "schedule"]
 COLUMNS = ["measure", *AXES, "against", "seeds", "images", "difference", "standard_error", "std"]

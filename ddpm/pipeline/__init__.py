@@ -1,0 +1,1 @@
+"""What surrounds the mathematics: configuration → cells → jobs → records. No torch."""

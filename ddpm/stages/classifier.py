@@ -1,0 +1,51 @@
+"""The `classifier` stage: the feature extractor."""
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ddpm import rng
+from ddpm.datasets import dataset as data
+from ddpm.datasets.dataset import Split
+from ddpm.metrics.extractors import centred, grey
+from ddpm.networks.classifier import Classifier
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import Recorder, write_tensors
+
+Tensor = torch.Tensor
+
+
+def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+    """The `classifier` stage: the feature extractor, trained on the training half."""
+    torch.set_num_threads(job["threads"])
+    recorder = Recorder("classifier", job, code, layout.inputs("classifier"))
+    dataset, settings = data.read(layout.data), job["classifier"]
+    torch.manual_seed(rng.key("classifier", settings["seed"]) & (2**63 - 1))
+    network = Classifier(dataset.shape, dataset.classes, settings["width"], settings["features"])
+
+    def inputs(half: Split) -> Tensor:
+        return centred(grey(half.images, dataset.levels))
+
+    images, labels = inputs(dataset.train), dataset.train.labels
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], fused=True)
+    recorder.phase("training")
+    steps = settings["epochs"] * -(-len(images) // settings["batch"])
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings["learning_rate"], total_steps=steps)
+    for epoch in tqdm(range(settings["epochs"]), desc="classifier", unit="epoch"):
+        for index in rng.permutation(len(images), "classifier", settings["seed"], epoch).split(settings["batch"]):
+            loss = nn.functional.cross_entropy(network(images[index]), labels[index])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            rate.step()
+    network.eval()
+    with torch.no_grad():
+        features = torch.cat([network.features(b) for b in images.split(512)]).double()
+        guessed = torch.cat([network(b).argmax(1) for b in inputs(dataset.test).split(512)])
+    tensors = network.state_dict() | {
+        "scale": (features.var(0).mean()).sqrt(),
+        "side": torch.tensor(dataset.shape[1] if dataset.levels else 0),
+    }
+    write_tensors(layout.classifier, tensors)
+    accuracy = (guessed == dataset.test.labels).double().mean()
+    recorder.finish(layout.record("classifier"), [layout.classifier], test_accuracy=round(float(accuracy), 6))
