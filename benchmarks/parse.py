@@ -16,7 +16,8 @@ from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import environment
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import Recorder, write_json
-from ddpm.pipeline.results import READS, Results
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.stages import AGGREGATES
 
 ROOT = Path(__file__).parent.parent
 # Not synced to the disk one by one: these results are thrown away.
@@ -56,7 +57,7 @@ def finish(path: Path, root: Path) -> None:
         digests = {name: records.read_record(layout.record("fidelity", name))["digest"] for name in names}
         write_json(layout.measured(batch), digests)
     figures = [layout.root / "figures" / f"{n}.png" for n in ("samples", "training", "forward", "denoising")]
-    for stage in READS:
+    for stage in AGGREGATES:
         files = layout.outputs(stage) or [*figures, *(layout.cell(n) / "samples.png" for n in grid.runs)]
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)

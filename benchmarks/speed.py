@@ -99,10 +99,10 @@ def main() -> None:
     parser.add_argument("--configfile", action="append", default=[])
     grid = config.check(config.read("config.yaml", *parser.parse_args().configfile))
     torch.set_num_threads(grid.config["threads"])
-    spec = dict(grid.data_job()["data"])
+    spec = dict(grid.job("data")[0]["data"])
     source = Dataset.make({"method": spec.pop("name")} | spec)
     dataset = Data(*source.load(), source.levels, source.classes)
-    job = grid.train_job(next(iter(grid.networks)))
+    job = grid.job("train", next(iter(grid.networks)))[0]
     start_up()
     sampling(job, training_step(job, dataset), dataset, grid.config["sampling"]["batch"])
 

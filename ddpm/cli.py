@@ -16,10 +16,11 @@ from ddpm import __version__
 from ddpm.errors import UserError
 from ddpm.pipeline import config, history, machine, records, status
 from ddpm.pipeline.checkpoint import SECONDS
-from ddpm.pipeline.grid import STAGES, Grid
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import fix_threads, run_stage
+from ddpm.pipeline.stages import STAGES
 from ddpm.pipeline.verify import verify
 
 
@@ -38,9 +39,16 @@ def _pick(name: str, known: Collection[str], what: str) -> str:
     )
 
 
+def _text(job: str) -> str:
+    """A job's text: given as it is, in a file (`@FILE`), or on standard input (`-`)."""
+    if job == "-":
+        return sys.stdin.read()
+    return Path(job[1:]).read_text(encoding="utf-8") if job.startswith("@") else job
+
+
 def job_command(args: argparse.Namespace) -> None:
     """What Snakemake calls: one job, or a batch of them (see `Grid.batch`)."""
-    job, options = json.loads(args.job), (args.results, args.device, args.jobs_per_gpu, args.checkpoint_seconds)
+    job, options = json.loads(_text(args.job)), (args.results, args.device, args.jobs_per_gpu, args.checkpoint_seconds)
     if args.batch is None:
         run_stage(args.stage, job, args.code, *options)
         if args.stage == "table":
@@ -67,19 +75,13 @@ def _whole(layout: Layout) -> None:
 def cell_command(args: argparse.Namespace) -> None:
     """Run one stage of one network or cell, and what it needs, into the tree that Snakemake uses."""
     grid = _grid(args, here=True)
-    match args.command:
-        case "train":
-            name = _pick(args.name, grid.networks, "network")
-        case "likelihood":
-            name = _pick(args.name, grid.likelihoods, "network without labels")
-        case _:
-            name = _pick(args.name, grid.runs, "cell")
+    name = _pick(args.name, grid.names[args.command], STAGES[args.command].called)
     if args.command == "fidelity":
         fix_threads(grid.job("fidelity", name)[0])
         machine.load_inception(grid.config)
     for stage, target in grid.needed(args.command, name):
         again = args.again and stage == args.command
-        run_stage(stage, *grid.job(stage, target), grid.results, *grid.how, again=again)
+        run_stage(stage, *grid.job(stage, target), grid.results, *grid.execution, again=again)
     found = records.read_record(Layout(Path(grid.results)).record(args.command, name))
     print(json.dumps({"status": found["status"]} | found["result"], indent=1))
 
@@ -124,7 +126,7 @@ def table_command(args: argparse.Namespace) -> None:
     todo = Results(grid).todo
     for stage, name in todo:
         if stage == "fidelity" and not todo.keys() & set(grid.parents(stage, name).values()):
-            run_stage(stage, *grid.job(stage, name), grid.results, *grid.how)
+            run_stage(stage, *grid.job(stage, name), grid.results, *grid.execution)
     run_stage("table", *grid.job("table"), grid.results, "cpu")
     layout = Layout(Path(grid.results))
     found = records.read_record(layout.record("table"))["result"]
@@ -151,14 +153,9 @@ def parser() -> argparse.ArgumentParser:
             )
         return sub
 
-    for name, help in (
-        ("train", "train one network, e.g. eps/linear/unconditional/seed0"),
-        ("sample", "sample one cell, e.g. eps/linear/none/ddim/seed0"),
-        ("likelihood", "bits/dim of one network, e.g. eps/linear/unconditional/seed0"),
-        ("fidelity", "FID of one cell, e.g. eps/linear/none/ddim/seed0"),
-    ):
-        sub = add(name, cell_command, help)
-        sub.add_argument("name", help="its name: the axis values and the seed; `ddpm check` lists the cells")
+    for stage in filter(lambda stage: stage.called, STAGES.values()):
+        sub = add(stage.name, cell_command, f"{stage.description}, e.g. {stage.example}")
+        sub.add_argument("name", help=f"{stage.called}, such as {stage.example}; `ddpm check` lists the cells")
         sub.add_argument("--again", action="store_true", help="run even if a valid result is there")
     add("check", check_command, "check the configuration and list its cells")
     sub = add("status", status_command, "what is there, what would run now, why, and what it costs")
@@ -169,7 +166,8 @@ def parser() -> argparse.ArgumentParser:
     add("figures", figures_command, "draw the pictures")
     job = add("job", job_command, "what Snakemake calls: a stage with everything given as text")
     job.add_argument("stage", choices=STAGES)
-    for option in ("--job", "--code", "--results", "--device"):
+    job.add_argument("--job", required=True, help="its JSON, @FILE that holds it, or - for standard input")
+    for option in ("--code", "--results", "--device"):
         job.add_argument(option, required=True)
     job.add_argument("--jobs-per-gpu", type=int, default=1)
     job.add_argument("--checkpoint-seconds", type=float, default=SECONDS)

@@ -31,7 +31,8 @@ from ddpm import cli
 from ddpm.pipeline import config, locks, records, running, status
 from ddpm.pipeline.grid import Grid, canonical
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.results import READS, Results
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.stages import AGGREGATES
 from ddpm.pipeline.verify import verify
 
 # What the tables and the results are, byte for byte; records and costs differ from run to run in their times.
@@ -71,7 +72,7 @@ def forked(work: Callable[[], int | None]) -> tuple[int, str]:
 def jobs(results: Results) -> dict[tuple[str, str], list[str]]:
     """What Snakemake would run, in order: the arguments of its `ddpm job`."""
     of, found = results.grid, {}
-    todo = [job for job in results.todo if job[0] not in READS]
+    todo = [job for job in results.todo if job[0] not in AGGREGATES]
     marks = [names[0] for batch, names in of.batches.items() if results.layout.measured(batch) in results.unmarked]
     for stage, name in [*todo, *(("fidelity", name) for name in marks), *results.todo]:
         if stage == "fidelity":

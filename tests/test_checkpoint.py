@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from ddpm.pipeline import checkpoint, config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 from ddpm.stages import likelihood
 from ddpm.stages import sample as sampling
-from ddpm.stages import train as training
-from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -47,9 +46,9 @@ def small(**sections: dict) -> Grid:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with the data and two networks."""
     root = tmp_path_factory.mktemp("trained")
-    prepare(*small().job("data"), Layout(root))
+    execute("data", *small().job("data"), Layout(root))
     for name in small().networks:
-        training.train(*small().job("train", name), Layout(root))
+        execute("train", *small().job("train", name), Layout(root))
     return root
 
 
@@ -61,18 +60,15 @@ def layouts(trained: Path, tmp_path: Path) -> tuple[Layout, Layout]:
     return Layout(tmp_path / "one"), Layout(tmp_path / "two")
 
 
-# Each stage: its function, the module's name of what it calls once per batch, and the jobs to test.
-STAGES = {
-    "sample": (sampling.sample, sampling, "chain", [CELL, GUIDED]),
-    "likelihood": (likelihood.evaluate, likelihood, "vlb", [NETWORK]),
-}
+# Each stage: its module, the name in it of what it calls once per batch, and the jobs to test.
+STAGES = {"sample": (sampling, "chain", [CELL, GUIDED]), "likelihood": (likelihood, "vlb", [NETWORK])}
 JOBS = [(stage, name) for stage, (*_, names) in STAGES.items() for name in names]
 BATCHES = {"sample": 4, "likelihood": 3}
 
 
 def counted(patch: pytest.MonkeyPatch, stage: str, stop: int | None = None) -> list[int]:
     """Note every batch of a stage; Ctrl-C comes before batch number `stop`."""
-    _, module, name, _ = STAGES[stage]
+    module, name, _ = STAGES[stage]
     batch, seen = getattr(module, name), []
 
     def watched(*arguments: object, **named: object) -> object:
@@ -86,7 +82,7 @@ def counted(patch: pytest.MonkeyPatch, stage: str, stop: int | None = None) -> l
 
 
 def run(stage: str, name: str, layout: Layout, grid: Grid | None = None, seconds: float = 0) -> None:
-    STAGES[stage][0](*(grid or small()).job(stage, name), layout, checkpoint_seconds=seconds)
+    execute(stage, *(grid or small()).job(stage, name), layout, checkpoint_seconds=seconds)
 
 
 def interrupt(stage: str, name: str, layout: Layout, stop: int, seconds: float = 0) -> Path:
@@ -175,8 +171,8 @@ def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: p
     """Weights that were trained anew since: the images of the old ones are not used."""
     one, _ = layouts
     interrupt("sample", CELL, one, 2)
-    weights = load_file(one.weights(NETWORK))
-    records.write_tensors(one.weights(NETWORK), {k: v * 1.5 for k, v in weights.items()})
+    weights = load_file(one.output("train", NETWORK))
+    records.write_tensors(one.output("train", NETWORK), {k: v * 1.5 for k, v in weights.items()})
     capsys.readouterr()
     run("sample", CELL, one)
     said = capsys.readouterr().err
@@ -191,7 +187,7 @@ def test_a_checkpoint_of_other_packages(
     now = records.versions()
     for package, discarded in (("torch-fidelity", False), ("torch", True)):
         with monkeypatch.context() as patch:
-            patch.setattr("ddpm.pipeline.grid.versions", lambda package=package: now | {package: "0.1"})
+            patch.setattr("ddpm.pipeline.stages.versions", lambda package=package: now | {package: "0.1"})
             interrupt("sample", CELL, one, 2)
         capsys.readouterr()
         interrupt("sample", CELL, one, 0)

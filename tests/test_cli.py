@@ -192,7 +192,7 @@ def test_a_second_call_says_that_it_is_there(
 
 def test_an_edited_result_is_made_again(capsys: pytest.CaptureFixture, done: Layout) -> None:
     """Weights that are no longer those of the record are trained anew, to the same bytes."""
-    weights = done.weights(NETWORK)
+    weights = done.output("train", NETWORK)
     content = weights.read_bytes()
     weights.write_bytes(content[:-1])
     code, _, _ = run(capsys, "train", NETWORK, *overlay())
@@ -222,7 +222,7 @@ def test_what_follows_from_a_change_is_made_again(
     assert json.loads(out) == {"status": "ok"} | fresh["result"]
     assert records.read_record(done.record(command, name))["inputs"] == fresh["inputs"]
     if output.endswith("safetensors"):
-        assert done.samples(name).read_bytes() == Layout(Path("fresh")).samples(name).read_bytes()
+        assert done.output("sample", name).read_bytes() == Layout(Path("fresh")).output("sample", name).read_bytes()
 
 
 def test_a_job_as_snakemake_calls_it(capsys: pytest.CaptureFixture) -> None:
@@ -331,10 +331,10 @@ def test_a_torn_input_of_a_job_is_explained(
 ) -> None:
     """Snakemake looks at times only: a job whose input is torn says which file that is."""
     files = {
-        "data": done.data,
-        "weights": done.weights(NETWORK),
-        "samples": done.samples(CELL),
-        "classifier": done.classifier,
+        "data": done.output("data"),
+        "weights": done.output("train", NETWORK),
+        "samples": done.output("sample", CELL),
+        "classifier": done.output("classifier"),
     }
     files[torn].write_bytes(files[torn].read_bytes()[:-1])
     job, code = config.check(whole()).job(stage, name)
@@ -438,7 +438,7 @@ def test_a_batch_measures_only_what_changed(capsys: pytest.CaptureFixture, done:
     found = json.loads(done.measured(NETWORK).read_text())
     assert found == {name: records.read_record(done.record("fidelity", name))["digest"] for name in (other, CELL)}
     second = done.record("fidelity", other).read_bytes()
-    done.samples(CELL).write_bytes(done.samples(other).read_bytes())
+    done.output("sample", CELL).write_bytes(done.output("sample", other).read_bytes())
     record = records.read_record(done.record("sample", CELL))
     record |= {k: records.read_record(done.record("sample", other))[k] for k in ("outputs", "bytes")}
     records.write_json(done.record("sample", CELL), record | {"digest": records.digest(record)})

@@ -9,7 +9,8 @@ import pytest
 from ddpm.errors import UserError
 from ddpm.pipeline import config
 from ddpm.pipeline.catalogue import ConfigError
-from ddpm.pipeline.grid import BASELINES, Grid, canonical
+from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.stages import BASELINES
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = config.read(ROOT / "config.yaml")
@@ -37,7 +38,7 @@ def mistakes(wrong: dict) -> list[str]:
 def jobs(grid: Grid) -> dict[tuple[str, str], str]:
     """The canonical text of every job of a grid but the aggregating ones, by stage and name."""
     names = [("data", ""), ("classifier", "")]
-    names += [("train", n) for n in grid.networks] + [("likelihood", n) for n in grid.likelihoods]
+    names += [("train", n) for n in grid.networks] + [("likelihood", n) for n in grid.names["likelihood"]]
     names += [("sample", n) for n in grid.runs] + [("fidelity", n) for n in [*grid.runs, *BASELINES]]
     return {(stage, name): canonical(grid.job(stage, name)[0]) for stage, name in names}
 
@@ -318,7 +319,7 @@ def test_repeating_defaults_changes_no_job() -> None:
         for name in full[section]:
             unused = {"gamma", "sigma_data", "level_mean", "level_std", *(["vlb_weight"] if name != "learned" else [])}
             full[section][name] = {k: v for k, v in grid.axis(axis, name).items() if k not in unused}
-    full["network"] = grid.train_job(next(iter(grid.networks)))["network"]
+    full["network"] = grid.job("train", next(iter(grid.networks)))[0]["network"]
     assert full["objectives"]["x0"].keys() > DEFAULT["objectives"]["x0"].keys()
     assert changed(full) == set()
 
@@ -468,8 +469,8 @@ def test_size_of_the_default_grid() -> None:
     assert len(grid.cells) == 24
     assert len(grid.runs) == 23
     assert len(grid.networks) == 7
-    assert len(grid.likelihoods) == 6
-    assert "score/linear/conditional/seed0" not in grid.likelihoods
+    assert len(grid.names["likelihood"]) == 6
+    assert "score/linear/conditional/seed0" not in grid.names["likelihood"]
 
 
 def test_blocks_are_united_in_the_order_of_the_configuration() -> None:

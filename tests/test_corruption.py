@@ -59,7 +59,7 @@ def test_a_job_that_finds_corrupt_weights(made: dict[str, Path], tmp_path: Path)
     shutil.copytree(made["finished"], tmp_path / "tree")
     run = Here(tmp_path / "tree")
     layout = Layout(run.root)
-    weights, good = layout.weights(NETWORK), layout.weights(NETWORK).read_bytes()
+    weights, good = layout.output("train", NETWORK), layout.output("train", NETWORK).read_bytes()
     KINDS["flip"](weights, random.Random(SEED))
     bad, record = weights.read_bytes(), layout.record("sample", OTHER).read_bytes()
     layout.record("sample", CELL).unlink()
@@ -87,7 +87,7 @@ def test_a_table_of_corrupt_bits(made: dict[str, Path], tmp_path: Path, kind: st
     shutil.copytree(made["finished"], tmp_path / "tree")
     run = Here(tmp_path / "tree")
     layout, other = Layout(run.root), "learned/linear/unconditional/seed0"
-    path = layout.images("likelihood", NETWORK)
+    path = layout.output("likelihood", NETWORK, "images")
     KINDS[kind](path, random.Random(SEED))
     layout.record("likelihood", other).unlink()
     job, code = run.grid.job("table")
@@ -157,11 +157,11 @@ def test_snakemake_heals(made: dict[str, Path], tmp_path: Path) -> None:
     log.write_text("a log")
     strikes = {
         log: "folder",
-        layout.weights(NETWORK): "flip",
+        layout.output("train", NETWORK): "flip",
         layout.record("sample", CELL): "empty",
         layout.record("sample", "learned/linear/none/ancestral/seed0"): "folder",
         layout.measured("baselines"): "empty",
-        layout.samples("score/cosine/cfg-w1/ddim/seed0"): "dangle",
+        layout.output("sample", "score/cosine/cfg-w1/ddim/seed0"): "dangle",
         layout.root / "table.csv": "flip",
         layout.root / "table.json": "dangle",
         layout.root / "figures/samples.png": "truncate",
@@ -171,7 +171,8 @@ def test_snakemake_heals(made: dict[str, Path], tmp_path: Path) -> None:
     shutil.rmtree(layout.root / "code")
     (layout.root / "code").write_text("a file")
     first, said = run.run()
-    assert first and f"{layout.weights(NETWORK).relative_to(run.folder)}: corrupt: its SHA-256 is " in said
+    place = layout.output("train", NETWORK).relative_to(run.folder)
+    assert first and f"{place}: corrupt: its SHA-256 is " in said
     second, more = run.run()
     assert second == 0, more
     wanted, found = content(made["finished"] / "results/tiny"), content(run.root)

@@ -109,7 +109,7 @@ def test_preparing_stores_the_dataset(tmp_path: Path, digits: tuple[data.Split, 
     """What is read back is what was loaded, with its record beside it."""
     layout = Layout(tmp_path)
     prepare(JOB, "0" * 16, layout)
-    found = data.read(layout.data)
+    found = data.read(layout.output("data"))
     assert torch.equal(found.train.images, digits[0].images) and torch.equal(found.test.images, digits[1].images)
     assert torch.equal(found.train.labels, digits[0].labels) and torch.equal(found.test.labels, digits[1].labels)
     assert (found.levels, found.classes, found.shape) == (17, 10, (1, 8, 8))
@@ -123,7 +123,7 @@ def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     layouts = [Layout(tmp_path / str(i)) for i in range(8)]
     for layout in layouts:
         prepare(JOB, "0" * 16, layout)
-    assert len({layout.data.read_bytes() for layout in layouts}) == 1
+    assert len({layout.output("data").read_bytes() for layout in layouts}) == 1
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "torn header", "torn data", "text"])
@@ -131,16 +131,16 @@ def test_a_stored_dataset_that_cannot_be_read_is_named(tmp_path: Path, damage: s
     """One message with the file and the cure."""
     layout = Layout(tmp_path)
     prepare(JOB, "0" * 16, layout)
-    content = layout.data.read_bytes()
+    content = layout.output("data").read_bytes()
     if damage == "missing":
-        layout.data.unlink()
+        layout.output("data").unlink()
     else:
         size = {"empty": 0, "torn header": 20, "torn data": len(content) - 1, "text": 0}[damage]
-        layout.data.write_bytes(content[:size] + (b"not tensors at all" if damage == "text" else b""))
+        layout.output("data").write_bytes(content[:size] + (b"not tensors at all" if damage == "text" else b""))
     with pytest.raises(UserError) as caught:
-        data.read(layout.data)
+        data.read(layout.output("data"))
     message = str(caught.value)
-    assert str(layout.data) in message and "delete it and run again" in message
+    assert str(layout.output("data")) in message and "delete it and run again" in message
     assert len(message.splitlines()) <= 3
 
 

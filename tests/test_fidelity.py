@@ -22,8 +22,8 @@ from ddpm.metrics import distances, extractors, toplines
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
-from ddpm.stages import classifier, fidelity
-from ddpm.stages.data import prepare
+from ddpm.pipeline.run import execute
+from ddpm.stages import fidelity
 
 torch.set_num_threads(1)
 
@@ -43,8 +43,8 @@ def grid(**overlay: object) -> Grid:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A results folder that holds the digits and the classifier; read only."""
     layout = Layout(tmp_path_factory.mktemp("prepared"))
-    prepare(*grid().job("data"), layout)
-    classifier.train_classifier(*grid().job("classifier"), layout)
+    execute("data", *grid().job("data"), layout)
+    execute("classifier", *grid().job("classifier"), layout)
     return layout
 
 
@@ -56,12 +56,12 @@ def layout(prepared: Layout, tmp_path: Path) -> Layout:
 
 @pytest.fixture(scope="module")
 def digits(prepared: Layout) -> data.Data:
-    return data.read(prepared.data)
+    return data.read(prepared.output("data"))
 
 
 @pytest.fixture(scope="module")
 def extractor(prepared: Layout) -> extractors.Extractor:
-    return extractors.Extractor({"extractor": "classifier", "weights": ""}, prepared.classifier, 17)
+    return extractors.Extractor({"extractor": "classifier", "weights": ""}, prepared.output("classifier"), 17)
 
 
 # ---- the distance -----------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_torch_fidelity_finds_the_same_fid(
         fid=True,
         isc=True,
         feature_extractor=registered,
-        feature_extractor_weights_path=str(prepared.classifier),
+        feature_extractor_weights_path=str(prepared.output("classifier")),
         cuda=False,
         save_cpu_ram=True,
         cache=False,
@@ -230,7 +230,7 @@ def test_features_do_not_depend_on_the_batch(extractor: extractors.Extractor, di
 def test_the_classifier_learns(layout: Layout, digits: data.Data) -> None:
     """Three epochs of a tiny network are better than guessing (0.1), and its accuracy is the recorded one."""
     record = records.read_record(layout.record("classifier"))
-    extractor = extractors.Extractor({"extractor": "classifier", "weights": ""}, layout.classifier, 17)
+    extractor = extractors.Extractor({"extractor": "classifier", "weights": ""}, layout.output("classifier"), 17)
     accuracy = float((extractor.predict(digits.test.images) == digits.test.labels).double().mean())
     assert record["result"]["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert accuracy > 0.3
@@ -239,10 +239,10 @@ def test_the_classifier_learns(layout: Layout, digits: data.Data) -> None:
 def test_training_the_classifier_again_gives_the_same_bytes(layout: Layout, prepared: Layout) -> None:
     """Same seed, same bytes; another seed gives another extractor."""
     job, code = grid().job("classifier")
-    classifier.train_classifier(job, code, layout)
-    assert layout.classifier.read_bytes() == prepared.classifier.read_bytes()
-    classifier.train_classifier(grid(classifier={"seed": 1}).classifier_job(), code, layout)
-    assert layout.classifier.read_bytes() != prepared.classifier.read_bytes()
+    execute("classifier", job, code, layout)
+    assert layout.output("classifier").read_bytes() == prepared.output("classifier").read_bytes()
+    execute("classifier", grid(classifier={"seed": 1}).job("classifier")[0], code, layout)
+    assert layout.output("classifier").read_bytes() != prepared.output("classifier").read_bytes()
 
 
 # ---- Inception --------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_missing_inception_weights_are_named(prepared: Layout, tmp_path: Path) -
     """The key, the path and what must lie there."""
     path = str(tmp_path / "nowhere.pth")
     with pytest.raises(UserError) as caught:
-        extractors.Extractor({"extractor": "inception", "weights": path}, prepared.classifier, 17)
+        extractors.Extractor({"extractor": "inception", "weights": path}, prepared.output("classifier"), 17)
     message = str(caught.value)
     assert "fidelity.weights" in message and path in message and "Inception" in message
     assert len(message.splitlines()) <= 3
@@ -326,7 +326,7 @@ def test_the_real_rows_compare_training_images_with_the_test_half(
     """N fresh training images, with classes in proportion or by chance; there is nothing to measure against their own
     half; and where N is the whole half and its classes stay, FID is that half's."""
     job, code = grid(sampling={"images": count}).job("fidelity", name)
-    fidelity.evaluate(job, code, layout)
+    execute("fidelity", job, code, layout)
     found = records.read_record(layout.record("fidelity", name))["result"]
     for suffix, binarized in (("", False), ("_binarized", True)):
         train, test = (extractor(half.images, binarized) for half in (digits.train, digits.test))
@@ -345,7 +345,7 @@ def test_real_rows_refuse_too_few_images(layout: Layout) -> None:
     """As every row does: N above the number of features."""
     job, code = grid().job("fidelity", "real")
     with pytest.raises(UserError, match=f"{FEATURES} images for {FEATURES} features"):
-        fidelity.evaluate(job | {"images": FEATURES}, code, layout)
+        execute("fidelity", job | {"images": FEATURES}, code, layout)
 
 
 def test_the_noise_row_is_uniform_over_the_grey_levels(
@@ -353,23 +353,23 @@ def test_the_noise_row_is_uniform_over_the_grey_levels(
 ) -> None:
     """Far from the data, and the same at every run."""
     for _ in range(2):
-        fidelity.evaluate(*grid().job("fidelity", "noise"), layout)
+        execute("fidelity", *grid().job("fidelity", "noise"), layout)
         found = records.read_record(layout.record("fidelity", "noise"))["result"]
         uniform = rng.uniform(rng.key("noise row"), torch.arange(60), 0, (1, 8, 8))
         images = (uniform * 17).floor().to(torch.uint8)
         assert images.unique().tolist() == list(range(17))
         for key, value in by_hand(extractor, digits, images).items():
             assert found[key] == pytest.approx(value, rel=1e-9)
-    fidelity.evaluate(*grid().job("fidelity", "real"), layout)
+    execute("fidelity", *grid().job("fidelity", "real"), layout)
     assert found["fid"] > 2 * records.read_record(layout.record("fidelity", "real"))["result"]["fid"]
 
 
 def sampled(layout: Layout, images: torch.Tensor, labels: torch.Tensor | None = None) -> None:
     """Put images where a cell's samples belong."""
     tensors = {"images": images} | ({} if labels is None else {"labels": labels})
-    records.write_tensors(layout.samples(CELL), tensors)
+    records.write_tensors(layout.output("sample", CELL), tensors)
     recorder = records.Recorder("sample", {}, "0" * 16, {})
-    recorder.finish(layout.record("sample", CELL), [layout.samples(CELL)])
+    recorder.finish(layout.record("sample", CELL), [layout.output("sample", CELL)])
 
 
 def test_a_cells_samples_are_measured_against_both_halves(
@@ -379,12 +379,12 @@ def test_a_cells_samples_are_measured_against_both_halves(
     images, labels = digits.test.images[100:160], digits.test.labels[100:160].clone()
     labels[:30] = (labels[:30] + 1) % 10
     sampled(layout, images, labels)
-    fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    execute("fidelity", *grid().job("fidelity", CELL), layout)
     found = records.read_record(layout.record("fidelity", CELL))["result"]
     for key, value in by_hand(extractor, digits, images).items():
         assert found[key] == pytest.approx(value, rel=1e-9)
     assert found["label_accuracy"] == float((extractor.predict(images) == labels).double().mean())
-    assert found["extractor"] == records.sha256(layout.classifier)[:12]
+    assert found["extractor"] == records.sha256(layout.output("classifier"))[:12]
 
 
 def test_diversity_is_the_variance_within_predicted_classes(
@@ -399,7 +399,7 @@ def test_diversity_is_the_variance_within_predicted_classes(
 
     images = digits.test.images[100:160]
     sampled(layout, images)
-    fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    execute("fidelity", *grid().job("fidelity", CELL), layout)
     found = records.read_record(layout.record("fidelity", CELL))["result"]["diversity"]
     assert found == pytest.approx(within(images) / within(digits.test.images), rel=1e-9)
 
@@ -407,7 +407,7 @@ def test_diversity_is_the_variance_within_predicted_classes(
 def test_samples_without_labels_have_no_label_accuracy(layout: Layout, digits: data.Data) -> None:
     """An unconditional cell was asked for no label."""
     sampled(layout, digits.test.images[:60])
-    fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    execute("fidelity", *grid().job("fidelity", CELL), layout)
     assert "label_accuracy" not in records.read_record(layout.record("fidelity", CELL))["result"]
 
 
@@ -416,9 +416,9 @@ def test_another_number_of_samples_is_refused(layout: Layout, digits: data.Data,
     """N is exact: the file, its number and the configured one."""
     sampled(layout, digits.test.images[:count])
     with pytest.raises(UserError) as caught:
-        fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+        execute("fidelity", *grid().job("fidelity", CELL), layout)
     message = str(caught.value)
-    assert str(layout.samples(CELL)) in message and f"{count} images" in message and "60" in message
+    assert str(layout.output("sample", CELL)) in message and f"{count} images" in message and "60" in message
     assert not layout.record("fidelity", CELL).exists()
 
 
@@ -426,16 +426,16 @@ def test_another_number_of_samples_is_refused(layout: Layout, digits: data.Data,
 def test_a_torn_input_is_named(layout: Layout, digits: data.Data, torn: str) -> None:
     """A file of tensors that ends too early: one message with its path."""
     sampled(layout, digits.test.images[:60])
-    path = layout.samples(CELL) if torn == "samples" else layout.classifier
+    path = layout.output("sample", CELL) if torn == "samples" else layout.output("classifier")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError) as caught:
-        fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+        execute("fidelity", *grid().job("fidelity", CELL), layout)
     assert str(path) in str(caught.value)
 
 
 def test_the_weights_are_plain_tensors(prepared: Layout) -> None:
     """No pickle: everything that the extractor needs stands in the safetensors file."""
-    tensors = load_file(prepared.classifier)
+    tensors = load_file(prepared.output("classifier"))
     assert int(tensors["side"]) == 8 and float(tensors["scale"]) > 0
 
 
@@ -482,7 +482,7 @@ def test_inception_is_asked_for_2048_features_of_grey_images(
     weights = str(tmp_path / "inception.pth") if known else ""
     if known:
         torch.save({"a": torch.zeros(3)}, weights)
-    extractor = extractors.Extractor({"extractor": "inception", "weights": weights}, prepared.classifier, 17)
+    extractor = extractors.Extractor({"extractor": "inception", "weights": weights}, prepared.output("classifier"), 17)
     assert extractor.network.given == ("inception-v3-compat", ["2048"], weights or None)
     assert not extractor.network.training
     assert extractor.hash == (records.sha256(weights)[:12] if known else "inception-v3-compat")
@@ -494,7 +494,7 @@ def test_inception_is_asked_for_2048_features_of_grey_images(
     assert torch.equal(found[:, 0], 3 * exact.flatten(1).sum(1)) and torch.equal(found[:, 2] * 3, found[:, 0])
     assert torch.equal(binary[:, 0], 3 * 255 * (exact >= 128).double().flatten(1).sum(1))
     # The classifier still gives the labels.
-    plain = extractors.Extractor({"extractor": "classifier", "weights": ""}, prepared.classifier, 17)
+    plain = extractors.Extractor({"extractor": "classifier", "weights": ""}, prepared.output("classifier"), 17)
     assert torch.equal(extractor.predict(images), plain.predict(images))
 
 

@@ -1,7 +1,6 @@
 """Classifier guidance against Bayes' rule, the classifier of noisy images, and both in the graph's stages."""
 
 import math
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ from ddpm.errors import UserError
 from ddpm.guidance import ClassifierFree, ClassifierGuidance
 from ddpm.networks.classifier import NoisyClassifier
 from ddpm.pipeline import config, records
-from ddpm.pipeline.grid import STAGES, Grid
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM, Ancestral
 from ddpm.schedules import Karras, Linear
 from ddpm.stages import guide
@@ -165,8 +165,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     layout, grid = Layout(tmp_path_factory.mktemp("guide")), tiny()
     for stage, name in grid.needed("sample", CELL):
         if stage != "sample":
-            module, function = STAGES[stage]
-            getattr(import_module(module), function)(*grid.job(stage, name), layout)
+            execute(stage, *grid.job(stage, name), layout)
     return layout
 
 
@@ -182,7 +181,7 @@ def test_the_graph_of_a_guided_cell() -> None:
     assert list(grid.networks) == ["eps/linear/unconditional/seed0", "eps/linear/unconditional/seed1"]
     assert list(grid.guides) == ["linear/seed0", "linear/seed1"]
     assert [grid.is_guided(grid.runs[f"eps/linear/{g}/ddim/seed0"]) for g in ("guided", "more", "none")] == [1, 1, 0]
-    assert grid.likelihoods == list(grid.networks) and tiny().likelihoods == []
+    assert grid.names["likelihood"] == list(grid.networks) and tiny().names["likelihood"] == []
     assert grid.needed("sample", "eps/linear/more/ddim/seed1")[-2:] == [
         ("guide", "linear/seed1"),
         ("sample", "eps/linear/more/ddim/seed1"),
@@ -201,7 +200,7 @@ def test_the_guide_learns_what_noise_leaves(trained: Layout) -> None:
 def test_the_loaded_guide_is_a_probability(trained: Layout) -> None:
     """Σ_y p(y | x_t) = 1, and its gradient reaches x_t."""
     classifier = guide.load(trained, "linear/seed0", "cpu")
-    dataset = data.read(trained.data)
+    dataset = data.read(trained.output("data"))
     x = dataset.scale(dataset.test.images[:3]).requires_grad_()
     total = sum(classifier(x, time(20), torch.full((3,), k)).exp() for k in range(10))
     torch.testing.assert_close(total, torch.ones(3))
@@ -212,25 +211,29 @@ def test_the_loaded_guide_is_a_probability(trained: Layout) -> None:
 def test_a_guided_cell(trained: Layout) -> None:
     """Its labels are drawn as for a conditional network, its record names the guide's file, its NFE counts both."""
     grid = tiny()
-    sampling.sample(*grid.job("sample", CELL), trained)
+    execute("sample", *grid.job("sample", CELL), trained)
     record = records.read_record(trained.record("sample", CELL))
-    tensors, _ = records.read_tensors(trained.samples(CELL))
+    tensors, _ = records.read_tensors(trained.output("sample", CELL))
     assert record["result"]["nfe"] == 2 * 4
-    assert record["inputs"]["guide"] == records.sha256(trained.guide("linear/seed0"))
-    expected = sampling.draw_labels(data.read(trained.data), "eps/linear/unconditional/seed0", 40)
+    assert record["inputs"]["guide"] == records.sha256(trained.output("guide", "linear/seed0"))
+    expected = sampling.draw_labels(data.read(trained.output("data")), "eps/linear/unconditional/seed0", 40)
     assert torch.equal(tensors["labels"], expected)
 
 
 def test_the_same_guide_twice(trained: Layout, tmp_path: Path) -> None:
     """Same seed, same bytes; another seed, other weights."""
     layout = Layout(tmp_path)
-    records.write_json(layout.data.parent / "x", {})
-    layout.data.write_bytes(trained.data.read_bytes())
+    records.write_json(layout.output("data").parent / "x", {})
+    layout.output("data").write_bytes(trained.output("data").read_bytes())
     for seed in (0, 1):
         grid = tiny(seeds=[seed], guide={"steps": 150, "width": 16})
-        guide.train(*grid.job("guide", f"linear/seed{seed}"), layout)
-    same = trained.guide("linear/seed0").read_bytes()
-    assert layout.guide("linear/seed0").read_bytes() == same != layout.guide("linear/seed1").read_bytes()
+        execute("guide", *grid.job("guide", f"linear/seed{seed}"), layout)
+    same = trained.output("guide", "linear/seed0").read_bytes()
+    assert (
+        layout.output("guide", "linear/seed0").read_bytes()
+        == same
+        != layout.output("guide", "linear/seed1").read_bytes()
+    )
 
 
 def test_points_have_no_guide(tmp_path: Path) -> None:
@@ -238,6 +241,6 @@ def test_points_have_no_guide(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     points = {f"{half}_images": torch.zeros(8, 2) for half in ("train", "test")}
     points |= {f"{half}_labels": torch.zeros(8, dtype=torch.int64) for half in ("train", "test")}
-    records.write_tensors(layout.data, points, {"levels": "0", "classes": "2"})
+    records.write_tensors(layout.output("data"), points, {"levels": "0", "classes": "2"})
     with pytest.raises(UserError, match="classifier guidance takes images"):
-        guide.train(*tiny().job("guide", "linear/seed0"), layout)
+        execute("guide", *tiny().job("guide", "linear/seed0"), layout)

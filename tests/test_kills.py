@@ -14,9 +14,9 @@ import torch
 from ddpm.pipeline import config
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 from ddpm.pipeline.running import run_stage
 from ddpm.stages import train as training
-from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -47,7 +47,7 @@ def child(root: Path, job: dict, code: str) -> int:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
-    prepare(*grid().job("data"), Layout(root))
+    execute("data", *grid().job("data"), Layout(root))
     return root
 
 
@@ -60,7 +60,7 @@ def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
         shutil.copytree(prepared, root)
     # In this process: its children then need not warm up.
     run_stage("train", *job, str(alone), "cpu")
-    wanted = Layout(alone).weights(NAME).read_bytes(), Layout(alone).loss(NAME).read_bytes()
+    wanted = Layout(alone).output("train", NAME).read_bytes(), Layout(alone).output("train", NAME, "loss").read_bytes()
     begun = time.monotonic()
     assert os.waitpid(child(alone, *job), 0)[1] == 0
     whole = time.monotonic() - begun
@@ -82,12 +82,15 @@ def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
             kills += 1
             positions.add(position())
         else:  # it was faster
-            assert Layout(struck).weights(NAME).read_bytes() == wanted[0]
+            assert Layout(struck).output("train", NAME).read_bytes() == wanted[0]
             shutil.rmtree(struck)
             shutil.copytree(prepared, struck)
     assert len(positions) > 10
     assert os.waitpid(child(struck, *job), 0)[1] == 0
-    assert (Layout(struck).weights(NAME).read_bytes(), Layout(struck).loss(NAME).read_bytes()) == wanted
+    assert (
+        Layout(struck).output("train", NAME).read_bytes(),
+        Layout(struck).output("train", NAME, "loss").read_bytes(),
+    ) == wanted
     assert not (struck / "work").exists()
 
 
@@ -110,7 +113,7 @@ def test_a_resumed_u_net(prepared: Path, tmp_path: Path, monkeypatch: pytest.Mon
             patch.setattr(training, "learning_rate", stopping)
             if stop:
                 with pytest.raises(KeyboardInterrupt):
-                    training.train(job, code, Layout(root), checkpoint_seconds=0)
-        training.train(job, code, Layout(root))
-        weights.append(Layout(root).weights(NAME).read_bytes())
+                    execute("train", job, code, Layout(root), checkpoint_seconds=0)
+        execute("train", job, code, Layout(root))
+        weights.append(Layout(root).output("train", NAME).read_bytes())
     assert weights[0] == weights[1]

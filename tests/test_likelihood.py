@@ -6,7 +6,6 @@ data's order and the random numbers are used, which have tests of their own.
 
 import math
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,9 @@ from scipy.stats import norm
 
 from ddpm import rng
 from ddpm.pipeline import config, records
-from ddpm.pipeline.grid import STAGES, Grid
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 
 torch.set_num_threads(1)
 
@@ -53,15 +53,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A tree with data and both networks."""
     layout, grid = Layout(tmp_path_factory.mktemp("likelihood")), configured()
     for stage, name in dict.fromkeys(job for n in NETWORKS.values() for job in grid.needed("train", n)):
-        module, function = STAGES[stage]
-        getattr(import_module(module), function)(*grid.job(stage, name), layout)
+        execute(stage, *grid.job(stage, name), layout)
     return layout
 
 
 def measured(stage: str, name: str, layout: Layout, **sections: dict) -> dict:
     """Run a stage; the numbers of its record."""
-    module, function = STAGES[stage]
-    getattr(import_module(module), function)(*configured(**sections).job(stage, name), layout)
+    execute(stage, *configured(**sections).job(stage, name), layout)
     record = records.read_record(layout.record(stage, name))
     assert record["status"] == "ok"
     return record["result"]
@@ -69,14 +67,14 @@ def measured(stage: str, name: str, layout: Layout, **sections: dict) -> dict:
 
 def clean(layout: Layout, count: int) -> Tensor:
     """The first test images in the stages' order, as x0 in [−1, 1], (N, 64): grey level k of 17 is k/8 − 1."""
-    grey = load_file(layout.data)["test_images"]
+    grey = load_file(layout.output("data"))["test_images"]
     order = rng.permutation(len(grey), "reference", "test")
     return grey[order][:count].double().flatten(1) / 8 - 1
 
 
 def network(layout: Layout, name: str, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor | None]:
     """ε̂ and the variance's fraction of a perceptron of one block from its weights; x (B, 64), log SNR (B,)."""
-    w = {k: v.double() for k, v in load_file(layout.weights(name)).items()}
+    w = {k: v.double() for k, v in load_file(layout.output("train", name)).items()}
 
     def linear(of: str, h: Tensor) -> Tensor:
         return h @ w[f"{of}.weight"].T + w[f"{of}.bias"]
@@ -161,13 +159,13 @@ def test_the_bound_from_the_weights(trained: Layout, objective: str, variance: s
     assert (found["images"], found["times"]) == (IMAGES, min(times, STEPS - 1) + 1)
     assert len(found) == 7  # nothing in the record that is not looked at here
 
-    images = pd.read_csv(trained.images("likelihood", name))
+    images = pd.read_csv(trained.output("likelihood", name, "images"))
     assert list(images.columns) == ["image", "bits_per_dim", "prior", "kl", "decoder"]
     assert images["image"].tolist() == list(range(IMAGES))
     for part, values in each.items():
         np.testing.assert_allclose(images[part], values, rtol=1e-4, atol=1e-5, err_msg=part)
 
-    table = pd.read_csv(trained.terms(name))
+    table = pd.read_csv(trained.output("likelihood", name, "terms"))
     assert table["term"].tolist() == ["decoder"] + ["kl"] * len(terms) + ["prior"]
     expected = [each["decoder"].mean(), *(t.mean() for t in terms), each["prior"].mean()]
     np.testing.assert_allclose(table["bits_per_dim"], expected, rtol=1e-3, atol=1e-6)
@@ -225,7 +223,7 @@ def test_the_flow_from_the_weights(trained: Layout, objective: str, probes: int)
     name = NETWORKS[objective]
     found = measured("ode_likelihood", name, trained, ode_likelihood={"probes": probes})
     expected = expected_flow(trained, name, list(range(6)), probes)
-    images = pd.read_csv(trained.images("ode_likelihood", name))
+    images = pd.read_csv(trained.output("ode_likelihood", name, "images"))
     assert list(images.columns) == ["image", "bits_per_dim"] and images["image"].tolist() == list(range(6))
     np.testing.assert_allclose(images["bits_per_dim"], expected, rtol=2e-4)
     assert found["bits_per_dim"] == pytest.approx(expected.mean(), rel=2e-4)
@@ -236,7 +234,10 @@ def test_the_flow_from_the_weights(trained: Layout, objective: str, probes: int)
 
 def test_the_noise_is_of_the_seed_and_not_of_the_objective() -> None:
     """Jobs of one seed differ in the model alone, so that their images are paired; another seed's noise is another."""
-    jobs = {name: configured(seeds=[3, 4]).job("likelihood", name)[0] for name in configured(seeds=[3, 4]).likelihoods}
+    jobs = {
+        name: configured(seeds=[3, 4]).job("likelihood", name)[0]
+        for name in configured(seeds=[3, 4]).names["likelihood"]
+    }
     assert {name: job["seed"] for name, job in jobs.items()} == {name: int(name[-1]) for name in jobs}
 
 
@@ -250,17 +251,16 @@ def test_the_record_of_a_likelihood(trained: Layout, tmp_path: Path, stage: str,
         record = records.read_record(layout.record("train", name)) | {"status": "diverged"}
         records.write_json(layout.record("train", name), record | {"digest": records.digest(record)})
     elif how == "weights":
-        tensors = {k: v * torch.nan for k, v in load_file(layout.weights(name)).items()}
-        records.write_tensors(layout.weights(name), tensors)
-    module, function = STAGES[stage]
-    getattr(import_module(module), function)(*configured().job(stage, name), layout)
+        tensors = {k: v * torch.nan for k, v in load_file(layout.output("train", name)).items()}
+        records.write_tensors(layout.output("train", name), tensors)
+    execute(stage, *configured().job(stage, name), layout)
     record = records.read_record(layout.record(stage, name))
     assert (record["stage"], record["device"]) == (stage, "cpu")
-    read = {"data": layout.data, "weights": layout.weights(name)}
+    read = {"data": layout.output("data"), "weights": layout.output("train", name)}
     assert record["inputs"] == {of: records.sha256(path) for of, path in read.items()}
     written = {
-        "likelihood": [layout.terms(name), layout.images(stage, name)],
-        "ode_likelihood": [layout.images(stage, name)],
+        "likelihood": [layout.output("likelihood", name, "terms"), layout.output(stage, name, "images")],
+        "ode_likelihood": [layout.output(stage, name, "images")],
     }[stage]
     assert record["outputs"] == {path.name: records.sha256(path) for path in written}
     assert (record["status"], bool(record["result"])) == (("ok", True) if how == "whole" else ("diverged", False))

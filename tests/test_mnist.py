@@ -48,7 +48,7 @@ def test_full_size() -> None:
     from ddpm import networks
 
     grid = config.check(config.read("config.yaml", "workflow/config/mnist.yaml"))
-    spec = grid.train_job("eps/linear/unconditional/seed0")["network"]
+    spec = grid.job("train", "eps/linear/unconditional/seed0")[0]["network"]
     network = networks.build(spec, (1, 28, 28), 1, 0)
     assert 6.8e6 < sum(p.numel() for p in network.parameters()) < 7.8e6
     assert {c.objective for c in grid.runs.values()} >= {"x0", "eps", "score", "learned"}

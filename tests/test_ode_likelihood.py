@@ -1,7 +1,6 @@
 """Exact likelihood of the probability flow: dequantisation, units, and the stage."""
 
 import math
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ from oracles import GaussianDenoiser, log_normal, randn, time
 from ddpm import rng
 from ddpm.datasets import dataset as data
 from ddpm.pipeline import config, records
-from ddpm.pipeline.grid import STAGES, Grid
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 from ddpm.schedules import VPSDE, Geometric, Karras, Linear
 from ddpm.stages import likelihood, ode_likelihood
 
@@ -132,17 +132,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A tree with data and one network."""
     layout, grid = Layout(tmp_path_factory.mktemp("ode")), tiny()
     for stage, name in grid.needed("train", NETWORK):
-        module, function = STAGES[stage]
-        getattr(import_module(module), function)(*grid.job(stage, name), layout)
+        execute(stage, *grid.job(stage, name), layout)
     return layout
 
 
 def test_the_record(trained: Layout) -> None:
     """Mean and standard error over the first test images, by the same function; NFE and the smallest level."""
     grid = tiny()
-    ode_likelihood.evaluate_ode(*grid.job("ode_likelihood", NETWORK), trained)
+    execute("ode_likelihood", *grid.job("ode_likelihood", NETWORK), trained)
     found = records.read_record(trained.record("ode_likelihood", NETWORK))["result"]
-    dataset = data.read(trained.data)
+    dataset = data.read(trained.output("data"))
     denoiser = likelihood.load_denoiser(trained, NETWORK)
     denoiser.clip = False
     x0 = dataset.scale(likelihood.reference(dataset, "test", 10))
@@ -157,7 +156,7 @@ def test_the_record(trained: Layout) -> None:
 def test_it_goes_on_from_a_checkpoint(trained: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted after every batch, it ends with the same numbers."""
     grid, whole = tiny(), ode_likelihood.ode
-    ode_likelihood.evaluate_ode(*grid.job("ode_likelihood", NETWORK), trained)
+    execute("ode_likelihood", *grid.job("ode_likelihood", NETWORK), trained)
     expected = records.read_record(trained.record("ode_likelihood", NETWORK))["result"]
     calls = []
 
@@ -170,7 +169,7 @@ def test_it_goes_on_from_a_checkpoint(trained: Layout, tmp_path: Path, monkeypat
     monkeypatch.setattr(ode_likelihood, "ode", interrupted)
     for _ in range(3):
         try:
-            ode_likelihood.evaluate_ode(*grid.job("ode_likelihood", NETWORK), trained, checkpoint_seconds=0)
+            execute("ode_likelihood", *grid.job("ode_likelihood", NETWORK), trained, checkpoint_seconds=0)
         except KeyboardInterrupt:
             continue
     assert len(calls) == 5
@@ -180,5 +179,5 @@ def test_it_goes_on_from_a_checkpoint(trained: Layout, tmp_path: Path, monkeypat
 
 def test_no_images_no_job() -> None:
     """`images: 0` measures nothing; otherwise the unconditional networks are measured."""
-    assert tiny(ode_likelihood={"images": 0}).ode_likelihoods == []
-    assert tiny().ode_likelihoods == tiny().likelihoods != []
+    assert tiny(ode_likelihood={"images": 0}).names["ode_likelihood"] == []
+    assert tiny().names["ode_likelihood"] == tiny().names["likelihood"] != []

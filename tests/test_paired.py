@@ -13,9 +13,7 @@ from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
-from ddpm.stages import likelihood, ode_likelihood
-from ddpm.stages import train as training
-from ddpm.stages.data import prepare
+from ddpm.pipeline.run import execute
 from ddpm.tables import paired
 
 ROOT = Path(__file__).parent.parent
@@ -48,11 +46,11 @@ def name(objective: str, seed: int) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """Networks and their likelihoods; read only."""
     layout = Layout(tmp_path_factory.mktemp("paired"))
-    prepare(*GRID.job("data"), layout)
+    execute("data", *GRID.job("data"), layout)
     for network in GRID.networks:
-        training.train(*GRID.job("train", network), layout)
-        likelihood.evaluate(*GRID.job("likelihood", network), layout)
-        ode_likelihood.evaluate_ode(*GRID.job("ode_likelihood", network), layout)
+        execute("train", *GRID.job("train", network), layout)
+        execute("likelihood", *GRID.job("likelihood", network), layout)
+        execute("ode_likelihood", *GRID.job("ode_likelihood", network), layout)
     return layout
 
 
@@ -65,7 +63,7 @@ def layout(finished: Layout, tmp_path: Path) -> Layout:
 
 def bits(layout: Layout, stage: str, objective: str, seed: int) -> np.ndarray:
     """Every image's bits/dim, read without pandas' index."""
-    lines = layout.images(stage, name(objective, seed)).read_text(encoding="utf-8").splitlines()
+    lines = layout.output(stage, name(objective, seed), "images").read_text(encoding="utf-8").splitlines()
     at = lines[0].split(",").index("bits_per_dim")
     return np.array([float(line.split(",")[at]) for line in lines[1:]])
 
@@ -113,11 +111,13 @@ def test_what_is_not_there_is_left_out(layout: Layout, spoil: str) -> None:
     if spoil == "missing":
         path.unlink()
     elif spoil == "edited":
-        layout.images("likelihood", name(least, 1)).write_text("image,bits_per_dim\n0,0.0\n", encoding="utf-8")
+        layout.output("likelihood", name(least, 1), "images").write_text(
+            "image,bits_per_dim\n0,0.0\n", encoding="utf-8"
+        )
     else:
-        weights = {k: v * torch.nan for k, v in records.read_tensors(layout.weights(name(least, 1)))[0].items()}
-        records.write_tensors(layout.weights(name(least, 1)), weights)
-        likelihood.evaluate(*GRID.job("likelihood", name(least, 1)), layout)
+        weights = {k: v * torch.nan for k, v in records.read_tensors(layout.output("train", name(least, 1)))[0].items()}
+        records.write_tensors(layout.output("train", name(least, 1)), weights)
+        execute("likelihood", *GRID.job("likelihood", name(least, 1)), layout)
         assert records.read_record(path)["status"] == "diverged"
         assert len(bits(layout, "likelihood", least, 1)) == IMAGES
     found = paired.differences(Results(GRID, layout))

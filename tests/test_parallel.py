@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid, canonical
 from ddpm.pipeline.layout import Layout
-from ddpm.stages.data import prepare
+from ddpm.pipeline.run import execute
 
 torch.set_num_threads(1)
 
@@ -37,7 +37,7 @@ def grid(processes: int, **training: object) -> Grid:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
-    prepare(*grid(1).job("data"), Layout(root))
+    execute("data", *grid(1).job("data"), Layout(root))
     return root
 
 
@@ -54,7 +54,7 @@ def train(root: Path, processes: int, name: str = NAME, **training: object) -> t
     process = start(root, processes, name, **training)
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 0, said
-    return load_file(Layout(root).weights(name)), said
+    return load_file(Layout(root).output("train", name)), said
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_two_processes_train_what_one_does(folders: list[Path], name: str) -> No
     (one, _), (two, _) = (train(root, n, name) for n, root in enumerate(folders, 1))
     apart = max(float((one[k] - two[k]).abs().max() / one[k].abs().max().clamp(min=1e-3)) for k in one)
     assert apart < 2e-5
-    curves = [Layout(root).loss(name).read_text().splitlines()[1:] for root in folders]
+    curves = [Layout(root).output("train", name, "loss").read_text().splitlines()[1:] for root in folders]
     for a, b in zip(*curves, strict=True):
         (*exact, loss), (*same, other) = a.split(","), b.split(",")
         assert exact == same and math.isclose(float(loss), float(other), rel_tol=2e-5)
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_number_of_processes(folders: list[Path]) -> Non
 
 def test_a_failure_in_one_process_is_one_message(folders: list[Path]) -> None:
     """What it said, which one it was, no traceback; and the job's exit status."""
-    data = Layout(folders[0]).data
+    data = Layout(folders[0]).output("data")
     data.write_bytes(b"torn")
     # As if it had been made so: else the job stops before its processes start.
     record = records.read_record(Layout(folders[0]).record("data"))

@@ -267,7 +267,7 @@ def made(layout: Layout, stage: str, name: str, outputs: list[Path], result: dic
 
 
 GRID = config.check(DEFAULT)
-NETWORK = next(iter(GRID.likelihoods))
+NETWORK = next(iter(GRID.names["likelihood"]))
 
 
 @pytest.mark.parametrize(

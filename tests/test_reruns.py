@@ -17,8 +17,8 @@ import yaml
 from project import command, copy_project, planned, snakemake
 
 from ddpm.pipeline import records
-from ddpm.pipeline.grid import BASELINES
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.stages import BASELINES
 
 EPS, LEARNED, SCORE = (
     "eps/linear/unconditional/seed0",
@@ -225,9 +225,9 @@ DAMAGES: dict[str, tuple[Callable[[Path, Layout], object], Jobs]] = {
     "everything touched": (lambda folder, at: touched(folder), set()),
     "Snakemake's memory lost": (lambda folder, at: shutil.rmtree(folder / ".snakemake"), set()),
     "both": (lambda folder, at: (shutil.rmtree(folder / ".snakemake"), touched(folder)), set()),
-    "samples deleted": (lambda folder, at: at.samples(EPS_DDIM).unlink(), drawn(EPS_DDIM)),
-    "samples edited": (lambda folder, at: flipped(at.samples(EPS_DDIM)), drawn(EPS_DDIM)),
-    "weights torn": (lambda folder, at: torn(at.weights(SCORE)), trained(SCORE)),
+    "samples deleted": (lambda folder, at: at.output("sample", EPS_DDIM).unlink(), drawn(EPS_DDIM)),
+    "samples edited": (lambda folder, at: flipped(at.output("sample", EPS_DDIM)), drawn(EPS_DDIM)),
+    "weights torn": (lambda folder, at: torn(at.output("train", SCORE)), trained(SCORE)),
     "a record deleted": (lambda folder, at: at.record("sample", SCORE_DDIM).unlink(), drawn(SCORE_DDIM)),
     "a record torn": (lambda folder, at: torn(at.record("fidelity", EPS_DDIM)), of("fidelity", EPS) | BOTH),
     "a number edited": (
@@ -316,13 +316,13 @@ def tiny(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_a_change_and_its_reversal(copy: Path) -> None:
     """What a change replaces is named before, kept, and put back instead of computed when the change is taken back."""
     at = results(copy)
-    table, samples = (at.root / "table.csv").read_bytes(), at.samples(SCORE_DDIM).read_bytes()
+    table, samples = (at.root / "table.csv").read_bytes(), at.output("sample", SCORE_DDIM).read_bytes()
     (copy / "change.yaml").write_text("guidances: {cfg-w1: {weight: 2.0}}\n")
     told = snakemake(copy, "-n", overlay="change.yaml").stdout
     assert "guidance.weight: 1.0 → 2.0" in told and "kept in results/tiny/replaced: 2 results" in told
     run = snakemake(copy, overlay="change.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert at.samples(SCORE_DDIM).read_bytes() != samples and (at.root / "table.csv").read_bytes() != table
+    assert at.output("sample", SCORE_DDIM).read_bytes() != samples and (at.root / "table.csv").read_bytes() != table
     (kept,) = (at.root / "replaced/cells" / SCORE_DDIM).glob("samples-*/samples.safetensors")
     assert kept.read_bytes() == samples
     assert [p.read_bytes() for p in at.root.glob("replaced/table-*/table.csv")] == [table]
@@ -330,7 +330,7 @@ def test_a_change_and_its_reversal(copy: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     log = at.log("sample", SCORE_DDIM).read_text().splitlines()[-1]
     assert "put back from results/tiny/replaced/cells" in log
-    assert at.samples(SCORE_DDIM).read_bytes() == samples and (at.root / "table.csv").read_bytes() == table
+    assert at.output("sample", SCORE_DDIM).read_bytes() == samples and (at.root / "table.csv").read_bytes() == table
     assert planned(copy) == []
 
 
@@ -427,8 +427,8 @@ def test_a_kill_leaves_exactly_the_rest(tree: Path, tmp_path: Path) -> None:
     for stage, name in EVERYTHING - rest:
         path = at.measured(name) if stage == "fidelity" else at.record(stage, name)
         assert path.exists(), (stage, name)
-    weights = at.weights(EPS).read_bytes()
+    weights = at.output("train", EPS).read_bytes()
     run = snakemake(other)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert at.weights(EPS).read_bytes() == weights == results(tree).weights(EPS).read_bytes()
+    assert at.output("train", EPS).read_bytes() == weights == results(tree).weights(EPS).read_bytes()
     assert (at.root / "table.csv").read_bytes() == (results(tree).root / "table.csv").read_bytes()

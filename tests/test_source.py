@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.pipeline import config, fingerprints, grid
-from ddpm.pipeline.grid import BASELINES
+from ddpm.pipeline import catalogue, config, fingerprints
+from ddpm.pipeline.stages import BASELINES
 
 ROOT = Path(__file__).parent.parent
 Jobs = set[tuple[str, str]]
@@ -26,7 +26,7 @@ def forget() -> None:
         fingerprints.describe,
         fingerprints.methods,
         fingerprints.networks,
-        grid.known_methods,
+        catalogue.known_methods,
     ):
         cached.cache_clear()
 
@@ -65,7 +65,7 @@ def codes() -> Codes:
     forget()
     found = config.check(config.read(ROOT / "config.yaml"))
     names = [("data", ""), ("classifier", ""), ("table", ""), ("figures", "")]
-    names += [("train", n) for n in found.networks] + [("likelihood", n) for n in found.likelihoods]
+    names += [("train", n) for n in found.networks] + [("likelihood", n) for n in found.names["likelihood"]]
     names += [("sample", n) for n in found.runs] + [("fidelity", n) for n in [*found.runs, *BASELINES]]
     return {(stage, name): found.job(stage, name)[1] for stage, name in names}
 
@@ -164,7 +164,7 @@ def test_a_new_method_reruns_nothing(package: Path, before: Codes, module: str, 
         f.write("\n\n" + text)
     assert changed(before) == set()
     if module == "samplers.py":
-        assert grid.known_methods("sampler")["euler"].parameters.keys() == {"steps", "spacing", "eta", "extra"}
+        assert catalogue.known_methods("sampler")["euler"].parameters.keys() == {"steps", "spacing", "eta", "extra"}
 
 
 def test_a_network_that_no_job_uses_does_not_count(package: Path, before: Codes) -> None:

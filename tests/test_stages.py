@@ -22,10 +22,7 @@ from ddpm.networks.classifier import Classifier, NoisyClassifier
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
-from ddpm.stages import classifier, fidelity, guide
-from ddpm.stages import sample as sampling
-from ddpm.stages import train as training
-from ddpm.stages.data import prepare
+from ddpm.pipeline.run import execute
 
 torch.set_num_threads(1)
 
@@ -77,14 +74,14 @@ def grid() -> Grid:
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A tree with the data."""
     found = Layout(tmp_path_factory.mktemp("stages"))
-    prepare(*grid().job("data"), found)
+    execute("data", *grid().job("data"), found)
     return found
 
 
 @pytest.fixture(scope="module")
 def digits(layout: Layout) -> dict[str, Tensor]:
     """The stored data, their images as 17 grey levels in [−1, 1]."""
-    found = load_file(layout.data)
+    found = load_file(layout.output("data"))
     return found | {k: found[k].double() / 8 - 1 for k in ("train_images", "test_images")}
 
 
@@ -167,8 +164,8 @@ def test_training_is_an_own_loop(layout: Layout, digits: dict[str, Tensor], name
     """
     mixed, steps, size = name == MIXED, 12, 24
     job, code = grid().job("train", name)
-    training.train(job, code, layout)
-    stored = load_file(layout.weights(name))
+    execute("train", job, code, layout)
+    stored = load_file(layout.output("train", name))
 
     seeded("weights", name)
     network = networks.build(SMALL, (1, 8, 8), 2 if mixed else 1, 10 if mixed else 0)
@@ -211,7 +208,7 @@ def test_training_is_an_own_loop(layout: Layout, digits: dict[str, Tensor], name
     for parameter, expected in zip(names, average, strict=True):
         error = (stored[parameter] - expected).abs()
         assert float(error.max()) < 2e-6 and float(error.mean()) < 1e-7, parameter
-    with layout.loss(name).open() as f:
+    with layout.output("train", name, "loss").open() as f:
         rows = [tuple(map(float, row)) for row in list(csv.reader(f))[1:]]
     np.testing.assert_allclose(rows, curve, rtol=2e-6)
 
@@ -224,14 +221,14 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
     """x_T and every z by image, guidance, clipping, the posterior's mean and noise, rounding, and labels permuted."""
     guided, chain = "/cfg/" in cell, "/steps/" in cell
     name = f"v/short/{'conditional' if guided else 'unconditional'}/seed0"
-    training.train(*grid().job("train", name), layout)
-    sampling.sample(*grid().job("sample", cell), layout)
-    found = load_file(layout.samples(cell))
+    execute("train", *grid().job("train", name), layout)
+    execute("sample", *grid().job("sample", cell), layout)
+    found = load_file(layout.output("sample", cell))
 
     network = networks.build(SMALL, (1, 8, 8), 1, 10 if guided else 0)
-    network.load_state_dict(load_file(layout.weights(name)))
+    network.load_state_dict(load_file(layout.output("train", name)))
     index, key = torch.arange(50), rng.key("sampling", name)
-    stored = load_file(layout.data)
+    stored = load_file(layout.output("data"))
     known = stored["train_labels"]
     # In proportion: 50 · n_c/n, rounded down, and one more where the remainders are largest.
     share = 50 * known.bincount().double() / len(known)
@@ -284,8 +281,8 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
 def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> None:
     """Cross-entropy on x_t at t uniform on 1 … T, Adam with half a cosine of rates; its accuracy by noise level."""
     name = "short/seed0"
-    guide.train(*grid().job("guide", name), layout)
-    stored = load_file(layout.guide(name))
+    execute("guide", *grid().job("guide", name), layout)
+    stored = load_file(layout.output("guide", name))
     seeded("guide weights", name)
     network = NoisyClassifier((1, 8, 8), 10, 16)
     images, labels, key = digits["train_images"], digits["train_labels"], rng.key("guide", name)
@@ -325,8 +322,8 @@ def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> 
 
 def test_the_classifier_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> None:
     """AdamW with one cycle of rates and momenta (Smith & Topin 2019) on bytes; its scale and its accuracy."""
-    classifier.train_classifier(*grid().job("classifier"), layout)
-    stored = load_file(layout.classifier)
+    execute("classifier", *grid().job("classifier"), layout)
+    stored = load_file(layout.output("classifier"))
     seeded("classifier", 0)
     network = Classifier((1, 8, 8), 10, 4, 16)
     images, tests = (((digits[f"{half}_images"] + 1) * 127.5).round().float() / 127.5 - 1 for half in ("train", "test"))
@@ -375,14 +372,18 @@ def within(features: np.ndarray, guessed: np.ndarray) -> float:
 
 def test_fidelity_is_numpys(layout: Layout) -> None:
     """FID to both halves, plain and binarized, diversity and label accuracy of a cell, from files to record."""
-    classifier.train_classifier(*grid().job("classifier"), layout)
+    execute("classifier", *grid().job("classifier"), layout)
     name = "v/short/conditional/seed0"
-    training.train(*grid().job("train", name), layout)
-    sampling.sample(*grid().job("sample", CELL), layout)
-    fidelity.evaluate(*grid().job("fidelity", CELL), layout)
+    execute("train", *grid().job("train", name), layout)
+    execute("sample", *grid().job("sample", CELL), layout)
+    execute("fidelity", *grid().job("fidelity", CELL), layout)
     result = records.read_record(layout.record("fidelity", CELL))["result"]
 
-    stored, real, ours = load_file(layout.classifier), load_file(layout.data), load_file(layout.samples(CELL))
+    stored, real, ours = (
+        load_file(layout.output("classifier")),
+        load_file(layout.output("data")),
+        load_file(layout.output("sample", CELL)),
+    )
     scale = float(stored.pop("scale"))
     stored.pop("side")
     network = Classifier((1, 8, 8), 10, 4, 16)

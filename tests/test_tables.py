@@ -5,7 +5,6 @@ import math
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 
 import jsonschema
@@ -16,9 +15,9 @@ import yaml
 
 from ddpm import tables
 from ddpm.pipeline import config, records, verdict
-from ddpm.pipeline.grid import STAGES
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
+from ddpm.pipeline.run import execute
 
 torch.set_num_threads(1)
 
@@ -54,8 +53,7 @@ def build(root: Path) -> Layout:
     """Run every stage."""
     layout = Layout(root)
     for stage, name in GRID.jobs:
-        module, function = STAGES[stage]
-        getattr(import_module(module), function)(*GRID.job(stage, name), layout)
+        execute(stage, *GRID.job(stage, name), layout)
     return layout
 
 
@@ -268,7 +266,7 @@ FILES = ("table.csv", "table.md", "published.md", "differences.csv", "costs.csv"
 
 
 def write(layout: Layout) -> None:
-    tables.write(*GRID.job("table"), layout)
+    execute("table", *GRID.job("table"), layout)
 
 
 def test_writing_twice_gives_the_same_bytes(layout: Layout, table: pd.DataFrame) -> None:
@@ -294,9 +292,9 @@ def test_another_run_of_everything_gives_the_same_table(finished: Layout, layout
     for name in ("table.csv", "table.md", "published.md", "differences.csv"):
         assert (layout.root / name).read_bytes() == (again.root / name).read_bytes()
     for network in GRID.networks:
-        assert finished.weights(network).read_bytes() == again.weights(network).read_bytes()
+        assert finished.output("train", network).read_bytes() == again.output("train", network).read_bytes()
     for cell in GRID.runs:
-        assert finished.samples(cell).read_bytes() == again.samples(cell).read_bytes()
+        assert finished.output("sample", cell).read_bytes() == again.output("sample", cell).read_bytes()
 
 
 def test_costs_stand_apart(layout: Layout) -> None:

@@ -13,10 +13,9 @@ from ddpm.errors import UserError
 from ddpm.pipeline import config
 from ddpm.pipeline.catalogue import ConfigError
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM
 from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule
-from ddpm.stages import train as training
-from ddpm.stages.data import prepare
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,8 +108,8 @@ def test_what_the_start_costs(k: float) -> None:
 def test_training_measures_the_data(tmp_path: Path, schedule: dict, message: str) -> None:
     """A schedule of one's own is not known before: training asks it, and takes the data's own standard deviation."""
     layout, grid = Layout(tmp_path), config.check(config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"))
-    prepare(*grid.job("data"), layout)
+    execute("data", *grid.job("data"), layout)
     job, code = grid.job("train", "eps/linear/unconditional/seed0")
     with pytest.raises(UserError, match=message.format(job["name"])):
-        training.train(job | {"schedule": schedule}, code, layout)
-    assert not layout.weights(job["name"]).exists()
+        execute("train", job | {"schedule": schedule}, code, layout)
+    assert not layout.output("train", job["name"]).exists()

@@ -24,11 +24,10 @@ from ddpm.figures.points import Clouds, law_of
 from ddpm.metrics import distances
 from ddpm.pipeline import catalogue, config, records
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 from ddpm.samplers import Sampler
 from ddpm.schedules import Geometric, Karras, Linear, Schedule
-from ddpm.stages import classifier, fidelity
 from ddpm.stages import sample as sampling
-from ddpm.stages.data import prepare
 
 torch.set_num_threads(1)
 
@@ -253,8 +252,8 @@ def test_shapes_of_the_laws() -> None:
 def test_stored_points_are_exact(tmp_path: Path) -> None:
     """Continuous data are neither scaled nor rounded; the record holds the test half's bits/dim under its own law."""
     layout, spec = Layout(tmp_path), {"name": "ring", "train": 30, "test": 50, "radius": 2.0}
-    prepare({"data": spec}, "0" * 16, layout)
-    found, (train, test) = data.read(layout.data), points.Ring(train=30, test=50, radius=2.0).load()
+    execute("data", {"data": spec}, "0" * 16, layout)
+    found, (train, test) = data.read(layout.output("data")), points.Ring(train=30, test=50, radius=2.0).load()
     assert torch.equal(found.train.images, train.images) and torch.equal(found.test.images, test.images)
     assert (found.levels, found.classes, found.shape) == (0, 8, (2,))
     far = 1e3 * test.images
@@ -301,16 +300,16 @@ def test_what_wants_images_is_refused(change: dict, message: str) -> None:
 def test_frechet_distance_of_coordinates(tmp_path: Path) -> None:
     """‖µ − µ′‖² + tr(Σ + Σ′ − 2 (Σ Σ′)^½) of the points themselves, and no binarized twin."""
     layout = Layout(tmp_path)
-    prepare({"data": {"name": "ring"}}, "0" * 16, layout)
+    execute("data", {"data": {"name": "ring"}}, "0" * 16, layout)
     settings = TOY["classifier"] | {"epochs": 1}
-    classifier.train_classifier({"classifier": settings, "threads": 1}, "0" * 16, layout)
+    execute("classifier", {"classifier": settings, "threads": 1}, "0" * 16, layout)
     accuracy = records.read_record(layout.record("classifier"))["result"]["test_accuracy"]
     assert accuracy > 0.95
     job = {"images": 2000, "fidelity": {"extractor": "identity", "weights": ""}, "threads": 1}
     for name in ("real", "noise"):
-        fidelity.evaluate(job | {"name": name}, "0" * 16, layout)
+        execute("fidelity", job | {"name": name}, "0" * 16, layout)
     real, noise = (records.read_record(layout.record("fidelity", n))["result"] for n in ("real", "noise"))
-    both = data.read(layout.data)
+    both = data.read(layout.output("data"))
     box = torch.lerp(
         both.train.images.amin(0),
         both.train.images.amax(0),
@@ -396,7 +395,7 @@ def test_samples_are_points_outside_of_any_range(tree: Path) -> None:
     """Float32, exactly as the sampler left them: neither rounded nor clipped to [−1, 1]."""
     layout = Layout(tree)
     name = "eps/vp-sde/none/euler-maruyama/seed0"
-    stored = records.read_tensors(layout.samples(name))[0]["images"]
+    stored = records.read_tensors(layout.output("sample", name))[0]["images"]
     assert stored.dtype == torch.float32 and stored.shape == (300, 2)
     denoiser = sampling.load_denoiser(layout, "eps/vp-sde/unconditional/seed0")
     assert not denoiser.clip
@@ -415,7 +414,7 @@ def test_figures_of_points(tree: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert min(pixels.shape) > 200 and len(np.unique(pixels)) > 50, path
     checked = config.check(config.merge(TOY, config.read(ROOT / "tests/tiny-toy.yaml")))
     layout = Layout(tree)
-    easel = Clouds(data.read(layout.data), checked.data_job()["data"])
+    easel = Clouds(data.read(layout.output("data")), checked.job("data")[0]["data"])
     samples = {name: figures.samples_of(layout, cell) for name, cell in checked.runs.items()}
     plane.scores_figure(layout, checked, easel, tmp_path / "scores.png")
     plane.langevin_figure(layout, checked, easel, samples, tmp_path / "langevin.png")

@@ -17,14 +17,14 @@ from ddpm import tables
 from ddpm.datasets import dataset as data
 from ddpm.objectives import Objective
 from ddpm.pipeline import config, records
-from ddpm.pipeline.grid import BASELINES, Grid
+from ddpm.pipeline import run as runs
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
+from ddpm.pipeline.run import execute
+from ddpm.pipeline.stages import BASELINES
 from ddpm.schedules import Cosine
-from ddpm.stages import classifier, fidelity, likelihood
-from ddpm.stages import sample as sampling
 from ddpm.stages import train as training
-from ddpm.stages.data import prepare
 from ddpm.times import Uniform
 
 torch.set_num_threads(1)
@@ -69,8 +69,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder that holds the digits and the classifier."""
     root = tmp_path_factory.mktemp("prepared")
     grid = small()
-    prepare(*grid.job("data"), Layout(root))
-    classifier.train_classifier(*grid.job("classifier"), Layout(root))
+    execute("data", *grid.job("data"), Layout(root))
+    execute("classifier", *grid.job("classifier"), Layout(root))
     return root
 
 
@@ -90,7 +90,11 @@ def other(prepared: Path, tmp_path: Path) -> Layout:
 def result(layout: Layout, name: str) -> tuple[bytes, bytes, dict]:
     """What training left: weights, curve, and the record's own numbers."""
     record = records.read_record(layout.record("train", name))
-    return layout.weights(name).read_bytes(), layout.loss(name).read_bytes(), record["result"]
+    return (
+        layout.output("train", name).read_bytes(),
+        layout.output("train", name, "loss").read_bytes(),
+        record["result"],
+    )
 
 
 def interrupt(
@@ -107,7 +111,7 @@ def interrupt(
     with monkeypatch.context() as patch:
         patch.setattr(training, "learning_rate", stop)
         with pytest.raises(KeyboardInterrupt):
-            training.train(job, code, layout, checkpoint_seconds=seconds)
+            execute("train", job, code, layout, checkpoint_seconds=seconds)
     assert not layout.record("train", job["name"]).exists()
     return layout.checkpoint("train", job["name"])
 
@@ -118,16 +122,16 @@ def interrupt(
 @pytest.mark.parametrize("name", [PLAIN, LEARNED, GUIDED, WEIGHED, SLICED])
 def test_two_runs_leave_the_same_bytes(layout: Layout, other: Layout, name: str) -> None:
     """Weights and curve depend on the job alone, whatever was drawn before; another seed gives others."""
-    job = small().train_job(name)
-    training.train(job, CODE, layout)
+    job = small().job("train", name)[0]
+    execute("train", job, CODE, layout)
     torch.rand(17)
-    training.train(job, CODE, other)
+    execute("train", job, CODE, other)
     assert result(layout, name) == result(other, name)
     record = records.read_record(layout.record("train", name))
     assert record["status"] == "ok"
     assert record["result"]["steps"] == 8 and record["result"]["images_seen"] == 128
     assert record["result"]["parameters"] > 1000
-    training.train(job | {"name": name.replace("seed0", "seed1")}, CODE, other)
+    execute("train", job | {"name": name.replace("seed0", "seed1")}, CODE, other)
     assert result(other, name.replace("seed0", "seed1"))[0] != result(other, name)[0]
 
 
@@ -137,14 +141,14 @@ def test_a_resumed_run_leaves_the_same_bytes(
     layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch, name: str, step: int
 ) -> None:
     """Interrupted in any step and run again: as if it had never stopped, and the checkpoint is gone."""
-    job = small().train_job(name)
-    training.train(job, CODE, other)
+    job = small().job("train", name)[0]
+    execute("train", job, CODE, other)
     checkpoint = interrupt(monkeypatch, job, layout, step)
     assert checkpoint.exists()
     called: list[int] = []
     rate = training.learning_rate
     monkeypatch.setattr(training, "learning_rate", lambda now, *rest: called.append(now) or rate(now, *rest))
-    training.train(job, CODE, layout)
+    execute("train", job, CODE, layout)
     assert called == list(range(step, 8))
     assert result(layout, name) == result(other, name)
     assert not checkpoint.exists()
@@ -154,11 +158,11 @@ def test_a_run_that_is_interrupted_again_and_again(
     layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several interruptions, with curve rows of two steps each: nothing is lost or counted twice."""
-    job = small(steps=401, batch=2).train_job(PLAIN)
-    training.train(job, CODE, other)
+    job = small(steps=401, batch=2).job("train", PLAIN)[0]
+    execute("train", job, CODE, other)
     for step in (7, 8, 21):
         interrupt(monkeypatch, job, layout, step)
-    training.train(job, CODE, layout)
+    execute("train", job, CODE, layout)
     assert result(layout, PLAIN) == result(other, PLAIN)
 
 
@@ -166,20 +170,20 @@ def test_a_run_that_is_interrupted_after_its_last_step(
     layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while the weights are written: the checkpoint of the last step gives the same result and record."""
-    job = small().train_job(PLAIN)
-    training.train(job, CODE, other)
-    write = training.write_tensors
+    job = small().job("train", PLAIN)[0]
+    execute("train", job, CODE, other)
+    write = runs.write_tensors
 
     def stop(path: Path, *rest: object) -> None:
-        if path == layout.weights(PLAIN):
+        if path == layout.output("train", PLAIN):
             raise KeyboardInterrupt
         write(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write_tensors", stop)
+        patch.setattr(runs, "write_tensors", stop)
         with pytest.raises(KeyboardInterrupt):
-            training.train(job, CODE, layout, checkpoint_seconds=0)
-    training.train(job, CODE, layout)
+            execute("train", job, CODE, layout, checkpoint_seconds=0)
+    execute("train", job, CODE, layout)
     assert result(layout, PLAIN) == result(other, PLAIN)
 
 
@@ -188,7 +192,7 @@ def test_a_run_that_is_interrupted_after_its_last_step(
 
 def test_no_checkpoint_is_written_before_its_time(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interruption within the first minute leaves none."""
-    assert not interrupt(monkeypatch, small().train_job(PLAIN), layout, 5, seconds=60).exists()
+    assert not interrupt(monkeypatch, small().job("train", PLAIN)[0], layout, 5, seconds=60).exists()
 
 
 @pytest.mark.parametrize("change", ["code", "job"])
@@ -196,15 +200,15 @@ def test_a_stale_checkpoint_is_discarded(
     layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, change: str
 ) -> None:
     """A checkpoint of other code or another configuration is named and not used."""
-    old = small(learning_rate=1.0e-3 if change == "job" else 3.0e-3).train_job(PLAIN)
-    job, code = small(learning_rate=3.0e-3).train_job(PLAIN), "1" * 16 if change == "code" else CODE
+    old = small(learning_rate=1.0e-3 if change == "job" else 3.0e-3).job("train", PLAIN)[0]
+    job, code = small(learning_rate=3.0e-3).job("train", PLAIN)[0], "1" * 16 if change == "code" else CODE
     checkpoint = interrupt(monkeypatch, old, layout, 5)
     capsys.readouterr()
-    training.train(job, code, layout)
+    execute("train", job, code, layout)
     said = "".join(capsys.readouterr())
     reason = "it belongs to training.learning_rate = 0.001, now 0.003" if change == "job" else "other code"
     assert str(checkpoint) in said and "discarded" in said and reason in said
-    training.train(job, code, other)
+    execute("train", job, code, other)
     assert result(layout, PLAIN) == result(other, PLAIN)
     assert not checkpoint.exists()
 
@@ -214,14 +218,14 @@ def test_a_torn_checkpoint_is_discarded(
     layout: Layout, other: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, size: int
 ) -> None:
     """A checkpoint that ends too early is named and not used."""
-    job = small().train_job(PLAIN)
+    job = small().job("train", PLAIN)[0]
     checkpoint = interrupt(monkeypatch, job, layout, 5)
     checkpoint.write_bytes(checkpoint.read_bytes()[:size])
     capsys.readouterr()
-    training.train(job, CODE, layout)
+    execute("train", job, CODE, layout)
     said = "".join(capsys.readouterr())
     assert str(checkpoint) in said and "discarded" in said
-    training.train(job, CODE, other)
+    execute("train", job, CODE, other)
     assert result(layout, PLAIN) == result(other, PLAIN)
 
 
@@ -229,12 +233,12 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_discarded(
     layout: Layout, other: Layout, capsys: pytest.CaptureFixture
 ) -> None:
     """A file of tensors without an identity is not used."""
-    job = small().train_job(PLAIN)
+    job = small().job("train", PLAIN)[0]
     checkpoint = layout.checkpoint("train", PLAIN)
     records.write_tensors(checkpoint, {"a": torch.zeros(2)})
-    training.train(job, CODE, layout)
+    execute("train", job, CODE, layout)
     assert "discarded" in "".join(capsys.readouterr())
-    training.train(job, CODE, other)
+    execute("train", job, CODE, other)
     assert result(layout, PLAIN) == result(other, PLAIN)
 
 
@@ -272,14 +276,14 @@ def test_training_stores_the_average(layout: Layout, monkeypatch: pytest.MonkeyP
             super().update_parameters(model)
 
     monkeypatch.setattr(training, "AveragedModel", Watched)
-    job = small(ema_decay=0.4).train_job(PLAIN)
-    training.train(job, CODE, layout)
+    job = small(ema_decay=0.4).job("train", PLAIN)[0]
+    execute("train", job, CODE, layout)
     assert len(history) == 8
     expected = history[0]
     for n, now in enumerate(history[1:], start=1):
         d = min(0.4, (1 + n) / (10 + n))
         expected = {k: torch.lerp(v, now[k], 1 - d) for k, v in expected.items()}
-    stored = load_file(layout.weights(PLAIN))
+    stored = load_file(layout.output("train", PLAIN))
     assert stored.keys() == expected.keys()
     assert all(torch.equal(stored[k], expected[k]) for k in stored)
     assert not torch.equal(stored["first.weight"], history[-1]["first.weight"])
@@ -431,9 +435,9 @@ def losses(monkeypatch: pytest.MonkeyPatch, poison: int = 0) -> list[float]:
 def test_the_curve_holds_the_mean_loss(layout: Layout, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """A row stands for the steps since the last one: at most 201 rows, the last step included."""
     seen = losses(monkeypatch)
-    job = small(steps=steps, batch=4, decay="cosine").train_job(PLAIN)
-    training.train(job, CODE, layout)
-    with layout.loss(PLAIN).open() as f:
+    job = small(steps=steps, batch=4, decay="cosine").job("train", PLAIN)[0]
+    execute("train", job, CODE, layout)
+    with layout.output("train", PLAIN, "loss").open() as f:
         rows = list(csv.DictReader(f))
     assert len(seen) == steps
     ends = [*range(2, 401, 2), 401] if steps == 401 else list(range(1, 9))
@@ -450,8 +454,8 @@ def test_the_curve_holds_the_mean_loss(layout: Layout, monkeypatch: pytest.Monke
 
 def test_training_lowers_the_loss(layout: Layout) -> None:
     """A few hundred steps of a small perceptron on digits beat the constant prediction."""
-    training.train(small(width=128, steps=400, batch=32).train_job(PLAIN), CODE, layout)
-    curve = pd.read_csv(layout.loss(PLAIN))
+    execute("train", small(width=128, steps=400, batch=32).job("train", PLAIN)[0], CODE, layout)
+    curve = pd.read_csv(layout.output("train", PLAIN, "loss"))
     assert curve["loss"].iloc[:3].mean() > 0.9
     assert curve["loss"].iloc[-20:].mean() < 0.7
 
@@ -465,24 +469,24 @@ def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pyte
     grid = small()
     with monkeypatch.context() as patch:
         losses(patch, poison=5)
-        training.train(*grid.job("train", name), layout)
+        execute("train", *grid.job("train", name), layout)
     record = records.read_record(layout.record("train", name))
     assert record["status"] == "diverged" and record["result"]["steps"] == 5
-    assert len(pd.read_csv(layout.loss(name))) == 4
+    assert len(pd.read_csv(layout.output("train", name, "loss"))) == 4
     assert not layout.checkpoint("train", name).exists()
 
     cell = next(c for c in grid.runs.values() if grid.network(c).name == name)
-    sampling.sample(*grid.job("sample", cell.name), layout)
-    fidelity.evaluate(*grid.job("fidelity", cell.name), layout)
+    execute("sample", *grid.job("sample", cell.name), layout)
+    execute("fidelity", *grid.job("fidelity", cell.name), layout)
     for stage in ("sample", "fidelity"):
         assert records.read_record(layout.record(stage, cell.name))["status"] == "diverged"
-    assert len(load_file(layout.samples(cell.name))["images"]) == 0
-    if name in grid.likelihoods:
-        likelihood.evaluate(*grid.job("likelihood", name), layout)
+    assert len(load_file(layout.output("sample", cell.name))["images"]) == 0
+    if name in grid.names["likelihood"]:
+        execute("likelihood", *grid.job("likelihood", name), layout)
         assert records.read_record(layout.record("likelihood", name))["status"] == "diverged"
 
     for baseline in BASELINES:
-        fidelity.evaluate(*grid.job("fidelity", baseline), layout)
+        execute("fidelity", *grid.job("fidelity", baseline), layout)
     table = tables.collect(Results(grid, layout)).set_index(["objective", "guidance", "sampler"])
     row = table.loc[(cell.objective, cell.guidance, cell.sampler)]
     assert row["status"] == "diverged"
@@ -493,11 +497,11 @@ def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pyte
 def test_a_diverged_network_is_not_sampled(layout: Layout) -> None:
     """Whatever its weights are: the record says that training failed."""
     grid, cell = small(), "eps/linear/none/ddim/seed0"
-    training.train(*grid.job("train", PLAIN), layout)
+    execute("train", *grid.job("train", PLAIN), layout)
     path = layout.record("train", PLAIN)
     record = records.read_record(path) | {"status": "diverged"}
     records.write_json(path, record | {"digest": records.digest(record)})
-    sampling.sample(*grid.job("sample", cell), layout)
+    execute("sample", *grid.job("sample", cell), layout)
     record = records.read_record(layout.record("sample", cell))
     assert record["status"] == "diverged" and record["result"]["images"] == 0
 
@@ -505,11 +509,11 @@ def test_a_diverged_network_is_not_sampled(layout: Layout) -> None:
 def test_samples_that_are_not_finite_are_a_result(layout: Layout) -> None:
     """Finite losses, broken weights: sampling ends as `diverged` without images, fidelity carries it on."""
     grid, cell = small(), "eps/linear/none/ddim/seed0"
-    training.train(*grid.job("train", PLAIN), layout)
-    weights = load_file(layout.weights(PLAIN))
-    records.write_tensors(layout.weights(PLAIN), {k: v * math.nan for k, v in weights.items()})
-    sampling.sample(*grid.job("sample", cell), layout)
-    fidelity.evaluate(*grid.job("fidelity", cell), layout)
+    execute("train", *grid.job("train", PLAIN), layout)
+    weights = load_file(layout.output("train", PLAIN))
+    records.write_tensors(layout.output("train", PLAIN), {k: v * math.nan for k, v in weights.items()})
+    execute("sample", *grid.job("sample", cell), layout)
+    execute("fidelity", *grid.job("fidelity", cell), layout)
     for stage in ("sample", "fidelity"):
         record = records.read_record(layout.record(stage, cell))
         assert record["status"] == "diverged"

@@ -19,6 +19,7 @@ from ddpm.pipeline import records
 from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
+from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 from ddpm.stages import guide
@@ -30,7 +31,7 @@ Easel = Images | Clouds
 
 def samples_of(layout: Layout, cell: Cell) -> Tensor:
     """The images of a cell, the first hundred by label where they have labels."""
-    found = load_file(layout.samples(cell.name))
+    found = load_file(layout.output("sample", cell.name))
     images, labels = found["images"], found.get("labels")
     if labels is None or not len(images):
         return images
@@ -62,7 +63,7 @@ def training_figure(layout: Layout, grid: Grid, path: Path) -> None:
     """Every network's loss against the images it has seen; the losses have different units and scales."""
     frames = []
     for network in grid.networks.values():
-        frame = pd.read_csv(layout.loss(network.name))
+        frame = pd.read_csv(layout.output("train", network.name, "loss"))
         frame["loss"] = frame["loss"].rolling(5, min_periods=1).mean()
         frames.append(
             frame.assign(network=f"{network.objective} · {network.schedule} · {network.labels}", seed=network.seed)
@@ -134,13 +135,14 @@ def denoising_figure(layout: Layout, grid: Grid, easel: Easel, path: Path) -> No
     table(path, *easel.strips(seen, -1), columns, easel.draw, f"From noise to data: {cell.name}", easel.size)
 
 
-def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+def write(run: Run) -> Outcome:
     """The `figures` stage: results/figures/*.png, and samples.png in every cell's folder."""
-    torch.set_num_threads(job["config"]["threads"])
-    grid, folder, dataset = Grid(job["config"]), layout.root / "figures", data.read(layout.data)
-    recorder = records.Recorder("figures", job, code, {})
-    recorder.record["inputs"] = Results(grid, layout).inputs("figures")
-    easel = Images(dataset) if dataset.levels else Clouds(dataset, grid.data_job()["data"])
+    torch.set_num_threads(run.job["config"]["threads"])
+    layout, grid = run.layout, Grid(run.job["config"])
+    folder, dataset = layout.root / "figures", data.read(layout.output("data"))
+    run.recorder.record["inputs"] = Results(grid, layout).inputs("figures")
+    run.files = layout.pictures(grid.pictures, grid.runs)
+    easel = Images(dataset) if dataset.levels else Clouds(dataset, grid.job("data")[0]["data"])
     samples = {name: samples_of(layout, cell) for name, cell in grid.runs.items()}
     for name, path in zip(grid.runs, layout.pictures([], grid.runs), strict=True):
         easel.cell(samples[name], path)
@@ -152,4 +154,4 @@ def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         plane.scores_figure(layout, grid, easel, folder / "scores.png")
         plane.langevin_figure(layout, grid, easel, samples, folder / "langevin.png")
         plane.trajectories_figure(layout, grid, easel, folder / "trajectories.png")
-    recorder.finish(layout.record("figures"), layout.pictures(grid.pictures, grid.runs))
+    return "ok", {}

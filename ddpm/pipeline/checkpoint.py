@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.pipeline.grid import canonical, environment
+from ddpm.pipeline.grid import canonical
 from ddpm.pipeline.records import Recorder, changes, read_tensors, write_tensors
+from ddpm.pipeline.stages import STAGES
 
 # Seconds between two checkpoints of a job: what an interruption costs at most, or a batch that takes longer.
 SECONDS = 60.0
@@ -38,7 +39,7 @@ class Checkpoint:
         self.previous, self.whole = previous(path), False
         record = recorder.record
         self.identity = {k: record[k] for k in ("job", "code", "inputs", "device")}
-        self.identity["versions"] = environment(record["stage"], record["job"])
+        self.identity["versions"] = STAGES[record["stage"]].environment(record["job"])
         self.saved = time.monotonic()
 
     def load(self) -> tuple[dict, dict] | None:

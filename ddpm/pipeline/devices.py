@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from ddpm.errors import UserError
+from ddpm.pipeline.stages import STAGES
 
 # One folder for all users and jobs of a machine, whatever their TMPDIR.
 LEASES = Path("/tmp/ddpm-gpus")
@@ -155,16 +156,6 @@ def leased(device: str, count: int = 1, share: int = 1) -> Iterator[str]:
         yield "cuda"
 
 
-# Where a stage's job says how many images it computes at once.
-BATCHES = {
-    "train": "training",
-    "guide": "guide",
-    "sample": "sampling",
-    "likelihood": "likelihood",
-    "ode_likelihood": "ode_likelihood",
-}
-
-
 @contextmanager
 def explained(stage: str, job: dict) -> Iterator[None]:
     """A GPU that is full or busy as a UserError that says what would run."""
@@ -197,7 +188,8 @@ def _too_large(stage: str, job: dict, said: str) -> str:
     gib, others = 2**30, total - free - ours
     text = f"GPU memory: {stage} wants more than {wanted / gib:.1f} GiB; the GPU has {total / gib:.1f} GiB"
     text += f", of which others hold {others / gib:.1f} GiB" if others > 0.05 * total else ""
-    if (section := BATCHES.get(stage)) and (batch := job[section]["batch"]) > 1:
+    section = STAGES[stage].section
+    if (batch := job.get(section, {}).get("batch", 1)) > 1:
         fits = 1
         while 2 * fits * wanted <= batch * (free + ours) and 4 * fits <= batch:
             fits *= 2

@@ -15,18 +15,10 @@ from pathlib import Path
 
 from ddpm.errors import UserError
 from ddpm.pipeline import fingerprints, records
-from ddpm.pipeline import grid as grids
 from ddpm.pipeline.grid import Grid, canonical
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
 
-Job = tuple[str, str]  # stage and name
-
-# The stages whose records an aggregate reads; of both likelihoods the table reads what every test image costs as well
-# (ddpm/tables/paired.py), and the figures read what their stages wrote.
-READS = {
-    "table": ("data", "classifier", "train", "guide", "likelihood", "ode_likelihood", "sample", "fidelity"),
-    "figures": ("data", "train", "guide", "sample", "fidelity"),
-}
 PUBLISHED = Path(__file__).parent.parent.parent / "workflow" / "published"
 
 
@@ -108,18 +100,18 @@ class Results:
         """The versions that count for a job."""
         if not self.environment:
             return {}
-        roots = grids.roots(stage, job)
+        roots = STAGES[stage].roots(job)
         if roots not in self._environments:
-            self._environments[roots] = grids.environment(stage, job)
+            self._environments[roots] = STAGES[stage].environment(job)
         return self._environments[roots]
 
     def _edited(self, was: str, stage: str, job: dict) -> list[str]:
         """The functions and classes in which a former fingerprint differs from today's."""
-        now = fingerprints.parts(grids.roots(stage, job))
+        now = fingerprints.parts(STAGES[stage].roots(job))
         try:
             before = dict(json.loads(self.layout.code(was).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return [f"code: {was} → {fingerprints.fingerprint(grids.roots(stage, job))}"]
+            return [f"code: {was} → {fingerprints.fingerprint(STAGES[stage].roots(job))}"]
         changed = [f"{name} changed" for name in now if name in before and now[name] != before[name]]
         if changed:  # what came or went did so because of these
             return changed
@@ -127,7 +119,7 @@ class Results:
 
     def inputs(self, stage: str, name: str = "") -> dict[str, str | None]:
         """What a record's inputs must be: the hashes that the records of its parents state; None where they cannot."""
-        if stage in READS:
+        if stage in AGGREGATES:
             # The pictures show no costs, so that a result that was made again as it was changes nothing.
             keys = ("digest",) if stage == "table" else ("status", "outputs", "result")
             read = [[(self.record(*job) or {}).get(key) for key in keys] for job in self.reads(stage)]
@@ -136,12 +128,12 @@ class Results:
         found = {}
         for of, parent in self.grid.parents(stage, name).items():
             record = self.record(*parent)
-            found[of] = record and record["outputs"].get(self.layout.outputs(*parent)[0].name)
+            found[of] = record and record["outputs"].get(self.layout.output(*parent).name)
         return found
 
     def reads(self, aggregate: str) -> list[Job]:
         """The jobs whose records an aggregate reads."""
-        return [job for job in self.grid.jobs if job[0] in READS[aggregate]]
+        return [job for job in self.grid.jobs if job[0] in AGGREGATES[aggregate].reads]
 
     @cached_property
     def todo(self) -> dict[Job, list[Reason]]:
@@ -155,7 +147,7 @@ class Results:
             follows = [Reason("follows", " ".join(parent).strip()) for parent in before]
             if own or follows:
                 found[job] = own + follows
-        for aggregate in READS:
+        for aggregate in AGGREGATES:
             count = Counter(stage for stage, name in self.reads(aggregate) if (stage, name) in found)
             text = ", ".join(f"{n} {stage}" for stage, n in count.items())
             reasons = self.reasons(aggregate)

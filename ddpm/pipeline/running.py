@@ -17,15 +17,12 @@ from ddpm.errors import UserError
 from ddpm.pipeline import fingerprints, history, records
 from ddpm.pipeline.checkpoint import SECONDS, previous
 from ddpm.pipeline.devices import explained, leased
-from ddpm.pipeline.grid import STAGES, Grid, canonical, environment, parents, roots
+from ddpm.pipeline.grid import Grid, canonical
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.locks import held
-from ddpm.pipeline.results import Job, Results
-
-# The stages that go on from a checkpoint.
-RESUMABLE = ("train", "sample", "likelihood", "ode_likelihood")
-# The stages without a record.
-AGGREGATES = ("table", "figures")
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.run import execute
+from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
 
 
 def run_stage(
@@ -42,7 +39,7 @@ def run_stage(
     fix_threads(job)
     layout, name = Layout(Path(results)), job.get("name", "")
     files = fingerprints.snapshot()
-    if (now := fingerprints.fingerprint(roots(stage, job))) != code:
+    if (now := fingerprints.fingerprint(STAGES[stage].roots(job))) != code:
         raise UserError(f"{stage} {name}: its code was edited after it was planned ({code} → {now}): run again")
     # One of several that train together: who launched them holds the lock and the lease.
     if stage == "train" and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -58,7 +55,7 @@ def run_stage(
         _sweep(layout, stage, name)
         history.clear(layout, layout.code(code), *_written(layout, stage, name, job))
         _sound(layout, stage, name, job)
-        processes = job["training"]["processes"] if stage == "train" else 1
+        processes = STAGES[stage].processes(job)
         with leased(device, processes, jobs_per_gpu) as kind, _replacing(layout, stage, name):
             if processes == 1:
                 _compute(stage, job, code, layout, kind, checkpoint_seconds, files)
@@ -68,7 +65,7 @@ def run_stage(
                 launch = import_module("ddpm.pipeline.parallel").launch
                 launch(processes, ["job", stage, *(text for option in options.items() for text in option)])
         if not layout.code(code).exists():
-            records.write_json(layout.code(code), fingerprints.parts(roots(stage, job)))
+            records.write_json(layout.code(code), fingerprints.parts(STAGES[stage].roots(job)))
 
 
 def fix_threads(job: dict) -> None:
@@ -81,13 +78,11 @@ def _compute(
     stage: str, job: dict, code: str, layout: Layout, device: str, checkpoint_seconds: float, files: dict
 ) -> None:
     """The stage itself, with the code that `files` were."""
-    module, function = STAGES[stage]
-    run = getattr(import_module(module), function)
+    import_module(STAGES[stage].entry[0])
     if fingerprints.snapshot() != files:
         raise UserError(f"{stage} {job.get('name', '')}: the code was edited while it was loaded: run again")
-    options = {"checkpoint_seconds": checkpoint_seconds} if stage in RESUMABLE else {}
     with explained(stage, job):
-        run(job, code, layout, device, **options)
+        execute(stage, job, code, layout, device, checkpoint_seconds)
 
 
 @contextmanager
@@ -114,13 +109,13 @@ def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Jo
         results = Results(Grid(job["config"]), layout)
         for parent in results.reads(stage):
             if parent[0] in ("likelihood", "ode_likelihood") and (record := results.valid(*parent)):
-                yield parent, record, [layout.images(*parent).name]
+                yield parent, record, [layout.output(*parent, "images").name]
         return
     figures = stage == "figures"
-    reads = Results(Grid(job["config"]), layout).reads(stage) if figures else parents(stage, name, job).values()
+    reads = Results(Grid(job["config"]), layout).reads(stage) if figures else STAGES[stage].parents(name, job).values()
     for parent in reads:
         record = records.read_record(layout.record(*parent))
-        yield parent, record, list(record["outputs"]) if figures else [layout.outputs(*parent)[0].name]
+        yield parent, record, list(record["outputs"]) if figures else [layout.output(*parent).name]
 
 
 def _sound(layout: Layout, stage: str, name: str, job: dict) -> None:
@@ -155,7 +150,7 @@ def _sweep(layout: Layout, stage: str, name: str) -> None:
 def _matches(record: Path, layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
     """Whether a record is of this very job, with the inputs and the packages as they are now, its outputs whole."""
     inputs, outputs = layout.inputs(stage, name, job), {path.name for path in layout.outputs(stage, name)}
-    return records.matches(record, job, code, inputs, environment(stage, job), stage, outputs)
+    return records.matches(record, job, code, inputs, STAGES[stage].environment(job), stage, outputs)
 
 
 def _there(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:

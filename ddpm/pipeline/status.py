@@ -7,30 +7,18 @@ from statistics import median
 
 from ddpm.pipeline import history, locks
 from ddpm.pipeline.grid import Cell
-from ddpm.pipeline.results import READS, Job, Results
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
 from ddpm.pipeline.verdict import degenerate
 
 # A cell's state, in the order in which they are told.
 STATES = ("finished", "diverged", "degenerate", "running", "failed", "stale", "missing", "n/a")
 
 
-def chain(results: Results, cell: Cell) -> list[Job]:
-    """The jobs that a cell's row of the table comes from."""
-    grid, network, guide = results.grid, results.grid.network(cell).name, results.grid.guide(cell)
-    return [
-        ("train", network),
-        *([("guide", guide.name)] if guide else []),
-        ("sample", cell.name),
-        ("fidelity", cell.name),
-        *([("likelihood", network)] if network in grid.likelihoods else []),
-        *([("ode_likelihood", network)] if network in grid.ode_likelihoods else []),
-    ]
-
-
 def running(results: Results) -> dict[Job, str]:
     """The jobs that live processes hold the lock of, and who they are."""
     found = {}
-    for stage in (*dict.fromkeys(job[0] for job in results.grid.jobs), *READS):
+    for stage in (*dict.fromkeys(job[0] for job in results.grid.jobs), *AGGREGATES):
         root = results.layout.work(stage)
         for folder in {path.parent for path in root.rglob("lock-*")}:
             if holder := locks.holder(folder):
@@ -47,7 +35,7 @@ def states(results: Results) -> dict[str, tuple[str, str]]:
         if cell.reason:
             found[cell.name] = "n/a", cell.reason
             continue
-        jobs = chain(results, cell)
+        jobs = [job for job in results.grid.row(cell) if job[1]]
         todo = [job for job in jobs if job in results.todo]
         if held := [job for job in jobs if job in live]:
             found[cell.name] = "running", f"{held[0][0]}: {live[held[0]]}"
@@ -68,18 +56,6 @@ def states(results: Results) -> dict[str, tuple[str, str]]:
     return found
 
 
-def work(stage: str, job: dict) -> float:
-    """What a job's seconds grow with, in no unit: network evaluations where there are any."""
-    match stage:
-        case "train":
-            return job["training"]["steps"] * job["training"]["batch"]
-        case "sample":
-            return job["sampling"]["images"] * job["sampler"].get("steps", 1)
-        case "likelihood" | "ode_likelihood":
-            return job[stage]["images"] * job[stage].get("times", 1)
-    return 1.0
-
-
 class Costs:
     """Seconds of jobs, estimated from the records of the same stage: a job's own former one, else their median."""
 
@@ -88,7 +64,7 @@ class Costs:
         for stage, name in results.grid.jobs:
             if record := results.record(stage, name):
                 with suppress(LookupError, TypeError, AttributeError):  # a job of another form
-                    rate = record["costs"]["seconds"] / max(1.0, work(stage, record["job"]))
+                    rate = record["costs"]["seconds"] / max(1.0, STAGES[stage].work(record["job"]))
                     self.rates.setdefault(stage, {})[name] = rate
 
     def __call__(self, stage: str, name: str) -> float | None:
@@ -97,17 +73,17 @@ class Costs:
         if not rates:
             return None
         rate = rates.get(name) or median(rates.values())
-        return rate * work(stage, self.results.grid.job(stage, name)[0])
+        return rate * STAGES[stage].work(self.results.grid.job(stage, name)[0])
 
     def total(self, jobs: list[Job]) -> tuple[float, int]:
         """The seconds of these jobs, and how many of them nothing is known of; aggregates do not count."""
-        known = [self(*job) for job in jobs if job[0] not in READS]
+        known = [self(*job) for job in jobs if job[0] not in AGGREGATES]
         return sum(s for s in known if s is not None), known.count(None)
 
 
 def replaced(results: Results) -> list[Job]:
     """The jobs whose present result would be replaced."""
-    return [job for job in results.todo if job[0] not in READS and results.layout.record(*job).exists()]
+    return [job for job in results.todo if job[0] not in AGGREGATES and results.layout.record(*job).exists()]
 
 
 def overview(results: Results) -> dict:
@@ -125,13 +101,13 @@ def overview(results: Results) -> dict:
                 "stage": stage,
                 "name": name,
                 "reasons": [{"kind": r.kind, "text": r.text} for r in reasons],
-                "seconds": None if stage in READS else costs(stage, name),
+                "seconds": None if stage in AGGREGATES else costs(stage, name),
             }
             for (stage, name), reasons in results.todo.items()
         ],
         "seconds": round(seconds, 1),
         "unknown": unknown,
-        "valid": len(results.grid.jobs) - sum(stage not in READS for stage, _ in results.todo),
+        "valid": len(results.grid.jobs) - sum(stage not in AGGREGATES for stage, _ in results.todo),
         "replaced": [
             {"stage": s, "name": n, "seconds": (results.record(s, n) or {}).get("costs", {}).get("seconds")}
             for s, n in old
@@ -158,7 +134,7 @@ def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
     for (stage, name), reasons in results.todo.items():
         own = [r for r in reasons if r.kind != "follows"]
         texts = [r.text for r in reasons if r.kind == "follows"]
-        follows = texts if stage in READS else dict.fromkeys(text.split(" ")[0] for text in texts)
+        follows = texts if stage in AGGREGATES else dict.fromkeys(text.split(" ")[0] for text in texts)
         text = _some(list(map(str, own)), sign="; ") or f"follows from {', '.join(follows)}"
         groups.setdefault((stage, text), []).append(name)
     device = results.grid.config["device"]
@@ -224,7 +200,7 @@ def cell_lines(results: Results, cell: Cell) -> Iterator[str]:
     yield f"{cell.name}: {state}{': ' + reason if reason else ''}"
     if cell.reason:
         return
-    for stage, name in [("data", ""), ("classifier", ""), *chain(results, cell)]:
+    for stage, name in results.grid.row(cell):
         record, reasons = results.record(stage, name), results.todo.get((stage, name))
         yield (
             f"{stage} {name}".strip()
@@ -233,7 +209,7 @@ def cell_lines(results: Results, cell: Cell) -> Iterator[str]:
         )
         batch = results.grid.batch_of[name] if stage == "fidelity" else name
         yield f"  record   {layout.record(stage, name)}    log  {layout.log(stage, batch)}"
-        if stage not in ("data", "classifier"):
+        if STAGES[stage].called:
             yield f"  command  ddpm {stage} {name}"
         if record:
             costs = record["costs"]
@@ -247,4 +223,5 @@ def cell_lines(results: Results, cell: Cell) -> Iterator[str]:
             yield "  result   " + ", ".join(
                 f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items()
             )
-    yield f"samples: {layout.samples(cell.name)}, {layout.samples(cell.name).with_suffix('.png')}"
+    samples = layout.output("sample", cell.name)
+    yield f"samples: {samples}, {samples.with_suffix('.png')}"

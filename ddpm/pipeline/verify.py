@@ -15,9 +15,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ddpm.pipeline import fingerprints, history, locks, records
-from ddpm.pipeline.grid import roots
-from ddpm.pipeline.results import READS, Job, Results
+from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import alone
+from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
 
 AGAIN = "the next run makes it again"
 
@@ -36,7 +36,7 @@ class Flaw:
 
 def verify(results: Results) -> Iterator[Flaw]:
     """Hash all results of a grid, their tables and figures, and what was kept; set aside what is corrupt."""
-    jobs = [*results.grid.jobs, *((aggregate, "") for aggregate in READS)]
+    jobs = [*results.grid.jobs, *((aggregate, "") for aggregate in AGGREGATES)]
     total = sum(_bytes(results, *job) for job in jobs)
     # After a second, and on a terminal alone.
     with tqdm(
@@ -93,12 +93,12 @@ def _codes(results: Results) -> Iterator[Flaw]:
     """What the fingerprints stand for by which changes are named; what is wrong is written again at once."""
     grid, layout = results.grid, results.layout
     found: dict[str, Job] = {}
-    for job in [*grid.jobs, *((aggregate, "") for aggregate in READS)]:
+    for job in [*grid.jobs, *((aggregate, "") for aggregate in AGGREGATES)]:
         record = results.record(*job)
         if record and record["code"] == grid.job(*job)[1]:
             found.setdefault(record["code"], job)
     for code, (stage, name) in found.items():
-        path, wanted = layout.code(code), fingerprints.parts(roots(stage, grid.job(stage, name)[0]))
+        path, wanted = layout.code(code), fingerprints.parts(STAGES[stage].roots(grid.job(stage, name)[0]))
         try:
             why = "" if json.loads(path.read_bytes()) == wanted else "it is not what its fingerprint stands for"
         except (FileNotFoundError, NotADirectoryError):

@@ -9,17 +9,14 @@ from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Split
 from ddpm.metrics.extractors import centred, grey
 from ddpm.networks.classifier import Classifier
-from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import Recorder, write_tensors
+from ddpm.pipeline.run import Outcome, Run
 
 Tensor = torch.Tensor
 
 
-def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+def train(run: Run) -> Outcome:
     """The `classifier` stage: the feature extractor, trained on the training half."""
-    torch.set_num_threads(job["threads"])
-    recorder = Recorder("classifier", job, code, layout.inputs("classifier"))
-    dataset, settings = data.read(layout.data), job["classifier"]
+    dataset, settings = data.read(run.inputs["data"]), run.settings
     torch.manual_seed(rng.key("classifier", settings["seed"]) & (2**63 - 1))
     network = Classifier(dataset.shape, dataset.classes, settings["width"], settings["features"])
 
@@ -28,7 +25,7 @@ def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") 
 
     images, labels = inputs(dataset.train), dataset.train.labels
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], fused=True)
-    recorder.phase("training")
+    run.phase("training")
     steps = settings["epochs"] * -(-len(images) // settings["batch"])
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings["learning_rate"], total_steps=steps)
     for epoch in tqdm(range(settings["epochs"]), desc="classifier", unit="epoch"):
@@ -46,6 +43,6 @@ def train_classifier(job: dict, code: str, layout: Layout, device: str = "cpu") 
         "scale": (features.var(0).mean()).sqrt(),
         "side": torch.tensor(dataset.shape[1] if dataset.levels else 0),
     }
-    write_tensors(layout.classifier, tensors)
+    run.write("weights", tensors)
     accuracy = (guessed == dataset.test.labels).double().mean()
-    recorder.finish(layout.record("classifier"), [layout.classifier], test_accuracy=round(float(accuracy), 6))
+    return "ok", {"test_accuracy": round(float(accuracy), 6)}

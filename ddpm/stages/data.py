@@ -1,20 +1,14 @@
-"""The `data` stage: load, check, and store as one safetensors file."""
+"""The `data` stage: load, check, and store as one file."""
 
 import math
 
-import torch
-
 from ddpm.datasets.dataset import Dataset
-from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import Recorder, write_tensors
-
-Tensor = torch.Tensor
+from ddpm.pipeline.run import Outcome, Run
 
 
-def prepare(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
-    """The `data` stage: load, check, and store as one safetensors file."""
-    recorder = Recorder("data", job, code, {})
-    spec = dict(job["data"])
+def prepare(run: Run) -> Outcome:
+    """The stored dataset: both splits, images and labels; of a law in closed form also what nothing can beat."""
+    spec = dict(run.job["data"])
     dataset = Dataset.make({"method": spec.pop("name")} | spec)
     train, test = dataset.load()
     tensors = {
@@ -23,9 +17,9 @@ def prepare(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         "test_images": test.images,
         "test_labels": test.labels,
     }
-    write_tensors(layout.data, tensors, {"levels": str(dataset.levels), "classes": str(dataset.classes)})
-    counts: dict[str, float] = {"train": len(train.images), "test": len(test.images)}
+    run.write("images", tensors, {"levels": str(dataset.levels), "classes": str(dataset.classes)})
+    counts: dict[str, object] = {"train": len(train.images), "test": len(test.images)}
     if (exact := dataset.log_density(test.images)) is not None:
-        # What no likelihood model can beat by more than chance: −log p of the test half under its own law.
+        # What no likelihood model can beat by more than chance: −log p of the test split under its own density.
         counts["test_bits_per_dim"] = float(-exact.mean() / (math.log(2) * test.images[0].numel()))
-    recorder.finish(layout.record("data"), [layout.data], **counts)
+    return "ok", counts

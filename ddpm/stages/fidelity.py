@@ -20,7 +20,8 @@ from ddpm.metrics.distances import enough, frechet, sliced_wasserstein, statisti
 from ddpm.metrics.extractors import Extractor
 from ddpm.pipeline.grid import BASELINES, canonical
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import Recorder, read_record, read_tensors
+from ddpm.pipeline.records import read_tensors
+from ddpm.pipeline.run import Outcome, Run
 
 Tensor = torch.Tensor
 # The rows of real images → whether their classes come by chance.
@@ -31,8 +32,8 @@ class Yardstick:
     """What every cell is measured with: the data, the extractor, and the statistics of the real halves."""
 
     def __init__(self, layout: Layout, spec: dict, device: str):
-        self.dataset = data.read(layout.data)
-        self.extractor = Extractor(spec, layout.classifier, self.dataset.levels, device)
+        self.dataset = data.read(layout.output("data"))
+        self.extractor = Extractor(spec, layout.output("classifier"), self.dataset.levels, device)
 
     def statistics(self, images: Tensor, binarized: bool) -> dict[str, np.ndarray]:
         return statistics(self.extractor(images, binarized))
@@ -66,7 +67,7 @@ def _yardstick(layout: Layout, hashes: tuple[str, ...], spec: str, device: str) 
     return Yardstick(layout, json.loads(spec), device)
 
 
-def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+def evaluate(run: Run) -> Outcome:
     """The `fidelity` stage of one cell, or of a baseline.
 
     FID against the whole test half (`fid`) and the whole training half (`fid_train`), and both binarized (of points,
@@ -75,31 +76,23 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
     gives the label that was asked for (`label_accuracy`). Of a baseline whose law is known, also its −log2 p/D of the
     whole test half (`bits_per_dim`, exact, with its standard error over images).
     """
-    torch.set_num_threads(job["threads"])
-    name = job["name"]
-    recorder, out = (
-        Recorder("fidelity", job, code, layout.inputs("fidelity", name), device),
-        layout.record("fidelity", name),
-    )
-    if name not in BASELINES:
-        status = read_record(layout.record("sample", name))["status"]
-        if status != "ok":
-            recorder.finish(out, [], status)
-            return
-    hashes = tuple(recorder.record["inputs"][of] for of in ("data", "extractor"))
-    yardstick = _yardstick(layout, hashes, canonical(job["fidelity"]), device)
+    name, job, layout = run.name, run.job, run.layout
+    if name not in BASELINES and (status := run.parent("samples")["status"]) != "ok":
+        return status, {}
+    hashes = tuple(run.recorder.record["inputs"][of] for of in ("data", "extractor"))
+    yardstick = _yardstick(layout, hashes, canonical(run.settings), run.device)
     dataset, count, labels, bits = yardstick.dataset, job["images"], None, None
     if name not in BASELINES:
-        tensors, _ = read_tensors(layout.samples(name))
+        tensors, _ = read_tensors(run.inputs["samples"])
         images, labels = tensors["images"], tensors.get("labels")
     else:
         baseline = Baseline.make({"method": name, "dataset": dataset})
         images, bits = baseline.draw(count), baseline.bits_per_dim(dataset.test.images)
     if len(images) != count:
         raise UserError(
-            f"{layout.samples(name)}: {len(images)} images; the configuration says {count}: delete it and run again"
+            f"{run.inputs['samples']}: {len(images)} images; the configuration says {count}: delete it and run again"
         )
-    recorder.phase("measuring")
+    run.phase("measuring")
     result: dict[str, object] = {}
     for suffix, binarized in (("", False), ("_binarized", True)) if dataset.levels else (("", False),):
         if name in REAL:
@@ -116,4 +109,4 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
         result["bits_per_dim"], result["standard_error"] = float(bits.mean()), float(bits.std() / len(bits) ** 0.5)
     if labels is not None:
         result["label_accuracy"] = float((yardstick.extractor.predict(images) == labels).double().mean())
-    recorder.finish(out, [], "ok", images=count, extractor=yardstick.extractor.hash, **result)
+    return "ok", {"images": count, "extractor": yardstick.extractor.hash} | result

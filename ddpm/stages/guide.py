@@ -2,7 +2,6 @@
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ddpm import rng
 from ddpm.datasets import dataset as data
@@ -10,7 +9,8 @@ from ddpm.errors import UserError
 from ddpm.guidance import Classifier
 from ddpm.networks.classifier import NoisyClassifier
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import Recorder, read_record, read_tensors, write_tensors
+from ddpm.pipeline.records import read_record, read_tensors
+from ddpm.pipeline.run import Outcome, Run
 from ddpm.schedules import Schedule, like
 
 Tensor = torch.Tensor
@@ -24,44 +24,41 @@ def logits(network: NoisyClassifier, schedule: Schedule, x_t: Tensor, t: Tensor)
     return network(scale * x_t, schedule.condition(t, x_t))
 
 
-def train(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
-    """The `guide` stage: cross-entropy on x_t at uniform t; weights and their record, with test accuracies by t/T."""
-    torch.set_num_threads(job["threads"])
-    recorder = Recorder("guide", job, code, layout.inputs("guide"), device)
-    dataset, schedule, settings = data.read(layout.data), Schedule.make(job["schedule"]), job["guide"]
+def train(run: Run) -> Outcome:
+    """The `guide` stage: cross-entropy on x_t at uniform t; its numbers are the accuracies on test images by t/T."""
+    job, settings, device = run.job, run.settings, run.device
+    dataset, schedule = data.read(run.inputs["data"]), Schedule.make(job["schedule"])
     if len(dataset.shape) != 3:
         raise UserError(
             f"guidances: classifier guidance takes images, these data have shape {dataset.shape}; cfg would do"
         )
-    key, size = rng.key("guide", job["name"]), settings["batch"]
-    torch.manual_seed(rng.key("guide weights", job["name"]) & (2**63 - 1))
+    # ---- the network, its weights drawn from the job's name
+    key, size = rng.key("guide", run.name), settings["batch"]
+    torch.manual_seed(rng.key("guide weights", run.name) & (2**63 - 1))
     network = NoisyClassifier(dataset.shape, dataset.classes, settings["width"]).to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings["steps"])
+    # ---- the loop
     images, labels = dataset.scale(dataset.train.images).to(device), dataset.train.labels.to(device)
     position = torch.arange(size)
-    for step in tqdm(range(settings["steps"]), desc=f"guide {job['name']}", unit="step"):
-        u = rng.uniform(key, position, 2 * step, (2,))
-        index = (u[:, 0] * len(images)).long().to(device)
-        t = (1 + (u[:, 1] * schedule.steps).floor()).reshape(-1, 1, 1, 1)
-        x0 = images[index]
-        eps = rng.normal(key, position.to(device), 2 * step + 1, dataset.shape)
-        loss = F.cross_entropy(logits(network, schedule, schedule.noisy(x0, eps, t), t), labels[index])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        decay.step()
-    weights = layout.guide(job["name"])
-    write_tensors(weights, network.state_dict())
+    with run.progress(settings["steps"], "step") as progress:
+        for step in range(settings["steps"]):
+            u = rng.uniform(key, position, 2 * step, (2,))
+            index = (u[:, 0] * len(images)).long().to(device)
+            t = (1 + (u[:, 1] * schedule.steps).floor()).reshape(-1, 1, 1, 1)
+            x0 = images[index]
+            eps = rng.normal(key, position.to(device), 2 * step + 1, dataset.shape)
+            loss = F.cross_entropy(logits(network, schedule, schedule.noisy(x0, eps, t), t), labels[index])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            decay.step()
+            progress.update()
+    # ---- what is kept
+    run.write("weights", network.state_dict())
     accuracies = accuracy(network.eval(), schedule, dataset, device)
-    recorder.finish(
-        layout.record("guide", job["name"]),
-        [weights],
-        steps=settings["steps"],
-        accuracy_by_time=accuracies,
-        shape=list(dataset.shape),
-        classes=dataset.classes,
-    )
+    about = {"shape": list(dataset.shape), "classes": dataset.classes}
+    return "ok", {"steps": settings["steps"], "accuracy_by_time": accuracies} | about
 
 
 @torch.no_grad()
@@ -86,7 +83,7 @@ def load(layout: Layout, name: str, device: str) -> Classifier:
     record = read_record(layout.record("guide", name))
     job, result = record["job"], record["result"]
     network = NoisyClassifier(tuple(result["shape"]), result["classes"], job["guide"]["width"])
-    network.load_state_dict(read_tensors(layout.guide(name))[0])
+    network.load_state_dict(read_tensors(layout.output("guide", name))[0])
     network, schedule = network.to(device).eval().requires_grad_(False), Schedule.make(job["schedule"])
 
     def log_probability(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

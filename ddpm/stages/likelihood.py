@@ -11,7 +11,6 @@ small (ddpm/tables/paired.py), while seeds share nothing but the images.
 """
 
 import math
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -21,13 +20,13 @@ from ddpm.bound import prior_term, vlb_term
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import reference
 from ddpm.denoiser import Denoiser
-from ddpm.pipeline.checkpoint import SECONDS, Checkpoint
-from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import Recorder, atomic, read_record
+from ddpm.pipeline.run import Outcome, Run
 from ddpm.schedules import Schedule
 from ddpm.stages.sample import load_denoiser
 
 Tensor = torch.Tensor
+# Of the bound: L_T, Σ_{t≥2} L_{t−1} and L_0.
+PARTS = ("prior", "kl", "decoder")
 
 
 def time_shares(schedule: Schedule) -> Tensor:
@@ -122,45 +121,38 @@ def terms_table(prior: float, decoder: float, terms: Tensor, ranges: list[tuple[
     return "\n".join([*lines, f"prior,{steps + 1},{steps + 1},{prior:.9g}"]) + "\n"
 
 
-def write_images(path: Path, columns: dict[str, Tensor]) -> None:
-    """One line per test image, in the order of `data.reference`: its number and its values, in bits/dim."""
+def images_table(columns: dict[str, Tensor]) -> str:
+    """One line per test image as CSV, in the order of `reference`: its number and its values, in bits/dim."""
     lines = ["image," + ",".join(columns)]
     for i, values in enumerate(zip(*(v.tolist() for v in columns.values()), strict=True)):
         lines.append(f"{i}," + ",".join(f"{v:.9g}" for v in values))
-    with atomic(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
-def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
+def evaluate(run: Run) -> Outcome:
     """The `likelihood` stage: mean bits/dim over the test images with its standard error, and its parts.
 
     It is over images and the noise of the draw (see the module). The terms and every image's own bound lie beside the
     record. An interrupted job goes on with the images after those that its checkpoint holds.
     """
-    torch.set_num_threads(job["threads"])
-    torch.set_float32_matmul_precision("high")
-    name, settings = job["name"], job["likelihood"]
-    recorder = Recorder("likelihood", job, code, layout.inputs("likelihood", name), device)
-    out, outputs = layout.record("likelihood", name), layout.outputs("likelihood", name)
-    status = read_record(layout.record("train", name))["status"]
-    if status != "ok":
-        with atomic(layout.terms(name)) as temporary:
-            temporary.write_text("term,first,last,bits_per_dim\n", encoding="utf-8")
-        write_images(layout.images("likelihood", name), {})
-        recorder.finish(out, outputs, status)
-        return
-    dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
+    settings, device = run.settings, run.device
+    if (status := run.parent("weights")["status"]) != "ok":
+        run.write("terms", "term,first,last,bits_per_dim\n")
+        run.write("images", images_table({}))
+        return status, {}
+    dataset, denoiser = data.read(run.inputs["data"]), load_denoiser(run.layout, run.name, device)
     x0 = dataset.scale(reference(dataset, "test", settings["images"]))
-    steps, key = denoiser.schedule.steps, rng.key("likelihood", job["seed"])
+    steps, key = denoiser.schedule.steps, rng.key("likelihood", run.job["seed"])
     per_image = 1 + min(settings["times"], steps - 1)
-    checkpoint = Checkpoint(layout.checkpoint("likelihood", name), recorder, checkpoint_seconds)
-    found = checkpoint.load()
+    # ---- what an interrupted job has already
+    found = run.checkpoint.load()
     total: dict[str, Tensor] = {} if found is None else found[0]
     done = 0 if found is None else found[1]["at"]
-    # Some thirty full batches at once: the unit of a resumed job, and small enough for its noise to fit.
+    # ---- the bound of every image; some thirty full batches at once: the unit of a resumed job, small enough for its
+    # noise to fit
     together = max(1, 32 * settings["batch"] // per_image)
-    recorder.phase("bound")
-    with tqdm(total=len(x0) * per_image, initial=done * per_image, desc=f"likelihood {name}", unit="eval") as progress:
+    run.phase("bound")
+    with run.progress(len(x0) * per_image, "eval", done * per_image) as progress:
         for start in range(done, len(x0), together):
             index = torch.arange(start, min(start + together, len(x0)))
             part = vlb(
@@ -175,20 +167,16 @@ def evaluate(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoi
                 progress,
             )
             total = {k: torch.cat([total[k], v]) if total else v for k, v in part.items()}
-            if checkpoint.due():
-                checkpoint.save(total, {"at": start + len(index)})
+            if run.checkpoint.due():
+                run.checkpoint.save(total, {"at": start + len(index)})
+    # ---- what is kept
     terms = total.pop("terms").mean(0)
     result = {f"{k}_bits_per_dim": float(v.mean()) for k, v in total.items()}
-    with atomic(layout.terms(name)) as temporary:
-        parts = result["prior_bits_per_dim"], result["decoder_bits_per_dim"]
-        text = terms_table(*parts, terms, strata(denoiser.schedule, settings["times"]), steps)
-        temporary.write_text(text, encoding="utf-8")
+    parts = result["prior_bits_per_dim"], result["decoder_bits_per_dim"]
+    run.write("terms", terms_table(*parts, terms, strata(denoiser.schedule, settings["times"]), steps))
     # In an order of its own: that of a checkpoint's tensors is another one.
-    each = {"bits_per_dim": total["bound"]} | {k: total[k] for k in ("prior", "kl", "decoder")}
-    write_images(layout.images("likelihood", name), each)
+    run.write("images", images_table({"bits_per_dim": total["bound"]} | {k: total[k] for k in PARTS}))
     if not total["bound"].isfinite().all():
-        recorder.finish(out, outputs, "diverged")
-    else:
-        result["standard_error"] = float(total["bound"].std() / math.sqrt(len(x0)))
-        recorder.finish(out, outputs, images=len(x0), times=per_image, **result)
-    checkpoint.remove()
+        return "diverged", {}
+    result["standard_error"] = float(total["bound"].std() / math.sqrt(len(x0)))
+    return "ok", {"images": len(x0), "times": per_image} | result

@@ -3,16 +3,13 @@
 import math
 
 import torch
-from tqdm import tqdm
 
 from ddpm import probability_flow, rng
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import reference
 from ddpm.denoiser import Denoiser
-from ddpm.pipeline.checkpoint import SECONDS, Checkpoint
-from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import Recorder, read_record
-from ddpm.stages.likelihood import write_images
+from ddpm.pipeline.run import Outcome, Run
+from ddpm.stages.likelihood import images_table
 from ddpm.stages.sample import load_denoiser
 
 Tensor = torch.Tensor
@@ -40,51 +37,40 @@ def ode(
     return -total / (probes * x[0].numel() * math.log(2)) - math.log2(width)
 
 
-def evaluate_ode(
-    job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS
-) -> None:
+def evaluate(run: Run) -> Outcome:
     """The `ode_likelihood` stage: mean bits/dim over the test images with its standard error, the NFE and ς at t = 1.
 
-    It is over images, dequantisation and probes (see the module); every image's own value lies beside the record.
+    It is over images, dequantisation and probes (see `ddpm.stages.likelihood`); every image's own value lies beside the
+    record.
     """
-    torch.set_num_threads(job["threads"])
-    torch.set_float32_matmul_precision("high")
-    name, settings = job["name"], job["ode_likelihood"]
-    recorder = Recorder("ode_likelihood", job, code, layout.inputs("ode_likelihood", name), device)
-    out, outputs = layout.record("ode_likelihood", name), layout.outputs("ode_likelihood", name)
-    images, key = layout.images("ode_likelihood", name), rng.key("ode likelihood", job["seed"])
-    status = read_record(layout.record("train", name))["status"]
-    if status != "ok":
-        write_images(images, {})
-        recorder.finish(out, outputs, status)
-        return
-    dataset, denoiser = data.read(layout.data), load_denoiser(layout, name, device)
+    settings, device = run.settings, run.device
+    if (status := run.parent("weights")["status"]) != "ok":
+        run.write("images", images_table({}))
+        return status, {}
+    dataset, denoiser = data.read(run.inputs["data"]), load_denoiser(run.layout, run.name, device)
     denoiser.clip = False  # the density of the network's own flow
-    x0 = dataset.scale(reference(dataset, "test", settings["images"]))
-    checkpoint = Checkpoint(layout.checkpoint("ode_likelihood", name), recorder, checkpoint_seconds)
-    found = checkpoint.load()
+    key, x0 = rng.key("ode likelihood", run.job["seed"]), dataset.scale(reference(dataset, "test", settings["images"]))
+    solver = settings["probes"], settings["rtol"], settings["atol"]
+    # ---- what an interrupted job has already
+    found = run.checkpoint.load()
     bits = torch.zeros(0, dtype=torch.float64) if found is None else found[0]["bits"]
     denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
-    done = len(bits)
-    with tqdm(total=len(x0), initial=done, desc=f"ODE likelihood {name}", unit="image") as progress:
-        for start in range(done, len(x0), settings["batch"]):
+    # ---- the density of every image
+    with run.progress(len(x0), "image", len(bits)) as progress:
+        for start in range(len(bits), len(x0), settings["batch"]):
             index = torch.arange(start, min(start + settings["batch"], len(x0))).to(device)
-            solver = (settings["probes"], settings["rtol"], settings["atol"])
             bits = torch.cat([bits, ode(denoiser, x0[index.cpu()].to(device), index, key, dataset.levels, *solver)])
             progress.update(len(index))
-            if checkpoint.due():
-                checkpoint.save({"bits": bits}, {"at": len(bits), "evaluated": denoiser.evaluated})
-    write_images(images, {"bits_per_dim": bits})
+            if run.checkpoint.due():
+                run.checkpoint.save({"bits": bits}, {"at": len(bits), "evaluated": denoiser.evaluated})
+    # ---- what is kept
+    run.write("images", images_table({"bits_per_dim": bits}))
     if not bits.isfinite().all():
-        recorder.finish(out, outputs, "diverged")
-    else:
-        recorder.finish(
-            out,
-            outputs,
-            images=len(x0),
-            bits_per_dim=float(bits.mean()),
-            standard_error=float(bits.std() / math.sqrt(len(x0))),
-            nfe=round(denoiser.evaluated / len(x0), 1),
-            level=float(denoiser.schedule.level(torch.ones((), dtype=torch.float64))),
-        )
-    checkpoint.remove()
+        return "diverged", {}
+    return "ok", {
+        "images": len(x0),
+        "bits_per_dim": float(bits.mean()),
+        "standard_error": float(bits.std() / math.sqrt(len(x0))),
+        "nfe": round(denoiser.evaluated / len(x0), 1),
+        "level": float(denoiser.schedule.level(torch.ones((), dtype=torch.float64))),
+    }

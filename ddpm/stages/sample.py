@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import count
 
 import torch
-from tqdm import tqdm
 
 from ddpm import networks, rng
 from ddpm.datasets import dataset as data
@@ -12,9 +11,9 @@ from ddpm.datasets.dataset import Data, proportional
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance
 from ddpm.objectives import Objective
-from ddpm.pipeline.checkpoint import SECONDS, Checkpoint
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import Recorder, read_record, read_tensors, write_tensors
+from ddpm.pipeline.records import read_record, read_tensors
+from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 from ddpm.stages import guide
@@ -29,7 +28,7 @@ def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
     objective, schedule = Objective(**job["objective"]), Schedule.make(job["schedule"])
     heads, classes = 2 if objective.learns_variance else 1, result["classes"] if job["conditional"] else 0
     network = networks.build(job["network"], tuple(result["shape"]), heads, classes)
-    network.load_state_dict(read_tensors(layout.weights(name))[0])
+    network.load_state_dict(read_tensors(layout.output("train", name))[0])
     return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=result["levels"] > 0)
 
 
@@ -63,32 +62,29 @@ def variance(images: Tensor) -> float:
     return float(images.double().flatten(1).var(0, correction=0).sum())
 
 
-def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
-    """The `sample` stage: exactly N images as grey levels, uint8 (points: float32), and their labels, with a record.
+def sample(run: Run) -> Outcome:
+    """The `sample` stage: exactly N images as grey levels, uint8 (points: float32), and their labels.
 
     An interrupted job goes on with the batch after the last one that its checkpoint holds.
     """
-    torch.set_num_threads(job["threads"])
-    torch.set_float32_matmul_precision("high")
-    network = job["network"]
-    recorder = Recorder("sample", job, code, layout.inputs("sample", job["name"], job), device)
-    dataset, settings = data.read(layout.data), job["sampling"]
-    status = read_record(layout.record("train", network))["status"]
-    classifier = guide.load(layout, job["guide"], device) if "guide" in job else None
-    denoiser = Guidance.make(job["guidance"])(load_denoiser(layout, network, device), classifier)
+    job, settings, device, network = run.job, run.settings, run.device, run.job["network"]
+    # ---- the denoiser, and what steers it
+    dataset, status = data.read(run.inputs["data"]), run.parent("weights")["status"]
+    classifier = guide.load(run.layout, job["guide"], device) if "guide" in job else None
+    denoiser = Guidance.make(job["guidance"])(load_denoiser(run.layout, network, device), classifier)
     sampler = Sampler.make(job["sampler"])
     wanted = settings["images"] if status == "ok" else 0
     labels = draw_labels(dataset, network, wanted) if denoiser.network.classes or classifier else None
-    tensors = {} if labels is None else {"labels": labels}
-    checkpoint = Checkpoint(layout.checkpoint("sample", job["name"]), recorder, checkpoint_seconds)
-    found = checkpoint.load()
+    # ---- what an interrupted job has already
+    found = run.checkpoint.load()
     images = [dataset.train.images[:0] if found is None else found[0]["images"]]
     reach = [torch.zeros(0) if found is None else found[0]["reach"]]
     denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
     first, each = len(images[0]), sampler.steps + 1
     drawn = first
-    recorder.phase("sampling")
-    with tqdm(total=wanted * each, initial=first * each, desc=job["name"], unit="step") as progress:
+    # ---- the chains, one batch after another
+    run.phase("sampling")
+    with run.progress(wanted * each, "step", first * each) as progress:
         for start in range(first, wanted, settings["batch"]):
             index = torch.arange(start, min(start + settings["batch"], wanted))
             y = None if labels is None else labels[index].to(device)
@@ -96,19 +92,19 @@ def sample(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint
                 progress.update(len(index))
             drawn += len(index)
             if not x.isfinite().all():
-                status, images, tensors = "diverged", [images[0][:0]], {}
+                status, images, labels = "diverged", [images[0][:0]], None
                 break
             images.append(dataset.quantise(x).cpu())
             reach.append(reaches(x.cpu(), *dataset.bounds))
-            if checkpoint.due():
-                tensors_so_far = {"images": torch.cat(images), "reach": torch.cat(reach)}
-                checkpoint.save(tensors_so_far, {"at": drawn, "evaluated": denoiser.evaluated})
-    recorder.phase("writing")
-    out, found_images = layout.samples(job["name"]), torch.cat(images)
-    write_tensors(out, {"images": found_images} | tensors)
-    result = {"images": len(found_images), "steps": sampler.steps, "nfe": round(denoiser.evaluated / max(1, drawn))}
-    if len(found_images):
+            if run.checkpoint.due():
+                so_far = {"images": torch.cat(images), "reach": torch.cat(reach)}
+                run.checkpoint.save(so_far, {"at": drawn, "evaluated": denoiser.evaluated})
+    # ---- what is kept
+    run.phase("writing")
+    samples = torch.cat(images)
+    run.write("images", {"images": samples} | ({} if labels is None else {"labels": labels}))
+    result = {"images": len(samples), "steps": sampler.steps, "nfe": round(denoiser.evaluated / max(1, drawn))}
+    if len(samples):
         result["reach"] = float(torch.cat(reach).max())
-        result["spread"] = variance(dataset.scale(found_images)) / variance(dataset.scale(dataset.train.images))
-    recorder.finish(layout.record("sample", job["name"]), [out], status, **result)
-    checkpoint.remove()
+        result["spread"] = variance(dataset.scale(samples)) / variance(dataset.scale(dataset.train.images))
+    return status, result

@@ -1,6 +1,5 @@
 """Training of one network: stateless draws, EMA, checkpoints that resume bit for bit."""
 
-import csv
 import math
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +7,6 @@ from functools import partial
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from ddpm import networks, rng, terminal
 from ddpm.datasets import dataset as data
@@ -16,10 +14,8 @@ from ddpm.datasets.dataset import Data
 from ddpm.errors import UserError
 from ddpm.objectives import Objective
 from ddpm.pipeline import parallel
-from ddpm.pipeline.checkpoint import SECONDS, Checkpoint
-from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.parallel import Group
-from ddpm.pipeline.records import Recorder, atomic, write_tensors
+from ddpm.pipeline.run import Outcome, Run
 from ddpm.schedules import Schedule
 from ddpm.times import Times
 
@@ -103,129 +99,133 @@ def build(job: dict, dataset: Data) -> nn.Module:
     return networks.build(job["network"], dataset.shape, heads, dataset.classes if job["conditional"] else 0)
 
 
-def pack(
-    network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, times: Times, total: Tensor
-) -> dict[str, Tensor]:
-    """Everything of a training run that its step and its draws do not give, as tensors by name."""
-    tensors = {"total": total} | {f"network.{k}": v for k, v in network.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-    return tensors | {f"times.{k}": v for k, v in times.state().items()}
+class State:
+    """Everything of a training run that its step and its draws do not give: what a checkpoint keeps.
+
+    network θ, its average θ_ema, Adam's moments, what the law of times has learned, and the loss since the last `row`.
+    """
+
+    def __init__(self, network: nn.Module, settings: dict, times: Times, device: str):
+        self.network, self.times = network, times
+        self.average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
+        rate = settings["learning_rate"]
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
+        self.total, self.rows = torch.zeros((), device=device), []
+
+    def pack(self) -> dict[str, Tensor]:
+        """All of it as tensors by name; the rows are no tensors, and go beside them."""
+        tensors = {"total": self.total} | {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
+        return tensors | {f"times.{k}": v for k, v in self.times.state().items()}
+
+    def unpack(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `pack` took."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."))
+        self.average.load_state_dict(part("average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.network.parameters())
+        for name, value in part("optimiser.").items():
+            index, field = name.split(".")
+            like = parameters[int(index)]
+            # A file keeps no strides, and the fused optimiser goes through memory in the parameter's own order.
+            state.setdefault(int(index), {})[field] = (
+                torch.empty_like(like, requires_grad=False).copy_(value) if value.shape == like.shape else value
+            )
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self.times.load(part("times."))
+        self.total.copy_(tensors["total"])
+
+    def update(self, loss: Tensor, rate: float, gradient_clip: float) -> None:
+        """One step of Adam down the loss's gradient, its norm clipped, and of the average after it."""
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip)
+        self.optimiser.step()
+        self.average.update_parameters(self.network)
 
 
-def unpack(
-    tensors: dict[str, Tensor],
-    network: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    times: Times,
-    total: Tensor,
-) -> None:
-    """Put back what `pack` took."""
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    network.load_state_dict(part("network."))
-    average.load_state_dict(part("average."))
-    state: dict[int, dict[str, Tensor]] = {}
-    parameters = list(network.parameters())
-    for name, value in part("optimiser.").items():
-        index, field = name.split(".")
-        like = parameters[int(index)]
-        # A file keeps no strides, and the fused optimiser goes through memory in the parameter's own order.
-        state.setdefault(int(index), {})[field] = (
-            torch.empty_like(like, requires_grad=False).copy_(value) if value.shape == like.shape else value
-        )
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    times.load(part("times."))
-    total.copy_(tensors["total"])
+def require_noise(job: dict, schedule: Schedule, dataset: Data) -> None:
+    """UserError where the schedule does not end in noise for these data (`ddpm.terminal`)."""
+    std = float(dataset.scale(dataset.train.images).var(0).mean().sqrt())
+    if short := terminal.falls_short(float(schedule.level(torch.tensor(schedule.steps))), std):
+        raised = terminal.RAISED.get(schedule.method, "sigma_max")
+        raise UserError(f"schedule {job['schedule']['method']} of {job['name']}: {short}: raise its {raised}")
 
 
-def train(job: dict, code: str, layout: Layout, device: str = "cpu", checkpoint_seconds: float = SECONDS) -> None:
-    """The `train` stage: the EMA weights, the training curve and their record.
+def train(run: Run) -> Outcome | None:
+    """The `train` stage: the EMA weights and the training curve.
 
     A loss that is not finite ends training as `diverged`, with the step: a result, not a crash. With
     `training.processes` above 1 this runs in every one of them; the first writes.
     """
-    torch.set_num_threads(job["threads"])
-    torch.set_float32_matmul_precision("high")
-    settings = job["training"]
+    # ---- what is trained
+    settings, device = run.settings, run.device
     group = parallel.join(settings["processes"], device)
-    recorder = Recorder("train", job, code, layout.inputs("train"), device)
-    dataset = data.read(layout.data)
-    schedule, objective = Schedule.make(job["schedule"]), Objective(**job["objective"])
-    end, std = (
-        float(schedule.level(torch.tensor(schedule.steps))),
-        float(dataset.scale(dataset.train.images).var(0).mean().sqrt()),
-    )
-    if short := terminal.falls_short(end, std):
-        raised = terminal.RAISED.get(schedule.method, "sigma_max")
-        raise UserError(f"schedule {job['schedule']['method']} of {job['name']}: {short}: raise its {raised}")
-    network = build(job, dataset).to(device)
-    average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99), fused=True)
-    batches, times = Batches(dataset, job, torch.device(device)), Times.of(objective, schedule)
-    total, first, rows = torch.zeros((), device=device), 0, []
-    checkpoint = Checkpoint(layout.checkpoint("train", job["name"]), recorder, checkpoint_seconds)
-    if found := checkpoint.load():
-        unpack(found[0], network, average, optimiser, times, total)
-        first, rows = found[1]["at"], found[1]["rows"]
-    group.agree(first, f"{checkpoint.path}: first step")
-    together = group.wrap(network)
+    dataset = data.read(run.inputs["data"])
+    schedule, objective = Schedule.make(run.job["schedule"]), Objective(**run.job["objective"])
+    require_noise(run.job, schedule, dataset)
+    batches, times = Batches(dataset, run.job, torch.device(device)), Times.of(objective, schedule)
+    state = State(build(run.job, dataset).to(device), settings, times, device)
+    # ---- what an interrupted job has already
+    first = 0
+    if found := run.checkpoint.load():
+        state.unpack(found[0])
+        first, state.rows = found[1]["at"], found[1]["rows"]
+    group.agree(first, f"{run.checkpoint.path}: first step")
+    together = group.wrap(state.network)
+    # ---- Ho et al. 2020, algorithm 1
     steps, every = settings["steps"], max(1, settings["steps"] // 200)
     status, step = "ok", first - 1
-    recorder.phase("training")
-    progress = {"initial": first, "total": steps, "desc": job["name"], "unit": "step"}
-    for step in tqdm(range(first, steps), disable=not group.first, **progress):
-        x0, eps, u, y = batches(step)
-        t, weight = times.draw(u)
-        x0, eps, at, y = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1)), y))
-        rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
-        for parameters in optimiser.param_groups:
-            parameters["lr"] = rate
-        signs = partial(batches.signs, step, group)
-        losses = objective.loss(together, schedule, x0, eps, at, y, dataset.levels, signs)
-        weight = weight.to(losses.device, losses.dtype)
-        loss = (losses * group.part(weight)).mean()
-        losses = group.whole(losses)
-        times.learn(t, losses)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), settings["gradient_clip"])
-        optimiser.step()
-        average.update_parameters(network)
-        total += (losses * weight).mean()
-        if (step + 1) % every == 0 or step + 1 == steps:
-            # One look at the device per row: reading every loss would stall a GPU.
-            mean = float(total) / ((step % every) + 1)
-            if not math.isfinite(mean):
-                status = "diverged"
-                break
-            rows.append([step + 1, (step + 1) * settings["batch"], rate, mean])
-            total.zero_()
-        if group.first and checkpoint.due():
-            checkpoint.save(pack(network, average, optimiser, times, total), {"at": step + 1, "rows": rows})
+    run.phase("training")
+    with run.progress(steps, "step", first, disable=not group.first) as progress:
+        for step in range(first, steps):
+            # A batch x0 with its noise ε, times t and labels y; every process takes its part of them.
+            x0, eps, u, y = batches(step)
+            t, weight = times.draw(u)
+            x0, eps, at, y = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1)), y))
+            # The loss of every image, and its mean with the weights that make the law of times even.
+            signs = partial(batches.signs, step, group)
+            losses = objective.loss(together, schedule, x0, eps, at, y, dataset.levels, signs)
+            weight = weight.to(losses.device, losses.dtype)
+            loss = (losses * group.part(weight)).mean()
+            losses = group.whole(losses)
+            times.learn(t, losses)
+            # The step.
+            rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
+            state.update(loss, rate, settings["gradient_clip"])
+            state.total += (losses * weight).mean()
+            progress.update()
+            # The training curve: one look at the device per row, as reading every loss would stall a GPU.
+            if (step + 1) % every == 0 or step + 1 == steps:
+                mean = float(state.total) / ((step % every) + 1)
+                if not math.isfinite(mean):
+                    status = "diverged"
+                    break
+                state.rows.append([step + 1, (step + 1) * settings["batch"], rate, mean])
+                state.total.zero_()
+            if group.first and run.checkpoint.due():
+                run.checkpoint.save(state.pack(), {"at": step + 1, "rows": state.rows})
     if not group.first:
-        return
-    recorder.phase("writing")
-    weights, log = layout.weights(job["name"]), layout.loss(job["name"])
-    write_tensors(weights, average.module.state_dict())
-    with atomic(log) as temporary, temporary.open("w", newline="") as f:
-        writer = csv.writer(f)
-        writer.writerow(["step", "images", "learning_rate", "loss"])
-        writer.writerows(rows)
-    recorder.finish(
-        layout.record("train", job["name"]),
-        [weights, log],
-        status,
-        steps=step + 1,
-        images_seen=(step + 1) * settings["batch"],
-        parameters=sum(p.numel() for p in network.parameters()),
-        final_loss=rows[-1][-1] if rows else None,
-        levels=dataset.levels,
-        classes=dataset.classes,
-        shape=list(dataset.shape),
-    )
-    checkpoint.remove()
+        return None
+    # ---- what is kept
+    run.phase("writing")
+    run.write("weights", state.average.module.state_dict())
+    lines = ["step,images,learning_rate,loss", *(",".join(map(str, row)) for row in state.rows)]
+    run.write("loss", "\n".join(lines) + "\n")
+    return status, {
+        "steps": step + 1,
+        "images_seen": (step + 1) * settings["batch"],
+        "parameters": sum(p.numel() for p in state.network.parameters()),
+        "final_loss": state.rows[-1][-1] if state.rows else None,
+        "levels": dataset.levels,
+        "classes": dataset.classes,
+        "shape": list(dataset.shape),
+    }

@@ -4,11 +4,10 @@ import pandas as pd
 import yaml
 
 from ddpm.errors import UserError
-from ddpm.pipeline import records
 from ddpm.pipeline.catalogue import continuous
 from ddpm.pipeline.grid import Cell, Grid
-from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import PUBLISHED, Results
+from ddpm.pipeline.run import Outcome, Run
 from ddpm.pipeline.verdict import degenerate
 from ddpm.tables import paired
 
@@ -104,7 +103,7 @@ def _row(results: Results, cells: list[Cell]) -> dict:
         }
         if not grid.is_guided(cell):
             of["likelihood"] = results.valid("likelihood", network)
-        if not grid.is_guided(cell) and network in grid.ode_likelihoods:
+        if not grid.is_guided(cell) and network in grid.names["ode_likelihood"]:
             of["ode_likelihood"] = results.valid("ode_likelihood", network)
         found.append(of)
     missing = [why for cell, of in zip(cells, found, strict=True) if (why := _missing(results, cell, of))]
@@ -355,34 +354,32 @@ def weights(grid: Grid) -> str:
     )
 
 
-def write(job: dict, code: str, layout: Layout, device: str = "cpu") -> None:
+def write(run: Run) -> Outcome:
     """The `table` stage: table.csv, table.md, published.md, differences.csv and costs.csv of what is there.
 
     A result that is not valid is left out, its row says why, and the heading says how many cells there are.
     """
-    recorder = records.Recorder("table", job, code, {})
-    results = Results(Grid(job["config"]), layout)
-    recorder.record["inputs"] = results.inputs("table")
+    results = Results(Grid(run.job["config"]), run.layout)
+    run.recorder.record["inputs"] = results.inputs("table")
     table = collect(results)
     lacking = table[~table["status"].isin([*FINISHED, "n/a"])]
     if len(lacking) == len(table[table["status"] != "n/a"]):
         why = results.todo[results.grid.jobs[0]][0]
-        raise UserError(f"{layout.root}/cells: none is finished (data: {why}); run snakemake first")
+        raise UserError(f"{run.layout.root}/cells: none is finished (data: {why}); run snakemake first")
     pairs = paired.differences(results)
     texts = {
-        "table.csv": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-        "table.md": reading(table, results.grid) + pairs_text(pairs),
-        "published.md": published_text(table),
-        "differences.csv": pairs.to_csv(index=False, float_format="%.5f", lineterminator="\n"),
-        "costs.csv": costs(results).to_csv(index=False, lineterminator="\n"),
+        "table": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
+        "reading": reading(table, results.grid) + pairs_text(pairs),
+        "published": published_text(table),
+        "differences": pairs.to_csv(index=False, float_format="%.5f", lineterminator="\n"),
+        "costs": costs(results).to_csv(index=False, lineterminator="\n"),
     }
     for name, text in texts.items():
-        with records.atomic(layout.root / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        run.write(name, text)
     first = len(results.grid.baselines)
     runs = len(table) - first - int((table["status"] == "n/a").sum())
     done = int(table["status"][first:].isin(FINISHED).sum())
-    recorder.finish(layout.record("table"), layout.outputs("table"), cells=done, of=runs, missing=len(lacking))
+    return "ok", {"cells": done, "of": runs, "missing": len(lacking)}
 
 
 def published_text(table: pd.DataFrame) -> str:

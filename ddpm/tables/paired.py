@@ -49,7 +49,7 @@ def differences(results: Results) -> pd.DataFrame:
 def _networks(results: Results, stage: str) -> dict[tuple[str, str], list[Network]]:
     """Objective and schedule → their networks, one per seed."""
     grid, found = results.grid, {}
-    for name in {"likelihood": grid.likelihoods, "ode_likelihood": grid.ode_likelihoods}[stage]:
+    for name in {"likelihood": grid.names["likelihood"], "ode_likelihood": grid.names["ode_likelihood"]}[stage]:
         network = grid.networks[name]
         found.setdefault((network.objective, network.schedule), []).append(network)
     return found
@@ -62,6 +62,6 @@ def _read(results: Results, stage: str, networks: list[Network]) -> pd.DataFrame
         record = results.valid(stage, network.name)
         if record is None or record["status"] != "ok":
             return None
-        read = pd.read_csv(results.layout.images(stage, network.name), index_col="image")
+        read = pd.read_csv(results.layout.output(stage, network.name, "images"), index_col="image")
         found[network.seed] = read["bits_per_dim"]
     return pd.DataFrame(found)

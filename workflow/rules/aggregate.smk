@@ -16,8 +16,9 @@ rule table:
     params:
         job=job_of("table"),
         code=code_of("table"),
+        device="cpu",
     shell:
-        command("table")
+        command()
 
 
 rule figures:
@@ -38,5 +39,6 @@ rule figures:
     params:
         job=job_of("figures"),
         code=code_of("figures"),
+        device="cpu",
     shell:
-        command("figures")
+        command()

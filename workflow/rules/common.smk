@@ -15,11 +15,13 @@ from ddpm.errors import UserError
 from ddpm.pipeline import config as configuration
 from ddpm.pipeline import machine
 from ddpm.pipeline.devices import gpus
-from ddpm.pipeline.grid import BASELINES, canonical
+from ddpm.pipeline.grid import canonical
 from ddpm.pipeline.history import clear
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.preflight import check, requests
-from ddpm.pipeline.results import READS, Results
+from ddpm.pipeline.records import write_json
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.status import plan_lines
 
 # Planning makes objects that all stay: looking among them for garbage would take a quarter of its time.
@@ -115,8 +117,8 @@ def inputs_of(stage, wildcard=None):
     def inputs(wildcards):
         plan()
         name = wildcards.get(wildcard, "")
-        if stage in READS:
-            jobs = [job for job in GRID.jobs if job[0] in READS[stage]]
+        if stage in AGGREGATES:
+            jobs = [job for job in GRID.jobs if job[0] in AGGREGATES[stage].reads]
         else:
             names = GRID.batches[name] if stage == "fidelity" else [name]
             jobs = [parent for name in names for parent in GRID.parents(stage, name).values()]
@@ -126,9 +128,24 @@ def inputs_of(stage, wildcard=None):
     return inputs
 
 
+def given(job, stage, name=""):
+    """A job as the command is given it: its canonical text, or the file that holds what no command line could."""
+    text = canonical(job)
+    if len(text) < 60000:  # a command line's argument ends at 128 KiB, quotes included
+        return text
+    path = PATHS.work(stage, name) / "job.json"
+    write_json(path, job)
+    return f"@{path}"
+
+
 def job_of(stage, wildcard=None):
-    """The canonical text of the job that a rule's wildcard names: one parameter, so that nothing is missed."""
-    return lambda wildcards: canonical(GRID.job(stage, wildcards.get(wildcard, ""))[0])
+    """The job that a rule's wildcard names: one parameter, so that nothing is missed."""
+
+    def job(wildcards):
+        name = wildcards.get(wildcard, "")
+        return given(GRID.job(stage, name)[0], stage, name)
+
+    return job
 
 
 def code_of(stage, wildcard=None):
@@ -136,19 +153,26 @@ def code_of(stage, wildcard=None):
     return lambda wildcards: GRID.job(stage, wildcards.get(wildcard, ""))[1]
 
 
-def device_of(wildcards, resources):
-    """What a job computes on: on a cluster's node that a profile has given no GPU for it, the CPU."""
-    return config["device"] if workflow.is_main_process or resources.gpu else "cpu"
+def name_of(stage):
+    """The wildcard that stands for the names of a stage's jobs; empty where there is one job."""
+    return f"{{{stage.wildcard}}}" if stage.wildcard else ""
 
 
-def command(stage, device="cpu", options=""):
-    """The shell command of a job; copies of it append to its log, and on failure its end is shown."""
+def device_of(stage):
+    """What a stage's jobs compute on: on a cluster's node that a profile has given no GPU for it, the CPU."""
+    if not stage.gpu:
+        return "cpu"
+    return lambda wildcards, resources: config["device"] if workflow.is_main_process or resources.gpu else "cpu"
+
+
+def command(options=""):
+    """The shell command of a rule's jobs; copies of one append to its log, and on failure its end is shown."""
     options += f" --jobs-per-gpu {config['jobs_per_gpu']} --checkpoint-seconds {config['checkpoint_seconds']}"
     return (
-        f'{{{{ echo "$(date -u +%FT%TZ) {stage} {{wildcards}} on $(hostname)'
-        f'${{{{SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}}}}";'
-        f" python -m ddpm job {stage} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
-        f" --device {device} {options}; }}}} >> {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
+        '{{ echo "$(date -u +%FT%TZ) {rule} {wildcards} on $(hostname)'
+        '${{SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}}";'
+        f" python -m ddpm job {{rule}} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
+        f" --device {{params.device}} {options}; }}}} >> {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
     )
 
 
