@@ -29,8 +29,9 @@ from project import ROOT, copy_project, snakemake  # beside this file
 
 from ddpm import cli
 from ddpm.pipeline import config, locks, records, running, status
-from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import canonical
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import AGGREGATES
 from ddpm.pipeline.verify import verify

@@ -15,9 +15,10 @@ import yaml
 from ddpm import cli
 from ddpm.errors import UserError
 from ddpm.pipeline import config, machine, records
-from ddpm.pipeline.grid import canonical
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.locks import held
+from ddpm.pipeline.records import canonical
+from ddpm.pipeline.validity import valid
 
 torch.set_num_threads(1)
 
@@ -140,7 +141,7 @@ def test_fidelity_runs_what_it_needs(capsys: pytest.CaptureFixture, sampled: Pat
     assert found["status"] == "ok" and found["images"] == 24 and found["fid"] > 0
     grid = config.check(whole())
     for stage, name in grid.needed("fidelity", CELL):
-        assert records.matches(layout.record(stage, name), *grid.job(stage, name))
+        assert valid(layout.record(stage, name), *grid.job(stage, name))
     assert found["fid"] == records.read_record(Layout(sampled).record("fidelity", CELL))["result"]["fid"]
     assert not layout.record("likelihood", NETWORK).exists()
 
@@ -231,7 +232,7 @@ def test_a_job_as_snakemake_calls_it(capsys: pytest.CaptureFixture) -> None:
     job, code = grid.job("data")
     arguments = ["--job", canonical(job), "--code", code, "--results", "out", "--device", "cpu"]
     assert run(capsys, "job", "data", *arguments)[0] == 0
-    assert records.matches(Layout(Path("out")).record("data"), job, code)
+    assert valid(Layout(Path("out")).record("data"), job, code)
 
 
 # ---- what it refuses --------------------------------------------------------------------------------------
@@ -434,7 +435,7 @@ def test_a_batch_measures_only_what_changed(capsys: pytest.CaptureFixture, done:
     first = done.record("fidelity", CELL).read_bytes()
     assert run(capsys, "job", "fidelity", *options)[0] == 0
     assert done.record("fidelity", CELL).read_bytes() == first
-    assert records.matches(done.record("fidelity", other), *grid.job("fidelity", other))
+    assert valid(done.record("fidelity", other), *grid.job("fidelity", other))
     found = json.loads(done.measured(NETWORK).read_text())
     assert found == {name: records.read_record(done.record("fidelity", name))["digest"] for name in (other, CELL)}
     second = done.record("fidelity", other).read_bytes()
@@ -454,7 +455,7 @@ def test_a_table_measures_what_was_sampled(capsys: pytest.CaptureFixture, done: 
     done.record("fidelity", CELL).unlink()
     code, out, _ = run(capsys, "table", *overlay(objectives={"learned": {"variance": "fixed", "vlb_weight": None}}))
     assert code == 0 and out == "out/table.csv: 1 of 5 cells\n"
-    assert records.matches(done.record("fidelity", CELL), *config.check(whole()).job("fidelity", CELL))
+    assert valid(done.record("fidelity", CELL), *config.check(whole()).job("fidelity", CELL))
 
 
 def test_status_of_a_cell(capsys: pytest.CaptureFixture, done: Layout) -> None:

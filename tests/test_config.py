@@ -9,7 +9,8 @@ import pytest
 from ddpm.errors import UserError
 from ddpm.pipeline import config
 from ddpm.pipeline.catalogue import ConfigError
-from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.records import canonical
 from ddpm.pipeline.stages import BASELINES
 
 ROOT = Path(__file__).parent.parent

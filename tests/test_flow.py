@@ -51,6 +51,19 @@ def carried(schedule: Schedule, x: Tensor, t: float, s: float, mean: float = MEA
 # ---- the flow ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("loose", ["rtol", "atol"])
+def test_each_tolerance_loosens_the_solver(loose: str) -> None:
+    """With one of them large a step is accepted sooner: fewer evaluations, and a larger error."""
+    schedule, start = EVERY["vp-sde"](), randn(4, 8, 1, 2, 2)
+    found = {}
+    for value in (1e-9, 1e-1):
+        denoiser = GaussianDenoiser(schedule, MEAN, STD)
+        tolerances = {"rtol": 1e-9, "atol": 1e-9} | {loose: value}
+        (x,) = probability_flow.solve(denoiser, start, times(1000, 1), None, **tolerances)
+        found[value] = denoiser.evaluated, float((x - carried(schedule, start, 1000, 1)).abs().max())
+    assert found[1e-1][0] < 0.7 * found[1e-9][0] and found[1e-1][1] > 10 * found[1e-9][1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("path", [(1000.0, 600.0, 30.5, 1.0), (0.4, 2.0, 1000.0)])
 def test_flow_of_a_gaussian(path: tuple[float, ...], name: str) -> None:

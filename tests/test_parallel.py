@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from ddpm.pipeline import config, records
-from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import canonical
 from ddpm.pipeline.run import execute
 
 torch.set_num_threads(1)

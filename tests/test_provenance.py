@@ -13,6 +13,7 @@ import yaml
 from ddpm.errors import UserError
 from ddpm.pipeline import history, records
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.validity import valid
 
 ROOT = Path(__file__).parent.parent
 JOB = {"name": "a", "steps": 3}
@@ -139,14 +140,14 @@ def test_a_record_that_cannot_be_read_names_its_file(tmp_path: Path, content: by
 def test_a_fresh_record_matches(tmp_path: Path) -> None:
     """Same job, same code, outputs as they were left; the order of keys does not count."""
     path = written(tmp_path)
-    assert records.matches(path, JOB, "0" * 16)
-    assert records.matches(path, dict(reversed(JOB.items())), "0" * 16)
+    assert valid(path, JOB, "0" * 16)
+    assert valid(path, dict(reversed(JOB.items())), "0" * 16)
 
 
 @pytest.mark.parametrize(("job", "code"), [(JOB | {"steps": 4}, "0" * 16), (JOB, "1" * 16), ({}, "0" * 16)])
 def test_a_record_of_another_job_does_not_match(tmp_path: Path, job: dict, code: str) -> None:
     """Another configuration or other code."""
-    assert not records.matches(written(tmp_path), job, code)
+    assert not valid(written(tmp_path), job, code)
 
 
 @pytest.mark.parametrize("output", ["one.bin", "two.bin"])
@@ -154,9 +155,9 @@ def test_an_edited_or_missing_output_does_not_match(tmp_path: Path, output: str)
     """One changed byte in one output is enough."""
     path = written(tmp_path)
     (tmp_path / output).write_bytes(b"twO")
-    assert not records.matches(path, JOB, "0" * 16)
+    assert not valid(path, JOB, "0" * 16)
     (tmp_path / output).unlink()
-    assert not records.matches(path, JOB, "0" * 16)
+    assert not valid(path, JOB, "0" * 16)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 1}', "[]"])
@@ -164,7 +165,7 @@ def test_a_torn_record_does_not_match(tmp_path: Path, content: str) -> None:
     """What cannot be read is no result."""
     path = written(tmp_path)
     path.write_text(content)
-    assert not records.matches(path, JOB, "0" * 16)
+    assert not valid(path, JOB, "0" * 16)
 
 
 def test_the_commit_is_that_of_the_project() -> None:

@@ -18,6 +18,7 @@ from ddpm.pipeline import config, records, verdict
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
+from ddpm.pipeline.validity import valid
 
 torch.set_num_threads(1)
 
@@ -257,7 +258,7 @@ def test_every_record_has_the_form_of_the_schema(finished: Layout) -> None:
         path = finished.record(stage, name)
         jsonschema.validate(records.read_record(path), schema)
         assert records.read_record(path)["stage"] == stage
-        assert records.matches(path, *GRID.job(stage, name))
+        assert valid(path, *GRID.job(stage, name))
 
 
 # ---- what is written --------------------------------------------------------------------------------------

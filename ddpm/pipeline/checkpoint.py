@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.pipeline.grid import canonical
-from ddpm.pipeline.records import Recorder, changes, read_tensors, write_tensors
+from ddpm.pipeline.records import Recorder, canonical, changes, read_tensors, write_tensors
 from ddpm.pipeline.stages import STAGES
 
 # Seconds between two checkpoints of a job: what an interruption costs at most, or a batch that takes longer.

@@ -5,7 +5,6 @@ canonical text (`canonical`) changes exactly when the result may. The parts of a
 configuration, never hyperparameters.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -60,11 +59,6 @@ class Cell:
     @property
     def name(self) -> str:
         return "/".join(self.row) + f"/seed{self.seed}"
-
-
-def canonical(job: dict) -> str:
-    """The one text of a job: sorted keys, no spaces."""
-    return json.dumps(job, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 class Grid:

@@ -78,6 +78,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def canonical(value: object) -> str:
+    """The one text of a job, or of any JSON: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Indented JSON, atomically; NaN is refused."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
@@ -207,35 +212,6 @@ def damaged(path: Path, record: dict, whole: bool = True, names: Collection[str]
         with suppress(OSError):
             os.utime(path)
     return found
-
-
-def matches(
-    path: Path,
-    job: dict,
-    code: str,
-    inputs: dict[str, Path] | None = None,
-    environment: dict[str, str] | None = None,
-    stage: str = "",
-    outputs: Collection[str] = (),
-) -> bool:
-    """Whether a record is there, whole, and of exactly this job and code, its outputs as it left them.
-
-    With `inputs`: and of exactly these files as they are now; with `environment`: and with these versions; with
-    `stage`: and of this stage, with the numbers that are read of it; with `outputs`: and knows these.
-    """
-    try:
-        record = read_record(path, stage)
-        return (
-            record["job"] == job
-            and stage in ("", record["stage"])
-            and record["outputs"].keys() >= set(outputs)
-            and record["code"] == code
-            and all(record["versions"].get(k) == v for k, v in (environment or {}).items())
-            and not damaged(path, record)
-            and (inputs is None or record["inputs"] == {name: sha256(file) for name, file in inputs.items()})
-        )
-    except (UserError, KeyError, OSError):
-        return False
 
 
 @functools.cache

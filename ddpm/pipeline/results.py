@@ -1,36 +1,24 @@
 """Which results are valid, and why the others are not: records decide, whatever Snakemake remembers. No torch.
 
-A result is valid if its record is whole, of this job, this code and these package versions, if it was made from the
-inputs that lie there now, and if its outputs are as it left them. Whatever follows from a result that is not valid
-is not valid either. Times of files decide nothing.
+Whether one result is valid `ddpm.pipeline.validity` says; whatever follows from one that is not is not valid either.
 """
 
 import hashlib
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 from ddpm.errors import UserError
 from ddpm.pipeline import fingerprints, records
-from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import canonical
 from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
+from ddpm.pipeline.validity import Reason, reasons
 
 PUBLISHED = Path(__file__).parent.parent.parent / "workflow" / "published"
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a job would run: its kind, and what exactly."""
-
-    kind: str  # missing, record, parameter, code, environment, input, output or follows
-    text: str
-
-    def __str__(self) -> str:
-        return f"follows from {self.text}" if self.kind == "follows" else self.text
 
 
 class Results:
@@ -77,21 +65,13 @@ class Results:
         if record is None:
             return [self._problems[stage, name]]
         job, code = self.grid.job(stage, name)
-        found = [Reason("parameter", _change(*c)) for c in records.changes(record["job"], job)]
-        if record["code"] != code:
-            found += [Reason("code", text) for text in self._edited(record["code"], stage, job)]
-        wanted = self._wanted(stage, job)
-        for package in sorted(k for k, v in wanted.items() if record["versions"].get(k) != v):
-            was = record["versions"].get(package, "none")
-            found.append(Reason("environment", f"{package}: {was} → {wanted[package]}"))
-        for of, hashed in self.inputs(stage, name).items():
-            if hashed is not None and record["inputs"].get(of) != hashed:
-                found.append(Reason("input", f"made from other {of} than lies there now"))
+        place, files = self.layout.record(stage, name), {path.name for path in self.layout.outputs(stage, name)}
         # The tables are small, and what is looked at in the end.
-        damaged = records.damaged(self.layout.record(stage, name), record, whole=stage == "table")
-        found += [Reason("output", f"{output}: {why}") for output, why in damaged.items()]
-        unknown = {path.name for path in self.layout.outputs(stage, name)} - record["outputs"].keys()
-        found += [Reason("record", f"{output}: its record knows nothing of it") for output in sorted(unknown)]
+        whole, versions, inputs = stage == "table", self._wanted(stage, job), self.inputs(stage, name)
+        found = list(reasons(place, record, job, code, versions, inputs, files, whole))
+        if record["code"] != code:
+            edited = [Reason("code", text) for text in self._edited(record["code"], stage, job)]
+            found = [r for reason in found for r in ((edited or [reason]) if reason.kind == "code" else [reason])]
         if stage == "table" and record["result"]["missing"]:
             found.append(Reason("missing", f"it is a table of {record['result']['cells']} cells"))
         return found
@@ -106,12 +86,12 @@ class Results:
         return self._environments[roots]
 
     def _edited(self, was: str, stage: str, job: dict) -> list[str]:
-        """The functions and classes in which a former fingerprint differs from today's."""
+        """The functions and classes in which a former fingerprint differs from today's; none where it is forgotten."""
         now = fingerprints.parts(STAGES[stage].roots(job))
         try:
             before = dict(json.loads(self.layout.code(was).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return [f"code: {was} → {fingerprints.fingerprint(STAGES[stage].roots(job))}"]
+            return []
         changed = [f"{name} changed" for name in now if name in before and now[name] != before[name]]
         if changed:  # what came or went did so because of these
             return changed
@@ -196,13 +176,3 @@ def published() -> str:
     """The hash of the published tables."""
     content = b"".join(path.read_bytes() for path in sorted(PUBLISHED.glob("*.yaml")))
     return hashlib.sha256(content).hexdigest()
-
-
-def _change(key: str, was: object, now: object) -> str:
-    """`training.steps: 24 → 48`."""
-    return f"{key}: {_short(was)} → {_short(now)}"
-
-
-def _short(value: object) -> str:
-    text = "none" if value is None else canonical(value) if isinstance(value, dict | list) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -17,12 +17,14 @@ from ddpm.errors import UserError
 from ddpm.pipeline import fingerprints, history, records
 from ddpm.pipeline.checkpoint import SECONDS, previous
 from ddpm.pipeline.devices import explained, leased
-from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.locks import held
+from ddpm.pipeline.records import canonical
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
+from ddpm.pipeline.validity import valid
 
 
 def run_stage(
@@ -148,9 +150,9 @@ def _sweep(layout: Layout, stage: str, name: str) -> None:
 
 
 def _matches(record: Path, layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
-    """Whether a record is of this very job, with the inputs and the packages as they are now, its outputs whole."""
-    inputs, outputs = layout.inputs(stage, name, job), {path.name for path in layout.outputs(stage, name)}
-    return records.matches(record, job, code, inputs, STAGES[stage].environment(job), stage, outputs)
+    """Whether the record of a valid result of this very job lies there."""
+    inputs, files = layout.inputs(stage, name, job), {path.name for path in layout.outputs(stage, name)}
+    return valid(record, job, code, inputs, STAGES[stage].environment(job), stage, files)
 
 
 def _there(layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:

@@ -18,9 +18,9 @@ from ddpm.errors import UserError
 from ddpm.metrics import toplines
 from ddpm.metrics.distances import enough, frechet, sliced_wasserstein, statistics, within_classes
 from ddpm.metrics.extractors import Extractor
-from ddpm.pipeline.grid import BASELINES, canonical
+from ddpm.pipeline.grid import BASELINES
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import read_tensors
+from ddpm.pipeline.records import canonical, read_tensors
 from ddpm.pipeline.run import Outcome, Run
 
 Tensor = torch.Tensor

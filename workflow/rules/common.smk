@@ -15,11 +15,10 @@ from ddpm.errors import UserError
 from ddpm.pipeline import config as configuration
 from ddpm.pipeline import machine
 from ddpm.pipeline.devices import gpus
-from ddpm.pipeline.grid import canonical
 from ddpm.pipeline.history import clear
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.preflight import check, requests
-from ddpm.pipeline.records import write_json
+from ddpm.pipeline.records import canonical, write_json
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.status import plan_lines
