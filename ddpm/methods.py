@@ -19,9 +19,9 @@ class Method:
     """Base of every named method of an axis."""
 
     method: ClassVar[str] = ""
-    # Pairs that cannot work: (axis, parameter, value, reason). Like those below this is a literal, which
-    # `grid` reads without importing the module.
-    incompatible: ClassVar[tuple[tuple[str, str, object, str], ...]] = ()
+    # What it needs of other axes: (axis, parameter, value, reason); with any other value the pair cannot work. Like
+    # those below this is a literal, which `grid` reads without importing the module.
+    requires: ClassVar[tuple[tuple[str, str, object, str], ...]] = ()
 
     # Parameter → its smallest and largest value (None: no bound), and parameter → its possible values.
     limits: ClassVar[dict[str, tuple[float | None, float | None]]] = {}

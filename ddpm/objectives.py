@@ -50,9 +50,21 @@ class Target(Method):
         """x̂0 and ε̂ from a (predicted) target y at x_t."""
         p, q = self.coefficients(schedule, t)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        d = alpha * q - sigma * p
-        x_from_x, x_from_y, e_from_y, e_from_x = like(x_t, q / d, -sigma / d, alpha / d, -p / d)
+        blind = self.blind(schedule, t)
+        d = torch.where(blind, math.inf, alpha * q - sigma * p)
+        e_from_y = torch.where(blind, 1 / q, alpha / d)
+        x_from_x, x_from_y, e_from_y, e_from_x = like(x_t, q / d, -sigma / d, e_from_y, -p / d)
         return x_from_x * x_t + x_from_y * y, e_from_y * y + e_from_x * x_t
+
+    def blind(self, schedule: Schedule, t: Tensor) -> Tensor:
+        """Where y says nothing of x0: p = 0 (ε, score) at a time at which α is 0 too, so that D = α q is.
+
+        x̂0 is 0 there, the mean of the prior, whatever y: the best estimate is E[x0], for x_t is noise, and the bound
+        stays a bound with any x̂0. At T = 1000 of α = 1 − t/T it costs ½ SNR_{T−1} ‖E[x0]‖² = 5e-7 ‖E[x0]‖² nats. No
+        weighting that is one of ‖x0 − x̂0‖² then asks anything of y: its weight is 0.
+        """
+        p, _ = self.coefficients(schedule, t)
+        return (p == 0) & schedule.lost(t)
 
     def input_scale(self, schedule: Schedule, t: Tensor) -> Tensor:
         """What x_t is multiplied by before the network sees it: 1/√(α² + σ²), which is 1 for VP schedules."""
@@ -239,7 +251,7 @@ class Objective(Method):
                 per_x0 = 1 / self.sigma_data**2 + 1 / schedule.level(t) ** 2
             case "min-snr":
                 per_x0 = (1 / schedule.level(t) ** 2).clamp(max=self.gamma)
-        return per_x0 / target.gain(schedule, t)
+        return torch.where(target.blind(schedule, t), 0, per_x0 / target.gain(schedule, t))
 
     def loss(
         self,

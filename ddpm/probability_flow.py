@@ -5,7 +5,7 @@ normal at every noise level, the flow dx = [f x − ½ g² ∇ log p] dt (003, "
 
     dz/dℓ = ς/√(1 + ς²) ε̂ − ς²/(1 + ς²) z,    d log p(z)/dℓ = −tr ∂(dz/dℓ)/∂z    (Song et al. 2021, eq. 39).
 
-It knows the schedule only through α² + σ² and the time at which σ/α = ς, so it is the same for VP and VE.
+It knows the schedule only through α² + σ² and the time at which σ/α = ς, so it is the same for all.
 """
 
 import math
@@ -87,14 +87,15 @@ def log_density(
 ) -> Tensor:
     """log p(x) of every image in nats, (B,), where p is the law of the flow at time t > 0, started from the prior at T.
 
+    Where x_T holds no data (ℓ = ∞), from noise at the last time T′ at which x still does (`Schedule.last`).
     log p(z_t) = log p(z_T) + ∫ tr ∂(dz/dℓ)/∂z dℓ from t to T; the trace is estimated with `probe`, of x's shape, whose
     entries are ±1: unbiased, and exact where the Jacobian is diagonal (Hutchinson 1990).
     """
     schedule, dimensions = denoiser.schedule, x[0].numel()
-    times = torch.stack([t, torch.tensor(schedule.steps, dtype=torch.float64)])
+    times = torch.stack([t, schedule.last])
     first, last = (like(x, _scale(schedule, t))[0] for t in times)
     state = (x / first, x.new_zeros(len(x)))
     z, trace = _integrate(Velocity(denoiser, y, probe), schedule, state, times, rtol, atol)
-    (std,) = like(x, schedule.prior_std)
+    (std,) = like(x, schedule.noise_std(schedule.last))
     prior = log_normal(z[-1], torch.zeros_like(std), (std / last).log()).flatten(1).sum(1)
     return prior + trace[-1] - dimensions * first.log()

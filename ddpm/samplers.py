@@ -27,8 +27,8 @@ class Sampler(Method):
     The last step, to clean data, is x̂0 = E[x0 | x_t] (Tweedie's formula) in every sampler but Langevin dynamics.
     """
 
-    incompatible = (
-        ("objective", "variance", "learned", "this sampler sets its own variance: the learned one would not be used"),
+    requires = (
+        ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
     )
     limits = {"steps": (1, None)}
     choices = {"spacing": ("uniform", "quadratic", "karras")}
@@ -36,9 +36,18 @@ class Sampler(Method):
     spacing: str = "uniform"
 
     def times(self, schedule: Schedule) -> Tensor:
-        """start = τ_S > … > τ_0 = 0, float64, shape (S + 1,)."""
+        """start = τ_S > … > τ_0 = 0, float64, shape (S + 1,). ValueError where τ_S has no signal at all, α = 0."""
         if self.steps > schedule.steps:
             raise ValueError(f"steps: {self.steps} is more than the schedule's T = {schedule.steps}")
+        times = self._spaced(schedule)
+        if schedule.alpha(times[0]) == 0:
+            raise ValueError(
+                f"steps: {self.steps}; as many whole times reach to t = {times[0]:g}, where x_t holds no data to step "
+                f"from: it must be at most {schedule.last:g}"
+            )
+        return times
+
+    def _spaced(self, schedule: Schedule) -> Tensor:
         if self.spacing == "quadratic":
             index = torch.arange(self.steps, -1, -1, dtype=torch.float64)
             return distinct(schedule.start * index**2 / self.steps**2)
@@ -74,7 +83,7 @@ class Ancestral(Sampler):
     """
 
     method = "ancestral"
-    incompatible = ()
+    requires = ()
     choices = {"variance": ("small", "large")}
     steps: int = 100
     variance: str = "small"
@@ -147,9 +156,9 @@ class Langevin(Sampler):
     """
 
     method = "langevin"
-    incompatible = (
-        ("objective", "variance", "learned", "this sampler sets its own variance: the learned one would not be used"),
-        ("schedule", "family", "VP", "annealed Langevin dynamics walks through levels with α = 1 (VE schedules)"),
+    requires = (
+        ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
+        ("schedule", "family", "VE", "annealed Langevin dynamics walks through levels with α = 1 (VE schedules)"),
     )
     limits = {"step_size": (1e-12, None), "corrections": (1, None)}
     corrections: int = 100
@@ -246,12 +255,13 @@ class EulerODE(Sampler):
 class Heun(Sampler):
     """Heun's method, of second order: an Euler step from t to s, then again with the mean of the slopes at both ends.
 
-    On VE, EDM's sampler (003, "EDM"; Karras et al. 2022, algorithm 2): d(x/α)/dς = ε̂ with ς = σ/α. On VP, where x turns
-    from noise to data by the angle φ = arctan ς, in that angle (Salimans & Ho 2022, appendix D):
+    On VE, EDM's sampler (003, "EDM"; Karras et al. 2022, algorithm 2): d(x/α)/dς = ε̂ with ς = σ/α. On all others, whose
+    z = x/r, r = √(α² + σ²), turns from noise to data by the angle φ = arctan ς, in that angle (Salimans & Ho 2022,
+    appendix D, where r = 1):
 
-        x_s = cos(φ_t − φ_s) x_t − sin(φ_t − φ_s) d,    d = cos φ_t ε̂ − sin φ_t x̂0,
+        z_s = cos(φ_t − φ_s) z_t − sin(φ_t − φ_s) d,    d = cos φ_t ε̂ − sin φ_t x̂0,
 
-    of which d is the slope dx/dφ at t, and the mean of what it is by x̂0 and ε̂ at t and at s. One step covers any angle:
+    of which d is the slope dz/dφ at t, and the mean of what it is by x̂0 and ε̂ at t and at s. One step covers any angle:
     from noise (ς = 160 at the start of `cosine`) to ς = 5 the mean of ε̂ at both ends, times the 155 that ς falls by,
     would miss x by more than its size; the mean of d errs by no more than x̂0 does. The last step, to s = 0, is x̂0.
 
@@ -281,11 +291,17 @@ class Heun(Sampler):
 
     @staticmethod
     def coordinate(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """a, b, from_x, from_d: x_s = from_x x_t + from_d d with d = a ε̂ − b x̂0, exact for constant x̂0 and ε̂."""
+        """a, b, from_x, from_d: x_s = from_x x_t + from_d d with d = a ε̂ − b x̂0, exact for constant x̂0 and ε̂.
+
+        In the angle, with a = α_t = r_t cos φ_t and b = σ_t = r_t sin φ_t, both factors are r_s/r_t times the cosine or
+        sine of the difference, over r_t where d is.
+        """
         alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
         if schedule.family == "VE":
             return torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t), sigma_s - sigma_t
-        return alpha_t, sigma_t, alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
+        square = schedule.square(t)
+        from_x, from_d = alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
+        return alpha_t, sigma_t, from_x / square, from_d / square
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         x_t, t = self.raised(denoiser.schedule, x_t, t, noise)

@@ -1,5 +1,7 @@
 """Whether a schedule ends in noise: σ/α at t = T in plain numbers, from the parameters alone. No torch.
 
+Of a schedule that is not known here by name, training asks α and σ themselves (`falls_short` of its σ_T/α_T).
+
 Samplers start from noise without data, N(0, prior_std² I). Where σ_T/α_T is k standard deviations of the data, that
 start lacks 1/(1 + k²) of the variance that x_T has, and so do the samples of the probability flow.
 """
@@ -9,8 +11,14 @@ from itertools import pairwise
 
 # Of σ_T/α_T, in standard deviations of the data: a tenth of the variance.
 SMALLEST = 3.0
-# The parameter by which a schedule ends in more noise; `sigma_max` of all others.
-RAISED = {"linear": "beta_last", "cosine": "beta_max", "vp-sde": "beta_max"}
+# The parameter by which a schedule ends in more noise; these are the known ones.
+RAISED = {
+    "linear": "beta_last",
+    "cosine": "beta_max",
+    "vp-sde": "beta_max",
+    "geometric": "sigma_max",
+    "karras": "sigma_max",
+}
 # More are refused as such.
 MOST_STEPS = 1_000_000
 
@@ -20,7 +28,7 @@ def level(method: str, p: dict) -> float | None:
 
     None of an unknown method or of too many steps; infinite where a β_t would be 1 or more.
     """
-    if p.get("steps", 0) > MOST_STEPS:
+    if method not in RAISED or p.get("steps", 0) > MOST_STEPS:
         return None
     if method in ("linear", "cosine"):
         betas = list(_linear(p) if method == "linear" else _cosine(p))
@@ -29,7 +37,7 @@ def level(method: str, p: dict) -> float | None:
         return _from_log_alpha_bar(sum(math.log1p(-beta) for beta in betas))
     if method == "vp-sde":
         return _from_log_alpha_bar(-0.5 * (p["beta_max"] - p["beta_min"]) - p["beta_min"])
-    return p.get("sigma_max")
+    return p["sigma_max"]
 
 
 def _linear(p: dict) -> list[float]:
@@ -56,8 +64,7 @@ def mistake(method: str, p: dict, std: float) -> str:
         return f"steps: {p['steps']}; β_T = beta_last · 1000/T = {last:g} must be below 1: T must be at least {least}"
     if (end := level(method, p)) is None or not (short := falls_short(end, std)):
         return ""
-    raised = RAISED.get(method, "sigma_max")
-    return f"{raised}: {p[raised]:g}; {short}: raise {raised}"
+    return f"{RAISED[method]}: {p[RAISED[method]]:g}; {short}: raise {RAISED[method]}"
 
 
 def falls_short(end: float, std: float) -> str:

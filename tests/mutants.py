@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 # The tests of tests/test_*.py that belong to each module.
 MODULES = {
     "ddpm/schedules.py": ["schedules", "continuous", "types", "bound"],
+    "ddpm/forward.py": ["schedules", "continuous", "types", "bound", "defaults", "third_family"],
+    "ddpm/calculus.py": ["defaults"],
     "ddpm/objectives.py": ["objectives", "weightings", "types"],
     "ddpm/samplers.py": ["samplers", "types", "orders", "continuous", "diffusers"],
     "ddpm/guidance.py": ["guidance", "guide"],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from itertools import count
 
@@ -21,6 +22,21 @@ Array = np.ndarray
 # The discrete ones, and all of them.
 SCHEDULES = {"linear": Linear, "cosine": Cosine}
 EVERY = SCHEDULES | {"vp-sde": VPSDE, "geometric": Geometric, "karras": Karras}
+
+
+@dataclass(frozen=True)
+class FlowMatching(Schedule):
+    """α = 1 − t/T, σ = t/T (Lipman et al. 2023): of neither family, with α(T) = 0, and nothing in closed form."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t / self.steps
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t / self.steps
+
+
+# With one that states α and σ alone: what holds of any schedule.
+ANY = EVERY | {"flow": FlowMatching}
 # What diffusers calls them.
 DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 

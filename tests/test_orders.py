@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from oracles import EVERY, GaussianDenoiser, MixtureDenoiser, VectorDenoiser, last, laws, randn, time
+from oracles import ANY, EVERY, FlowMatching, GaussianDenoiser, MixtureDenoiser, VectorDenoiser, last, laws, randn, time
 from scipy import optimize, stats
 
 from ddpm.denoiser import Denoiser
@@ -58,11 +58,11 @@ def distance(found: tuple[Tensor, Tensor], denoiser: VectorDenoiser, t: Tensor) 
     return float(max(errors[0], errors[1] / covariance.max()))
 
 
-@pytest.mark.parametrize("name", list(EVERY))
+@pytest.mark.parametrize("name", list(ANY))
 @pytest.mark.parametrize("kind", list(AFFINE))
 def test_mean_and_covariance_converge(kind: str, name: str) -> None:
     """Correlated Gaussian data, started from their exact law: twice the steps leave at most 0.7 of the error."""
-    denoiser, errors = VectorDenoiser(EVERY[name](steps=1024), [1.0], [MEAN], [COVARIANCE]), []
+    denoiser, errors = VectorDenoiser(ANY[name](steps=1024), [1.0], [MEAN], [COVARIANCE]), []
     for steps in (32, 64):
         sampler, draws = AFFINE[kind](steps)
         start = true_law(denoiser, sampler.times(denoiser.schedule)[0])
@@ -70,10 +70,10 @@ def test_mean_and_covariance_converge(kind: str, name: str) -> None:
     assert errors[1] < 0.7 * errors[0] and errors[1] < 0.6
 
 
-@pytest.mark.parametrize("name", list(EVERY))
+@pytest.mark.parametrize("name", list(ANY))
 def test_adaptive_ode_of_a_gaussian(name: str) -> None:
     """What is left is the last step, x̂0 at t = 1: the covariance is that of E[x0 | x_1], C − Cov[x0 | x_1]."""
-    denoiser = VectorDenoiser(EVERY[name](), [1.0], [MEAN], [COVARIANCE])
+    denoiser = VectorDenoiser(ANY[name](), [1.0], [MEAN], [COVARIANCE])
     start = true_law(denoiser, denoiser.schedule.start)
     mean, covariance = laws(AdaptiveODE(steps=4, rtol=1e-7, atol=1e-7), denoiser, 0, *start)[-1]
     level = float(denoiser.schedule.level(time(1))) ** 2
@@ -107,15 +107,22 @@ def state_at(sampler: Sampler, schedule: Schedule, t: float) -> int:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "end"), [(VPSDE(steps=4096), 1024), (Geometric(), 1), (Karras(), 1)], ids=["VP", "NCSN", "EDM"]
+    ("schedule", "sizes", "end"),
+    [
+        (VPSDE(steps=4096), (128, 256), 1024),
+        (Geometric(), (128, 256), 1),
+        (Karras(), (128, 256), 1),
+        (FlowMatching(), (249, 497), 497),
+    ],
+    ids=["VP", "NCSN", "EDM", "flow"],
 )
 @pytest.mark.parametrize(("kind", "order"), [(EulerODE, 1), (DDIM, 1), (Heun, 2), (DPMSolver, 2)])
-def test_order(kind: type[Sampler], order: int, schedule: Schedule, end: float) -> None:
+def test_order(kind: type[Sampler], order: int, schedule: Schedule, sizes: tuple[int, int], end: float) -> None:
     """The error against the exact flow of a mixture falls as S^−order; before the last step, which goes by x̂0."""
     denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
     x = np.array([-1.5, -0.7, -0.2, 0.4, 1.8]) * float(schedule.prior_std)
-    exact, errors = quantiles(schedule, x, schedule.steps, end), []
-    for steps in (128, 256):
+    exact, errors = quantiles(schedule, x, float(schedule.start), end), []
+    for steps in sizes:
         sampler = kind(steps=steps)
         states = list(sampler.trajectory(denoiser, torch.tensor(x).reshape(-1, 1), None, None))
         errors.append(np.abs(states[state_at(sampler, schedule, end)].flatten().numpy() - exact).max())
@@ -125,8 +132,12 @@ def test_order(kind: type[Sampler], order: int, schedule: Schedule, end: float) 
 
 @pytest.mark.parametrize(
     ("schedule", "sizes", "end"),
-    [(VPSDE(steps=4096), (256, 512), 1024), (Geometric(sigma_min=0.1, sigma_max=5.0), (65, 129), 500.5)],
-    ids=["VP", "NCSN"],
+    [
+        (VPSDE(steps=4096), (256, 512), 1024),
+        (Geometric(sigma_min=0.1, sigma_max=5.0), (65, 129), 500.5),
+        (FlowMatching(), (249, 497), 497),
+    ],
+    ids=["VP", "NCSN", "flow"],
 )
 @pytest.mark.parametrize(("kind", "order"), [("euler-maruyama", 1), ("heun, churn", 2)])
 def test_weak_order(kind: str, order: int, schedule: Schedule, sizes: tuple[int, int], end: float) -> None:
@@ -134,7 +145,7 @@ def test_weak_order(kind: str, order: int, schedule: Schedule, sizes: tuple[int,
     denoiser, errors = VectorDenoiser(schedule, [1.0], [MEAN], [COVARIANCE]), []
     for steps in sizes:
         sampler, draws = AFFINE[kind](steps)
-        found = laws(sampler, denoiser, draws, *true_law(denoiser, time(schedule.steps)))
+        found = laws(sampler, denoiser, draws, *true_law(denoiser, schedule.start))
         errors.append(distance(found[state_at(sampler, schedule, end)], denoiser, time(end)))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
@@ -181,12 +192,15 @@ def test_predictor_corrector_step(name: str, corrections: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", list(EVERY))
+@pytest.mark.parametrize("name", list(ANY))
 @pytest.mark.parametrize("corrections", [1, 3])
 def test_predictor_corrector_keeps_the_law(corrections: int, name: str) -> None:
     """A Langevin step leaves V at V + ε²/V: of the order of r² too wide; no correction after the last step."""
-    denoiser, steps = VectorDenoiser(EVERY[name](steps=1024), [1.0], [MEAN], [COVARIANCE]), 64
-    start, sampler = true_law(denoiser, time(1024)), PredictorCorrector(steps=steps, corrections=corrections)
+    denoiser, steps = VectorDenoiser(ANY[name](steps=1024), [1.0], [MEAN], [COVARIANCE]), 64
+    start, sampler = (
+        true_law(denoiser, denoiser.schedule.start),
+        PredictorCorrector(steps=steps, corrections=corrections),
+    )
     found = laws(sampler, denoiser, (steps - 1) * (1 + corrections), *start)
     assert distance(found[-1], denoiser, time(0)) < 0.16**2
 

@@ -292,7 +292,7 @@ def incompatibility(values: dict[str, dict]) -> str:
     declared = {axis: source_of(axis, value) for axis, value in values.items()}
     full = {axis: complete(declared[axis], value) | declared[axis].attributes for axis, value in values.items()}
     for axis in values:
-        for other, parameter, refused, reason in declared[axis].attributes.get("incompatible") or ():
-            if full[other].get(parameter) == refused:
+        for other, parameter, wanted, reason in declared[axis].attributes.get("requires") or ():
+            if full[other].get(parameter) != wanted:
                 return reason
     return ""

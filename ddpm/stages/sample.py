@@ -47,7 +47,7 @@ def chain(
     Draw 0 of an image is its x_T, the k-th noise of the sampler its draw k: all samplers of a network start alike.
     """
     key, draws = rng.key("sampling", name), count(1)
-    x = rng.normal(key, index, 0, shape) * float(denoiser.schedule.prior_std)
+    x = rng.normal(key, index, 0, shape) * float(denoiser.schedule.noise_std(denoiser.schedule.start))
     yield x
     yield from sampler.trajectory(denoiser, x, labels, lambda: rng.normal(key, index, next(draws), shape))
 

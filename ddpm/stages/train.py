@@ -155,8 +155,9 @@ class State:
 def require_noise(job: dict, schedule: Schedule, dataset: Data) -> None:
     """UserError where the schedule does not end in noise for these data (`ddpm.terminal`)."""
     std = float(dataset.scale(dataset.train.images).var(0).mean().sqrt())
-    if short := terminal.falls_short(float(schedule.level(torch.tensor(schedule.steps))), std):
-        raised = terminal.RAISED.get(schedule.method, "sigma_max")
+    end = schedule.level(torch.tensor(schedule.steps, dtype=torch.float64))
+    if short := terminal.falls_short(float(end), std):
+        raised = terminal.RAISED.get(schedule.method, "σ(T) against α(T)")
         raise UserError(f"schedule {job['schedule']['method']} of {job['name']}: {short}: raise its {raised}")
 
 
