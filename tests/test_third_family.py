@@ -22,11 +22,11 @@ from ddpm.objectives import Objective, Target
 from ddpm.pipeline import catalogue, config
 from ddpm.pipeline.fingerprints import MethodSource
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM, AdaptiveODE, Ancestral, Heun, PlainLangevin
 from ddpm.schedules import Schedule
 from ddpm.stages import likelihood, ode_likelihood
 from ddpm.stages import train as training
-from ddpm.stages.data import prepare
 from ddpm.stages.sample import chain
 from ddpm.times import Times
 
@@ -283,16 +283,16 @@ def test_training_asks_the_schedule_itself(tmp_path: Path, monkeypatch: pytest.M
             return t / (2 * self.steps)
 
     layout, grid = Layout(tmp_path), config.check(config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"))
-    prepare(*grid.job("data"), layout)
+    execute("data", *grid.job("data"), layout)
     job, code = grid.job("train", "eps/linear/unconditional/seed0")
     job = job | {"training": job["training"] | {"steps": 3, "warmup": 0}}
     monkeypatch.setattr(training.Schedule, "make", lambda spec: Half())
     message = r"schedule linear of .*: σ/α ends at 1 and must reach 1\.62.*: raise its σ\(T\) against α\(T\)"
     with pytest.raises(UserError, match=message):
-        training.train(job, code, layout)
+        execute("train", job, code, layout)
     monkeypatch.setattr(training.Schedule, "make", lambda spec: FlowMatching())
-    training.train(job, code, layout)
-    assert layout.weights(job["name"]).exists()
+    execute("train", job, code, layout)
+    assert layout.output("train", job["name"]).exists()
 
 
 def test_ancestral_with_a_learned_variance_is_finite() -> None:
