@@ -16,8 +16,7 @@ from ddpm.pipeline import project
 include: project.find("Snakefile")
 
 
-rule everything:
-    default_target: True  # of what is included, none counts
+rule everything:  # the default: none of the rules that are included is
     input:
         rules.all.input,
 """
