@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 BIN := .venv/bin
 
-.PHONY: env table test faults mutants corruptions lint lock clean-env
+.PHONY: env table test faults mutants corruptions lint lock wheel clean-env
 
 env: .venv/installed
 
@@ -52,6 +52,11 @@ lock:
 	  --no-annotate envs/requirements.in -o envs/requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate -c envs/requirements.lock envs/requirements-dev.in -o envs/requirements-dev.lock
+
+# A wheel to install elsewhere, in dist/: nothing of what an earlier build left goes into it.
+wheel: env
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 clean-env:
 	rm -rf .venv

@@ -1,9 +1,11 @@
 """How long `snakemake -n` and `ddpm status` take on a finished grid: python benchmarks/parse.py 1000 10000 (cells)
 
 The grid is real, its results are not: every job has a record that says what the configuration asks for, and outputs of
-one byte.
+one byte. They lie in a folder of `ddpm init` that is thrown away.
 """
 
+import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,53 +14,50 @@ from pathlib import Path
 
 import yaml
 
-from ddpm.pipeline import config, records
-from ddpm.pipeline.grid import environment
+from ddpm.pipeline import config, project, records
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import Recorder, write_json
+from ddpm.pipeline.records import RESULTS, Recorder, write_json
 from ddpm.pipeline.results import Results
-from ddpm.pipeline.stages import AGGREGATES
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 
 ROOT = Path(__file__).parent.parent
 # Not synced to the disk one by one: these results are thrown away.
 records.os.fsync = lambda _: None
 
 
-def overlay(cells: int, folder: Path) -> Path:
-    """A grid of `cells` cells on a hundredth as many networks."""
-    networks = cells // 100
+def configure(cells: int, folder: Path) -> None:
+    """A project in `folder`, whose config.yaml has a grid of `cells` cells on a hundredth as many networks."""
+    project.init(folder)
+    path, networks = folder / "config.yaml", cells // 100
     sections = {
-        "results": str(folder.name),
         "objectives": {f"o{i}": {"target": "eps"} for i in range(networks)},
         "samplers": {f"s{i}": {"method": "ddim", "steps": 10 + i} for i in range(100)},
     }
     block = {"objective": list(sections["objectives"]), "schedule": ["linear"], "guidance": ["none"]}
-    path = folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(sections | {"grid": [block | {"sampler": list(sections["samplers"])}]}))
-    return path
+    sections["grid"] = [block | {"sampler": list(sections["samplers"])}]
+    path.write_text(yaml.safe_dump(config.merge(config.load(path), sections)))
 
 
-def finish(path: Path, root: Path) -> None:
+def finish(folder: Path) -> None:
     """Records and outputs of every job."""
-    grid = config.check(config.read(ROOT / "config.yaml", path))
-    layout, outputs = Layout(root), {}
+    grid = config.check(config.load(folder / "config.yaml"))
+    layout, outputs = Layout(folder / grid.results), {}
     for stage, name in grid.jobs:
         job, code = grid.job(stage, name)
         recorder = Recorder(stage, job, code, {})
         recorder.record["inputs"] = {of: outputs[parent] for of, parent in grid.parents(stage, name).items()}
-        recorder.record["versions"] |= environment(stage, job)
+        recorder.record["versions"] |= STAGES[stage].environment(job)
         files = layout.outputs(stage, name)
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"x")
-        recorder.finish(layout.record(stage, name), files)
+        recorder.finish(layout.record(stage, name), files, **dict.fromkeys(RESULTS.get(stage, ()), 1))
         outputs[stage, name] = records.sha256(files[0]) if files else ""
     for batch, names in grid.batches.items():
         digests = {name: records.read_record(layout.record("fidelity", name))["digest"] for name in names}
         write_json(layout.measured(batch), digests)
-    figures = [layout.root / "figures" / f"{n}.png" for n in ("samples", "training", "forward", "denoising")]
     for stage in AGGREGATES:
-        files = layout.outputs(stage) or [*figures, *(layout.cell(n) / "samples.png" for n in grid.runs)]
+        files = layout.outputs(stage) or layout.pictures(grid.pictures, grid.runs)
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"x")
@@ -67,26 +66,29 @@ def finish(path: Path, root: Path) -> None:
         recorder.finish(layout.record(stage), files, cells=len(grid.runs), of=len(grid.runs), missing=0)
 
 
-def timed(*command: str) -> tuple[float, str]:
-    start = time.monotonic()
-    found = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+def timed(folder: Path, *command: str) -> tuple[float, str]:
+    """Seconds of a command in the folder, run by this clone's package, and what it says."""
+    start, environment = time.monotonic(), os.environ | {"PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-m", *command]
+    found = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     return time.monotonic() - start, found.stdout
 
 
 def main() -> None:
-    for cells in map(int, sys.argv[1:]):
-        with tempfile.TemporaryDirectory(dir=ROOT, prefix=f"parse{cells}-") as folder:
-            root = Path(folder)
-            path = overlay(cells, root)
-            try:
-                finish(path, root)
-                dry, said = timed("snakemake", "-n", "--configfile", str(path))
-                assert "Nothing to be done" in said, said
-                status, said = timed("ddpm", "status", "--configfile", str(path))
-                assert "nothing to run" in said, said
-            finally:
-                path.unlink()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", nargs="+", type=int, help="sizes of grids, in hundreds")
+    for cells in parser.parse_args().cells:
+        if cells < 100 or cells % 100:
+            parser.error(f"{cells} cells; it must be a multiple of 100")
+        with tempfile.TemporaryDirectory(prefix=f"parse{cells}-") as name:
+            folder = Path(name)
+            configure(cells, folder)
+            finish(folder)
+            dry, said = timed(folder, "snakemake", "-n")
+            assert "Nothing to be done" in said, said
+            status, said = timed(folder, "ddpm", "status")
+            assert "nothing to run" in said, said
             print(f"{cells} cells: snakemake -n {dry:.1f} s, ddpm status {status:.1f} s")
 
 

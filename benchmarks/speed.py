@@ -1,6 +1,6 @@
 """What one job costs: start-up, a training step and its parts, network evaluations per second while sampling.
 
-    python benchmarks/speed.py [--configfile OVERLAY ...]
+    python benchmarks/speed.py [--configfile OVERLAY ...] [--steps 30] [--imports 3]
 
 Compare two versions by running both on an idle machine, in turn.
 """
@@ -8,9 +8,12 @@ Compare two versions by running both on an idle machine, in turn.
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,20 +21,25 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ddpm import rng
-from ddpm.datasets.dataset import Data, Dataset
+from ddpm.datasets import dataset as data
+from ddpm.datasets.dataset import Data
 from ddpm.denoiser import Denoiser
 from ddpm.objectives import Objective
-from ddpm.pipeline import config
+from ddpm.pipeline import config, parallel
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.running import run_stage
 from ddpm.samplers import DDIM
 from ddpm.schedules import Schedule
 from ddpm.stages import train as training
 from ddpm.stages.sample import chain
+from ddpm.times import Times
 
 T = TypeVar("T")
 
 
-def start_up() -> None:
-    """Seconds until a fresh Python has imported what each stage imports."""
+def start_up(repeats: int) -> None:
+    """Seconds until a fresh Python has imported what each stage imports, the least of `repeats`."""
     for module in (
         "ddpm",
         "ddpm.pipeline.config",
@@ -42,17 +50,25 @@ def start_up() -> None:
         "ddpm.tables",
     ):
         times = []
-        for _ in range(3):
+        for _ in range(repeats):
             start = time.perf_counter()
             subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
             times.append(time.perf_counter() - start)
-        print(f"import {module:15} {min(times):6.2f} s")
+        print(f"import {module:20} {min(times):6.2f} s")
 
 
-def training_step(job: dict, dataset: Data, steps: int = 30, warm: int = 5) -> nn.Module:
-    """Milliseconds of a training step, by part."""
+def stored(grid: Grid) -> Data:
+    """The dataset as training reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_stage("data", *grid.job("data"), folder, "cpu")
+        return data.read(Layout(Path(folder)).output("data"))
+
+
+def training_step(job: dict, dataset: Data, steps: int, warm: int = 5) -> nn.Module:
+    """Milliseconds of a training step, by part; what the loss costs includes the network's forward pass."""
     network, batches = training.build(job, dataset), training.Batches(dataset, job, torch.device("cpu"))
     schedule, objective = Schedule.make(job["schedule"]), Objective(**job["objective"])
+    times, group = Times.of(objective, schedule), parallel.join(1, "cpu")
     average = AveragedModel(network, multi_avg_fn=training.ema(0.999), use_buffers=False)
     optimiser = torch.optim.Adam(network.parameters(), fused=True)
     spent: dict[str, float] = defaultdict(float)
@@ -63,20 +79,26 @@ def training_step(job: dict, dataset: Data, steps: int = 30, warm: int = 5) -> n
         spent[part] += time.perf_counter() - start
         return result
 
+    def forward(*inputs: torch.Tensor | None) -> torch.Tensor:
+        return timed("network", lambda: network(*inputs))
+
     for step in range(steps + warm):
         if step == warm:
             spent.clear()
-        x0, eps, t, y = timed("draw", lambda step=step: batches(step))
-        x_t, log_snr = timed("noise", lambda: (schedule.noisy(x0, eps, t), schedule.log_snr(t).flatten().float()))
-        output = timed("forward", lambda: network(x_t, log_snr, y))
-        loss = timed("loss", lambda: objective.loss(schedule, output, x0, eps, t, dataset.levels).mean())
+        x0, eps, u, y = timed("draw", lambda: batches(step))
+        t, weight = timed("times", lambda: times.draw(u))
+        at, signs = t.reshape(-1, *[1] * (x0.ndim - 1)), partial(batches.signs, step, group)
+        losses = timed("loss", lambda: objective.loss(forward, schedule, x0, eps, at, y, dataset.levels, signs))
+        times.learn(t, losses.detach())
         optimiser.zero_grad(set_to_none=True)
-        timed("backward", loss.backward)
+        timed("backward", (losses * weight.to(losses.dtype)).mean().backward)
         timed("clip", lambda: nn.utils.clip_grad_norm_(network.parameters(), 1.0))
         timed("optimiser", optimiser.step)
         timed("average", lambda: average.update_parameters(network))
+    inside = spent.pop("network")
     parts = "  ".join(f"{part} {1000 * seconds / steps:.1f}" for part, seconds in spent.items())
-    print(f"training step     {1000 * sum(spent.values()) / steps:6.1f} ms   ({parts})")
+    whole = 1000 * sum(spent.values()) / steps
+    print(f"training step {whole:6.1f} ms   ({parts}; forward {1000 * inside / steps:.1f})")
     return network
 
 
@@ -87,24 +109,24 @@ def sampling(job: dict, network: nn.Module, dataset: Data, batch: int, steps: in
     start = time.perf_counter()
     for _ in chain(denoiser, DDIM(steps=steps), job["name"], index, None, dataset.shape):
         pass
-    print(f"sampling          {batch * steps / (time.perf_counter() - start):6.0f} evaluations/s, batch {batch}")
+    print(f"sampling      {batch * steps / (time.perf_counter() - start):6.0f} evaluations/s, batch {batch}")
     start = time.perf_counter()
     for draw in range(steps):
         rng.normal(1, index, draw, dataset.shape)
-    print(f"noise             {batch * steps / (time.perf_counter() - start):6.0f} images/s")
+    print(f"noise         {batch * steps / (time.perf_counter() - start):6.0f} images/s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--configfile", action="append", default=[])
-    grid = config.check(config.read("config.yaml", *parser.parse_args().configfile))
+    parser.add_argument("--configfile", action="append", default=[], metavar="FILE", help="overlay over config.yaml")
+    parser.add_argument("--steps", type=int, default=30, help="training steps that are timed")
+    parser.add_argument("--imports", type=int, default=3, help="how often each module is imported")
+    options = parser.parse_args()
+    grid = config.check(config.read("config.yaml", *options.configfile))
     torch.set_num_threads(grid.config["threads"])
-    spec = dict(grid.job("data")[0]["data"])
-    source = Dataset.make({"method": spec.pop("name")} | spec)
-    dataset = Data(*source.load(), source.levels, source.classes)
-    job = grid.job("train", next(iter(grid.networks)))[0]
-    start_up()
-    sampling(job, training_step(job, dataset), dataset, grid.config["sampling"]["batch"])
+    dataset, (job, _) = stored(grid), grid.job("train", next(iter(grid.networks)))
+    start_up(options.imports)
+    sampling(job, training_step(job, dataset, options.steps), dataset, grid.config["sampling"]["batch"])
 
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
 """A benchmark of denoising diffusion: objective × schedule × guidance × sampler. Importing it imports no torch."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

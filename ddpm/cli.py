@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddpm import __version__
 from ddpm.errors import UserError
-from ddpm.pipeline import config, history, machine, records, status
+from ddpm.pipeline import config, history, machine, project, records, status
 from ddpm.pipeline.checkpoint import SECONDS
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
@@ -44,6 +44,12 @@ def _text(job: str) -> str:
     if job == "-":
         return sys.stdin.read()
     return Path(job[1:]).read_text(encoding="utf-8") if job.startswith("@") else job
+
+
+def init_command(_: argparse.Namespace) -> None:
+    """Make this folder a project: a configuration, overlays, profiles, and a Snakefile that runs this package."""
+    print(*project.init(Path()), sep="\n")
+    print("made; next: `snakemake --cores 8 results/table.csv` makes the table, `ddpm check` lists its cells")
 
 
 def job_command(args: argparse.Namespace) -> None:
@@ -147,12 +153,13 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=run.__doc__ if name != "job" else help)
         sub.set_defaults(run=run)
-        if name != "job":
+        if name not in ("init", "job"):
             sub.add_argument(
                 "--configfile", action="append", default=[], metavar="FILE", help="overlay over config.yaml; repeatable"
             )
         return sub
 
+    add("init", init_command, "make this folder a project, with a configuration to change")
     for stage in filter(lambda stage: stage.called, STAGES.values()):
         sub = add(stage.name, cell_command, f"{stage.description}, e.g. {stage.example}")
         sub.add_argument("name", help=f"{stage.called}, such as {stage.example}; `ddpm check` lists the cells")

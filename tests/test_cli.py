@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import ddpm
 from ddpm import cli
 from ddpm.errors import UserError
 from ddpm.pipeline import config, machine, records
@@ -126,11 +127,13 @@ def test_version_and_help(capsys: pytest.CaptureFixture) -> None:
     """The version is the package's; help names every command."""
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
-    assert caught.value.code == 0 and capsys.readouterr().out == "ddpm 0.1.0\n"
+    assert caught.value.code == 0 and capsys.readouterr().out == f"ddpm {ddpm.__version__}\n"
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"\n    {name}" in shown for name in ("train", "sample", "likelihood", "fidelity", "check", "table"))
+    assert all(
+        f"\n    {name}" in shown for name in ("init", "train", "sample", "likelihood", "fidelity", "check", "table")
+    )
 
 
 def test_fidelity_runs_what_it_needs(capsys: pytest.CaptureFixture, sampled: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import yaml
 
 from ddpm.errors import UserError
+from ddpm.pipeline import project
 from ddpm.pipeline.catalogue import ConfigError, mistakes
 from ddpm.pipeline.grid import Grid
 
-SCHEMA = Path(__file__).parent.parent.parent / "workflow" / "schemas" / "config.schema.yaml"
+SCHEMA = project.find("workflow/schemas/config.schema.yaml")
 # More than any configuration: how deep a file may be nested, and how many values it may hold, aliases written out.
 DEPTH = 20
 VALUES = 100_000

@@ -216,9 +216,13 @@ def damaged(path: Path, record: dict, whole: bool = True, names: Collection[str]
 
 @functools.cache
 def commit() -> dict:
-    """The git commit of the code and whether the tree was dirty; None where there is no git."""
+    """The git commit of the code and whether the tree was dirty; None where git does not track it.
+
+    An installed package may lie in an environment below somebody's own repository, whose commit says nothing of it.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         dirty = bool(
             subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
@@ -230,8 +234,9 @@ def commit() -> dict:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Python and the packages that results depend on, as their release is called: without a build's suffix."""
-    found = {"python": platform.python_version()}
+    """ddpm, Python and the packages that results depend on, as their release is called: without a build's suffix."""
+    # The running code's own version, whatever is installed; looked up, so that a fingerprint does not depend on it.
+    found = {"ddpm": sys.modules["ddpm"].__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package).split("+")[0]

@@ -11,14 +11,14 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.pipeline import fingerprints, records
+from ddpm.pipeline import fingerprints, project, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
 from ddpm.pipeline.validity import Reason, reasons
 
-PUBLISHED = Path(__file__).parent.parent.parent / "workflow" / "published"
+PUBLISHED = project.find("workflow/published")
 
 
 class Results:

@@ -8,12 +8,12 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
 
-# This clone's own package, wherever another may be installed.
+# A clone's own package, wherever another may be installed. (A folder of `ddpm init` has none.)
 sys.path.insert(0, str(workflow.basedir))
 
 from ddpm.errors import UserError
 from ddpm.pipeline import config as configuration
-from ddpm.pipeline import machine
+from ddpm.pipeline import machine, project
 from ddpm.pipeline.devices import gpus
 from ddpm.pipeline.history import clear
 from ddpm.pipeline.layout import Layout
@@ -46,6 +46,9 @@ except UserError as e:
     raise WorkflowError(f"the configuration is wrong:\n{e}\n(`ddpm check` lists what it expands to)") from None
 
 PATHS = Layout(Path(config["results"]))
+
+if workflow.deployment_settings.deployment_method and project.installed():
+    raise WorkflowError("--sdm: the environment of envs/ddpm.yaml holds no ddpm; use it in a clone, or leave it out")
 
 # Progress bars go to the log files: one line every ten seconds is enough there.
 os.environ.setdefault("TQDM_MININTERVAL", "10")

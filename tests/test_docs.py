@@ -1,0 +1,56 @@
+"""The documents: what they link to and name exists, and what they say of the version is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from project import ROOT
+
+import ddpm
+
+HERE = [path for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md") if (path := ROOT / name).exists()]
+DOCUMENTS = [*HERE, *sorted((ROOT / "docs").glob("*.md")), ROOT / "envs/README.md", ROOT / "results/README.md"]
+# A path from the root of a clone, as documents name them in running text and commands.
+PATH = re.compile(
+    r"(?<![\w/.-])((?:ddpm|workflow|tests|docs|envs|slurm|profiles|benchmarks)/[\w./-]*\.(?:py|yaml|md|smk|lock|in|rst))\b"
+)
+
+
+def anchors(path: Path) -> set[str]:
+    """The headings of a document, as GitHub makes links of them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every file, folder, picture and heading that a document links to."""
+    for target in re.findall(r"\]\(([^()\s]+)\)", document.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        path = document.parent / name if name else document
+        assert path.exists(), target
+        assert not heading or heading in anchors(path), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(document: Path) -> None:
+    """Also those that are no links."""
+    gone = [name for name in PATH.findall(document.read_text()) if not (ROOT / name).exists()]
+    assert not gone
+
+
+def test_the_newest_change_is_this_version() -> None:
+    """CHANGELOG.md begins with the version of ddpm/__init__.py."""
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert newest == ddpm.__version__
+
+
+def test_the_citation() -> None:
+    """CITATION.cff has what its format requires, and leaves the version to the package."""
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert found.keys() >= {"cff-version", "message", "title", "authors"} and found["cff-version"] == "1.2.0"
+    assert "version" not in found and found["license"] == "MIT"
+    assert found["authors"] and all(author.keys() == {"name"} for author in found["authors"])
