@@ -24,6 +24,7 @@ from ddpm.objectives import Objective
 from ddpm.pipeline import config
 from ddpm.samplers import DDIM
 from ddpm.schedules import Schedule
+from ddpm.spaces import Space
 from ddpm.stages import train as training
 from ddpm.stages.sample import chain
 
@@ -69,7 +70,7 @@ def training_step(job: dict, dataset: Data, steps: int = 30, warm: int = 5) -> n
         x0, eps, t, y = timed("draw", lambda step=step: batches(step))
         x_t, log_snr = timed("noise", lambda: (schedule.noisy(x0, eps, t), schedule.log_snr(t).flatten().float()))
         output = timed("forward", lambda: network(x_t, log_snr, y))
-        loss = timed("loss", lambda: objective.loss(schedule, output, x0, eps, t, dataset.levels).mean())
+        loss = timed("loss", lambda: objective.loss(schedule, output, x0, eps, t, dataset.space).mean())
         optimiser.zero_grad(set_to_none=True)
         timed("backward", loss.backward)
         timed("clip", lambda: nn.utils.clip_grad_norm_(network.parameters(), 1.0))
@@ -101,7 +102,8 @@ def main() -> None:
     torch.set_num_threads(grid.config["threads"])
     spec = dict(grid.job("data")[0]["data"])
     source = Dataset.make({"method": spec.pop("name")} | spec)
-    dataset = Data(*source.load(), source.levels, source.classes)
+    train, test = source.load()
+    dataset = Data(train, test, Space.fit(source.space, train.images), source.classes)
     job = grid.job("train", next(iter(grid.networks)))[0]
     start_up()
     sampling(job, training_step(job, dataset), dataset, grid.config["sampling"]["batch"])
