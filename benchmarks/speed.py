@@ -88,7 +88,7 @@ def training_step(job: dict, dataset: Data, steps: int, warm: int = 5) -> nn.Mod
         x0, eps, u, y = timed("draw", lambda: batches(step))
         t, weight = timed("times", lambda: times.draw(u))
         at, signs = t.reshape(-1, *[1] * (x0.ndim - 1)), partial(batches.signs, step, group)
-        losses = timed("loss", lambda: objective.loss(forward, schedule, x0, eps, at, y, dataset.levels, signs))
+        losses = timed("loss", lambda: objective.loss(forward, schedule, x0, eps, at, y, dataset.space, signs))
         times.learn(t, losses.detach())
         optimiser.zero_grad(set_to_none=True)
         timed("backward", (losses * weight.to(losses.dtype)).mean().backward)

@@ -7,6 +7,7 @@ stands in the table with the same measures as the cells.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -19,8 +20,18 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Baseline(Method):
-    """Base of the baselines: each is a law over images, or points, and knows no more than the training half."""
+    """Base of the baselines: each is a law over images, or points, and knows no more than the training half.
 
+    title:   its name in the table, where that is not `method`.
+    requires: what the data must be or have, see `ddpm.pipeline.measures`.
+    topline: how its classes come, `stratified` or `by chance`: the topline that it is divided by.
+    real:    whether it is this topline itself, whose FID is the mean over many sets (`ddpm.metrics.toplines`).
+    """
+
+    title: ClassVar[str] = ""
+    requires: ClassVar[tuple[str, ...]] = ()
+    topline: ClassVar[str] = "by chance"
+    real: ClassVar[bool] = False
     dataset: Data
 
     def draw(self, count: int) -> Tensor:
@@ -37,6 +48,9 @@ class Real(Baseline):
     """The ceiling: real images of the training half, every class in proportion (`ddpm.metrics.toplines`)."""
 
     method = "real"
+    title = "real data"
+    topline = "stratified"
+    real = True
 
     def draw(self, count: int) -> Tensor:
         return stratified(self.dataset.train, count, "real row")
@@ -47,6 +61,8 @@ class RealByChance(Real):
     """The ceiling of rows that draw their classes by chance: measured with class counts by chance."""
 
     method = "real-by-chance"
+    title = "real data, classes by chance"
+    topline = "by chance"
 
 
 @dataclass(frozen=True)
@@ -56,15 +72,12 @@ class Noise(Baseline):
     method = "noise"
 
     def draw(self, count: int) -> Tensor:
-        u = rng.uniform(rng.key("noise row"), torch.arange(count), 0, self.dataset.shape)
-        if self.dataset.levels:
-            return (u * self.dataset.levels).floor().to(torch.uint8)
-        points = self.dataset.train.images
-        return torch.lerp(points.amin(0), points.amax(0), u.float())
+        u = rng.uniform(rng.key("noise row"), torch.arange(count), 0, tuple(self.dataset.train.images.shape[1:]))
+        return self.dataset.space.uniform(u)
 
     def bits_per_dim(self, images: Tensor) -> Tensor | None:
-        levels = self.dataset.levels
-        return torch.full((len(images),), math.log2(levels), dtype=torch.float64) if levels else None
+        bits = self.dataset.space.uniform_bits
+        return None if bits is None else torch.full((len(images),), bits, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -76,16 +89,17 @@ class ClassHistogram(Baseline):
     """
 
     method = "class-histogram"
+    requires = ("discrete", "labels")
 
     def groups(self) -> tuple[Tensor, int]:
         """The class of every training image, and how many classes there are."""
-        return self.dataset.train.labels, self.dataset.classes
+        return self.dataset.train.groups, max(1, self.dataset.classes)
 
     @cached_property
     def probabilities(self) -> tuple[Tensor, Tensor]:
         """p(y) (C,) and p(x_d = k | y) (C, D, K), float64."""
-        (labels, classes), levels = self.groups(), self.dataset.levels
-        dims = math.prod(self.dataset.shape)
+        (labels, classes), levels = self.groups(), self.dataset.space.levels
+        dims = math.prod(self.dataset.train.images.shape[1:])
         counts = torch.zeros(classes * dims * levels, dtype=torch.float64)
         for x, y in zip(self.dataset.train.images.split(256), labels.split(256), strict=True):
             place = (y[:, None] * dims + torch.arange(dims)) * levels + x.flatten(1)
@@ -101,7 +115,7 @@ class ClassHistogram(Baseline):
         y = torch.searchsorted(class_edges, rng.uniform(key, index, 0), right=True)
         u = rng.uniform(key, index, 1, (level_edges.shape[1],))
         x = [torch.searchsorted(level_edges[c], v[:, None], right=True) for c, v in zip(y, u, strict=True)]
-        return torch.stack(x).to(torch.uint8).reshape(-1, *self.dataset.shape)
+        return torch.stack(x).to(torch.uint8).reshape(-1, *self.dataset.train.images.shape[1:])
 
     def bits_per_dim(self, images: Tensor) -> Tensor:
         log_class, log_level = (p.log2() for p in self.probabilities)
@@ -117,6 +131,7 @@ class Histogram(ClassHistogram):
     """Independent pixels: p(x) = Π_d p(x_d), the class histogram of a single class."""
 
     method = "histogram"
+    requires = ("discrete",)
 
     def groups(self) -> tuple[Tensor, int]:
-        return torch.zeros_like(self.dataset.train.labels), 1
+        return torch.zeros_like(self.dataset.train.groups), 1

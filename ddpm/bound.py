@@ -4,12 +4,10 @@
 (001, eq. 2.40; 004, section 12.1.2; Ho et al. 2020, eq. 5).
 """
 
-import math
-
 import torch
-from torch.special import log_ndtr
 
 from ddpm.schedules import Schedule, like
+from ddpm.spaces import Space
 
 Tensor = torch.Tensor
 
@@ -19,33 +17,6 @@ def normal_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tens
     return 0.5 * (
         log_var_p - log_var_q - 1 + (log_var_q - log_var_p).exp() + (mean_q - mean_p).square() * (-log_var_p).exp()
     )
-
-
-def log_normal(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """log N(x; mean, std²) of every element, in nats."""
-    return -0.5 * ((x - mean) * (-log_std).exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
-
-
-def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor, levels: int) -> Tensor:
-    """log P(x) of every element, in nats, for data on `levels` equally spaced grey levels in [−1, 1].
-
-    P(x) is the mass of N(mean, std²) in the level's bin, the outer bins reaching to infinity
-    (Ho et al. 2020, eq. 13). The exact Φ through log_ndtr: log(Φ(b) − Φ(a)) = log Φ(b) + log(1 − Φ(a)/Φ(b)),
-    taken in the lower tail by symmetry, where it does not cancel.
-    """
-    half_bin = 1 / (levels - 1)
-    inverse_std = (-log_std).exp()
-    upper = (x - mean + half_bin) * inverse_std
-    lower = (x - mean - half_bin) * inverse_std
-    upper = torch.where(x > 1 - half_bin, math.inf, upper)
-    lower = torch.where(x < half_bin - 1, -math.inf, lower)
-    flip = lower + upper > 0
-    a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    log_b = log_ndtr(b)
-    # Φ(a) = 0 at a = −inf: the stand-ins keep the gradient of the branch that is not taken finite.
-    finite = a > -math.inf
-    ratio = torch.where(finite, log_ndtr(torch.where(finite, a, b)) - log_b, -1)
-    return torch.where(finite, log_b + torch.log(-torch.expm1(ratio)), log_b)
 
 
 def reverse_log_variance(schedule: Schedule, x: Tensor, v: Tensor | None, t: Tensor, s: Tensor, large: bool) -> Tensor:
@@ -64,32 +35,31 @@ def vlb_term(
     x0_hat: Tensor,
     v: Tensor | None,
     t: Tensor,
-    levels: int,
+    space: Space,
     large: bool = False,
 ) -> Tensor:
     """L_{t−1} of every image, in nats per dimension, shape (B,): the KL at t ≥ 2, the decoder at t = 1.
 
-    x0_hat is the prediction at x_t; v the learned variance's fraction or None; t has shape (B, 1, 1, 1). `levels` = 0
-    means continuous data, whose decoder is the density p(x0 | x1) itself.
+    x0_hat is the prediction at x_t; v the learned variance's fraction or None; t has shape (B, 1, 1, 1); `space` has
+    the decoder: a probability P(x0 | x1), or a density p(x0 | x1).
 
-    The decoder of grey levels has Σ = β̃_2 with either fixed variance: Ho et al. 2020, whose published code reads
+    The decoder of a discrete space has Σ = β̃_2 with either fixed variance: Ho et al. 2020, whose published code reads
     β̃_2, β_2, …, β_T for `fixedlarge` and β̃_2, β̃_2, …, β̃_T for `fixedsmall`. Where it is learned, Σ lies between β̃_2
-    and β_1 (Nichol & Dhariwal 2021). Continuous data, which no paper here has, keep σ²_10 with `large`.
+    and β_1 (Nichol & Dhariwal 2021). A density, which no paper here has, keeps σ²_10 with `large`.
     """
     s = t - 1
     a, b, _ = like(x0, *schedule.posterior(t, s))
     log_var_q, _ = like(x0, *schedule.log_variances(t, s))
     log_var_p = reverse_log_variance(schedule, x0, v, t, s, large)
     mean_p = a * x0_hat + b * x_t
-    log_decoder = log_var_q if v is None and levels else log_var_p
+    log_decoder = log_var_q if v is None and space.discrete else log_var_p
     log_decoder = log_decoder.expand_as(x0)
     term = normal_kl(a * x0 + b * x_t, log_var_q, mean_p, log_var_p).flatten(1).mean(1)
     # The decoder for its own rows only, in float64: elsewhere it underflows and would spoil the gradient.
     first = (t.flatten() == 1).nonzero().flatten().to(x0.device)
     if len(first):
         x, mean, log_std = x0[first].double(), mean_p[first].double(), 0.5 * log_decoder[first].double()
-        log_p = discretised_log_likelihood(x, mean, log_std, levels) if levels else log_normal(x, mean, log_std)
-        decoder = -log_p.flatten(1).mean(1)
+        decoder = -space.log_prob(x, mean, log_std).flatten(1).mean(1)
         term = term.index_copy(0, first, decoder.to(term.dtype))
     return term
 

@@ -18,6 +18,7 @@ import torch
 from ddpm import bound
 from ddpm.methods import Method
 from ddpm.schedules import Schedule, like
+from ddpm.spaces import Space
 
 Tensor = torch.Tensor
 # (x_t, log SNR (B,), labels or None) → output: a network of `ddpm.networks`, or any function like one.
@@ -261,12 +262,12 @@ class Objective(Method):
         eps: Tensor,
         t: Tensor,
         y: Tensor | None,
-        levels: int,
+        space: Space,
         signs: Callable[[], Tensor] | None = None,
     ) -> Tensor:
         """The training loss of every image, shape (B,): a mean over its dimensions.
 
-        t has shape (B, 1, 1, 1), in [1, T]; `levels` is the number of grey levels of the data (0: continuous);
+        t has shape (B, 1, 1, 1), in [1, T]; `space` is that of the data, whose decoder a bound takes;
         `signs()` gives random signs of x0's shape, which only sliced score matching asks for.
         """
         x_t, target = schedule.noisy(x0, eps, t), self.parameterisation
@@ -276,14 +277,14 @@ class Objective(Method):
         to_bits = schedule.steps / math.log(2)
         if v is not None and self.weighting == "vlb":
             x0_hat, _ = target.invert(schedule, y_hat, x_t, t)
-            return to_bits * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, levels)
+            return to_bits * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, space)
         error = (y_hat - target.of(schedule, x0, eps, t)).square()
         (weight,) = like(x0, self.weight(schedule, t))
         loss = (weight * error).flatten(1).mean(1)
         if v is None:
             return loss
         x0_hat, _ = target.invert(schedule, y_hat.detach(), x_t, t)
-        return loss + self.vlb_weight * to_bits * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, levels)
+        return loss + self.vlb_weight * to_bits * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, space)
 
     def _sliced(
         self, network: Network, schedule: Schedule, x_t: Tensor, t: Tensor, y: Tensor | None, signs: Tensor

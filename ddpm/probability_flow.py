@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import torch
 
-from ddpm.bound import log_normal
 from ddpm.denoiser import Denoiser
 from ddpm.schedules import Schedule, like
+from ddpm.spaces import log_normal
 
 Tensor = torch.Tensor
 

@@ -13,6 +13,7 @@ import torch
 from ddpm.denoiser import Denoiser
 from ddpm.samplers import Sampler
 from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule
+from ddpm.spaces import Pixels, Points
 
 torch.set_num_threads(1)
 
@@ -37,6 +38,9 @@ class FlowMatching(Schedule):
 
 # With one that states α and σ alone: what holds of any schedule.
 ANY = EVERY | {"flow": FlowMatching}
+# Images of 8×8 pixels with 17 grey levels, and points of the plane.
+DIGITS = Pixels((1, 8, 8), 17)
+PLANE = Points((2,), (-1.0, -1.0), (1.0, 1.0))
 # What diffusers calls them.
 DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 

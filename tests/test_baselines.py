@@ -7,6 +7,7 @@ from math import log, log2, prod
 import numpy as np
 import pytest
 import torch
+from oracles import DIGITS
 
 from ddpm import rng
 from ddpm.baselines import Baseline
@@ -15,6 +16,7 @@ from ddpm.datasets.dataset import Data, Split, reference, stratified
 from ddpm.datasets.digits import Digits
 from ddpm.datasets.points import GaussianMixture
 from ddpm.schedules import Linear
+from ddpm.spaces import Pixels, Space
 
 torch.set_num_threads(1)
 
@@ -29,7 +31,9 @@ def tiny(train: list = TRAIN) -> Data:
     images, labels = zip(*train, strict=True)
     everything = torch.tensor(list(product(range(LEVELS), repeat=2)), dtype=torch.uint8).reshape(-1, 1, 1, 2)
     half = Split(torch.tensor(images, dtype=torch.uint8).reshape(-1, 1, 1, 2), torch.tensor(labels))
-    return Data(half, Split(everything, torch.zeros(len(everything), dtype=torch.int64)), LEVELS, CLASSES)
+    return Data(
+        half, Split(everything, torch.zeros(len(everything), dtype=torch.int64)), Pixels((1, 1, 2), LEVELS), CLASSES
+    )
 
 
 def baseline(name: str, dataset: Data) -> Baseline:
@@ -84,7 +88,7 @@ def test_a_mixture_of_one_class_is_the_histogram() -> None:
     """Where there is one class, the mixture is the histogram."""
     images = torch.randint(0, 5, (30, 1, 3, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     half = Split(images, torch.zeros(30, dtype=torch.int64))
-    dataset = Data(half, half, 5, 1)
+    dataset = Data(half, half, Pixels((1, 3, 3), 5), 1)
     mixture, single = (baseline(n, dataset).bits_per_dim(images[:7]) for n in ("class-histogram", "histogram"))
     assert torch.equal(mixture, single)
 
@@ -92,7 +96,7 @@ def test_a_mixture_of_one_class_is_the_histogram() -> None:
 @pytest.fixture(scope="module")
 def digits() -> Data:
     train, test = Digits().load()
-    return Data(train, test, 17, 10)
+    return Data(train, test, DIGITS, 10)
 
 
 def test_digits_against_numpy(digits: Data) -> None:
@@ -126,7 +130,7 @@ def test_the_bound_of_the_histograms_own_denoiser_lies_just_above_it(digits: Dat
     """
     histogram, schedule = baseline("histogram", digits), Linear(steps=1000, beta_first=1e-4, beta_last=0.02)
     images = reference(digits, "test", 20)
-    x0, log_p = digits.scale(images).double(), histogram.probabilities[1][0].log()
+    x0, log_p = digits.space.encode(images).double(), histogram.probabilities[1][0].log()
     grey, terms = torch.linspace(-1, 1, 17, dtype=torch.float64), []
     for k in range(1, 1001):
         t = torch.full((20, 1, 1, 1), float(k), dtype=torch.float64)
@@ -134,7 +138,7 @@ def test_the_bound_of_the_histograms_own_denoiser_lies_just_above_it(digits: Dat
         x_t, (alpha, sigma) = schedule.noisy(x0, eps, t), (schedule.alpha(t), schedule.sigma(t))
         away = x_t.reshape(20, 64, 1) - alpha.reshape(20, 1, 1) * grey
         mean = ((log_p - away.square() / (2 * sigma.reshape(20, 1, 1) ** 2)).softmax(2) * grey).sum(2)
-        terms.append(vlb_term(schedule, x0, x_t, mean.reshape(x0.shape), None, t, 17) / log(2))
+        terms.append(vlb_term(schedule, x0, x_t, mean.reshape(x0.shape), None, t, DIGITS) / log(2))
     term = torch.stack(terms).mean(1)
     excess = float(term.sum() + prior_term(schedule, x0).mean() / log(2) - histogram.bits_per_dim(images).mean())
     assert 0.05 < excess < 0.25
@@ -178,7 +182,7 @@ def test_real_images_and_points_have_no_law(digits: Data) -> None:
         and real.bits_per_dim(real.draw(20)) is None
     )
     train, test = GaussianMixture(train=100, test=10).load()
-    uniform = baseline("noise", Data(train, test, 0, 2))
+    uniform = baseline("noise", Data(train, test, Space.fit({"method": "points"}, train.images), 2))
     points = uniform.draw(1000)
     assert points.dtype == torch.float32 and uniform.bits_per_dim(points) is None
     low, high = train.images.amin(0), train.images.amax(0)

@@ -7,16 +7,28 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from oracles import SCHEDULES, GaussianDenoiser, alpha_bar, betas, level_log_probability, randn, time
+from oracles import PLANE, SCHEDULES, GaussianDenoiser, alpha_bar, betas, level_log_probability, randn, time
 from torch.distributions import Normal, kl_divergence
 
 from ddpm import bound, rng
+from ddpm.spaces import Pixels
 from ddpm.stages import likelihood
 
 Tensor = torch.Tensor
 NAMES = list(SCHEDULES)
 KEY = rng.key("likelihood", 0)
 MEAN, STD = 0.1, 0.2
+
+
+def grey(levels: int) -> Pixels:
+    return Pixels((1, 2, 2), levels)
+
+
+class Fine(Pixels):
+    """Grey levels as many as one likes, for a decoder that is a density."""
+
+    method = "fine"
+    limits = {"levels": (2, None)}
 
 
 def scalar(x: float, requires_grad: bool = False) -> Tensor:
@@ -40,7 +52,7 @@ def test_discretised_log_likelihood(levels: int, std: float, mean: float) -> Non
     """Ho et al. 2020, eq. 13, against 50 digits: both edges, the middle, and tails of up to 10 000 std."""
     for k in {0, 1, levels // 3, levels - 2, levels - 1}:
         x = 2 * k / (levels - 1) - 1
-        ours = float(bound.discretised_log_likelihood(scalar(x), scalar(mean), scalar(math.log(std)), levels))
+        ours = float(grey(levels).log_prob(scalar(x), scalar(mean), scalar(math.log(std))))
         assert ours == pytest.approx(float(level_log_probability(x, mean, std, levels)), rel=1e-9, abs=1e-15), k
 
 
@@ -49,7 +61,7 @@ def test_discretised_log_likelihood(levels: int, std: float, mean: float) -> Non
 def test_levels_sum_to_one(levels: int, mean: float, std: float) -> None:
     """Σ_x P(x) = 1: the bins cover the line and do not overlap."""
     x = torch.linspace(-1, 1, levels, dtype=torch.float64)
-    log_p = bound.discretised_log_likelihood(x, scalar(mean), scalar(math.log(std)), levels)
+    log_p = grey(levels).log_prob(x, scalar(mean), scalar(math.log(std)))
     assert float(log_p.logsumexp(0)) == pytest.approx(0, abs=1e-11)
 
 
@@ -57,7 +69,7 @@ def test_data_as_float32_meets_its_bin() -> None:
     """The levels as `2k/(levels − 1) − 1` in float32 still find their own bin and edge."""
     levels = 256
     x = (2 * torch.arange(levels, dtype=torch.float32) / (levels - 1) - 1).double()
-    log_p = bound.discretised_log_likelihood(x, scalar(0.2), scalar(math.log(0.05)), levels)
+    log_p = grey(levels).log_prob(x, scalar(0.2), scalar(math.log(0.05)))
     assert float(log_p.logsumexp(0)) == pytest.approx(0, abs=1e-5)
 
 
@@ -69,7 +81,7 @@ def test_gradient_of_the_decoder(levels: int, std: float, mean: float) -> None:
     for k in {0, levels // 2, levels - 1}:
         x = 2 * k / (levels - 1) - 1
         arguments = scalar(mean, True), scalar(math.log(std), True)
-        value = bound.discretised_log_likelihood(scalar(x), *arguments, levels)
+        value = grey(levels).log_prob(scalar(x), *arguments)
         gradient = [float(g) for g in torch.autograd.grad(value, arguments)]
         with mpmath.workdps(50):
             expected = [
@@ -122,7 +134,7 @@ def test_the_variance_of_the_decoder(name: str, levels: int, large: bool) -> Non
     fixed = float(beta[0]) if large and not levels else tilde
     for v, var in ((None, fixed), (0.0, tilde), (1.0, float(beta[0])), (0.5, math.sqrt(tilde * beta[0]))):
         fraction = None if v is None else torch.full_like(x0, v)
-        ours = bound.vlb_term(schedule, x0, x0, x0_hat, fraction, time(1), levels, large)
+        ours = bound.vlb_term(schedule, x0, x0, x0_hat, fraction, time(1), grey(levels) if levels else PLANE, large)
         assert float(ours) == pytest.approx(expected(var), rel=1e-8), v
 
 
@@ -156,7 +168,7 @@ def test_vlb_term(name: str, v: float | None, large: bool) -> None:
     x0 = torch.randint(levels, (len(times), 1, 2, 2), generator=torch.Generator().manual_seed(0)).double() / 8 - 1
     x_t, x0_hat = randn(1, *x0.shape), x0 + 0.1 * randn(2, *x0.shape)
     fraction = None if v is None else torch.full_like(x0, v)
-    terms = bound.vlb_term(schedule, x0, x_t, x0_hat, fraction, time(*times), levels, large)
+    terms = bound.vlb_term(schedule, x0, x_t, x0_hat, fraction, time(*times), grey(levels), large)
     for i, t in enumerate(times):
         expected = expected_term(name, steps, t, x0[i], x_t[i], x0_hat[i], v, large, levels)
         assert float(terms[i]) == pytest.approx(expected, rel=1e-9), t
@@ -167,7 +179,7 @@ def test_small_variance_kl_is_the_snr_difference(name: str) -> None:
     """KL_t = ½ (SNR_{t−1} − SNR_t) ‖x0 − x̂0‖² for the same variance on both sides (Kingma et al. 2021, eq. 13)."""
     bar, times = alpha_bar(name), [2, 3, 10, 500, 999, 1000]
     x0, x_t, x0_hat = (randn(i, len(times), 1, 2, 2) for i in range(3))
-    terms = bound.vlb_term(SCHEDULES[name](), x0, x_t, x0_hat, None, time(*times), 17)
+    terms = bound.vlb_term(SCHEDULES[name](), x0, x_t, x0_hat, None, time(*times), grey(17))
     snr = bar[1:] / (1 - bar[1:])
     expected = [0.5 * (snr[t - 2] - snr[t - 1]) for t in times] * (x0 - x0_hat).square().flatten(1).mean(1).numpy()
     np.testing.assert_allclose(terms.numpy(), expected, rtol=1e-8)
@@ -208,7 +220,14 @@ def test_bound_of_gaussian_data(name: str, large: bool, monkeypatch: pytest.Monk
         lambda key, index, draw, shape: eps.flatten(1).repeat(1, math.prod(shape)).reshape(-1, *shape),
     )
     parts = likelihood.vlb(
-        GaussianDenoiser(schedule, MEAN, STD), MEAN + STD * z, torch.arange(len(z)), KEY, levels, steps, large, batch=64
+        GaussianDenoiser(schedule, MEAN, STD),
+        MEAN + STD * z,
+        torch.arange(len(z)),
+        KEY,
+        Fine((1, 1, 1), levels),
+        steps,
+        large,
+        batch=64,
     )
     ours = {part: float(weights @ value.numpy()) for part, value in parts.items() if part != "terms"}
 
@@ -242,7 +261,7 @@ def test_exact_vlb_is_the_plain_sum(name: str, large: bool, times: int, v: float
     schedule, index = SCHEDULES[name](steps=steps), torch.tensor([4, 0, 2**33])
     x0 = torch.randint(levels, (3, *shape), generator=torch.Generator().manual_seed(0)).double() / 8 - 1
     denoiser = GaussianDenoiser(schedule, -0.2, 0.6, v=v, clip=True)
-    parts = likelihood.vlb(denoiser, x0, index, KEY, levels, times, large, batch=7)
+    parts = likelihood.vlb(denoiser, x0, index, KEY, grey(levels), times, large, batch=7)
     assert parts["bound"].dtype == torch.float64 and parts["bound"].shape == (3,)
     bar = alpha_bar(name, steps)
     for i in range(3):
@@ -270,9 +289,9 @@ def test_vlb_does_not_depend_on_the_batch() -> None:
     denoiser, x0 = GaussianDenoiser(schedule, 0.0, 0.5), randn(0, 5, 1, 2, 2)
     index = torch.tensor([3, 1, 4, 1 << 35, 9])
     for times in (6, 29):
-        together = likelihood.vlb(denoiser, x0, index, KEY, 17, times, False, batch=11)
+        together = likelihood.vlb(denoiser, x0, index, KEY, grey(17), times, False, batch=11)
         for i in range(5):
-            alone = likelihood.vlb(denoiser, x0[i : i + 1], index[i : i + 1], KEY, 17, times, False, batch=1000)
+            alone = likelihood.vlb(denoiser, x0[i : i + 1], index[i : i + 1], KEY, grey(17), times, False, batch=1000)
             for part in together:
                 torch.testing.assert_close(together[part][i], alone[part][0], rtol=1e-12, atol=0)
 
@@ -281,7 +300,7 @@ def test_vlb_does_not_depend_on_the_batch() -> None:
 def test_what_the_decoder_costs_at_best(large: bool) -> None:
     """At 256 levels and x̂0 = x0: −log2 P(|z| < (1/255)/√β̃_2) = 1.305 bits/dim on `linear`; β_1 takes 1.713."""
     x0 = scalar(1 / 255).reshape(1, 1, 1, 1)
-    found = float(bound.vlb_term(SCHEDULES["linear"](), x0, x0, x0, None, time(1), 256, large)) / math.log(2)
+    found = float(bound.vlb_term(SCHEDULES["linear"](), x0, x0, x0, None, time(1), grey(256), large)) / math.log(2)
     bar, beta = alpha_bar("linear"), betas("linear")
     std = math.sqrt(beta[1] * (1 - bar[1]) / (1 - bar[2]))
     assert found == pytest.approx(-math.log2(math.erf(1 / 255 / std / math.sqrt(2))), rel=1e-9)

@@ -11,11 +11,14 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from ddpm.datasets import dataset as data
+from ddpm.datasets.digits import Digits
+from ddpm.datasets.mnist import MNIST, MNIST_FILES
 from ddpm.errors import UserError
 from ddpm.pipeline import records
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.run import execute
 from ddpm.pipeline.validity import valid
-from ddpm.stages.data import prepare
+from ddpm.spaces import Pixels
 
 torch.set_num_threads(1)
 
@@ -32,7 +35,7 @@ def rows(images: torch.Tensor) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[data.Split, data.Split]:
-    return digits.Digits().load()
+    return Digits().load()
 
 
 def test_digits_are_dealt_into_two_halves(digits: tuple[data.Split, data.Split]) -> None:
@@ -60,47 +63,16 @@ def test_digits_have_17_grey_levels(digits: tuple[data.Split, data.Split]) -> No
     """0 … 16, all of them, and no other."""
     both = torch.cat([half.images for half in digits])
     assert both.unique().tolist() == list(range(17))
-    assert digits.Digits.levels == 17
+    assert Digits.space == {"method": "pixels", "levels": 17}
 
 
 def test_the_seed_deals_the_digits(digits: tuple[data.Split, data.Split]) -> None:
     """The same seed gives the same halves in the same order, another seed other ones."""
-    again, other = digits.Digits(seed=0).load(), digits.Digits(seed=1).load()
+    again, other = Digits(seed=0).load(), Digits(seed=1).load()
     assert torch.equal(digits[0].images, again[0].images) and torch.equal(digits[1].labels, again[1].labels)
     assert set(rows(other[0].images)) != set(rows(digits[0].images))
     common = len(set(rows(other[0].images)) & set(rows(digits[0].images)))
     assert 350 < common < 550  # two independent halves share about a quarter of all images
-
-
-# ---- grey levels ------------------------------------------------------------------------------------------
-
-
-def dataset(levels: int) -> data.Data:
-    empty = data.Split(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
-    return data.Data(empty, empty, levels, 10)
-
-
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_every_grey_level_survives_scaling(levels: int) -> None:
-    """scale is evenly spaced on [−1, 1], quantise its inverse."""
-    every, on = torch.arange(levels).to(torch.uint8), dataset(levels)
-    x = on.scale(every)
-    assert x.dtype == torch.float32 and x[0] == -1 and x[-1] == 1
-    assert torch.allclose(x.double(), torch.linspace(-1, 1, levels, dtype=torch.float64), atol=2e-7, rtol=0)
-    back = on.quantise(x)
-    assert back.dtype == torch.uint8
-    assert torch.equal(back, every)
-
-
-@pytest.mark.parametrize("levels", [17, 256])
-def test_quantising_takes_the_nearest_level(levels: int) -> None:
-    """Up to just under half a level either way the level is kept; beyond the range it is cut."""
-    every, on = torch.arange(levels).to(torch.uint8), dataset(levels)
-    step = 2 / (levels - 1)
-    for shift in (-0.49, 0.49):
-        assert torch.equal(on.quantise(on.scale(every) + shift * step), every)
-    assert torch.equal(on.quantise(on.scale(every[:-1]) + 0.51 * step), every[1:])
-    assert on.quantise(torch.tensor([-9.0, 9.0])).tolist() == [0, levels - 1]
 
 
 # ---- the stored dataset -----------------------------------------------------------------------------------
@@ -109,11 +81,11 @@ def test_quantising_takes_the_nearest_level(levels: int) -> None:
 def test_preparing_stores_the_dataset(tmp_path: Path, digits: tuple[data.Split, data.Split]) -> None:
     """What is read back is what was loaded, with its record beside it."""
     layout = Layout(tmp_path)
-    prepare(JOB, "0" * 16, layout)
+    execute("data", JOB, "0" * 16, layout)
     found = data.read(layout.output("data"))
     assert torch.equal(found.train.images, digits[0].images) and torch.equal(found.test.images, digits[1].images)
     assert torch.equal(found.train.labels, digits[0].labels) and torch.equal(found.test.labels, digits[1].labels)
-    assert (found.levels, found.classes, found.shape) == (17, 10, (1, 8, 8))
+    assert (found.space, found.classes, found.shape) == (Pixels((1, 8, 8), 17), 10, (1, 8, 8))
     record = records.read_record(layout.record("data"))
     assert record["result"] == {"train": 898, "test": 899}
     assert valid(layout.record("data"), JOB, "0" * 16)
@@ -123,7 +95,7 @@ def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     """The stored file holds nothing of the run: eight times the same."""
     layouts = [Layout(tmp_path / str(i)) for i in range(8)]
     for layout in layouts:
-        prepare(JOB, "0" * 16, layout)
+        execute("data", JOB, "0" * 16, layout)
     assert len({layout.output("data").read_bytes() for layout in layouts}) == 1
 
 
@@ -131,7 +103,7 @@ def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_stored_dataset_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     """One message with the file and the cure."""
     layout = Layout(tmp_path)
-    prepare(JOB, "0" * 16, layout)
+    execute("data", JOB, "0" * 16, layout)
     content = layout.output("data").read_bytes()
     if damage == "missing":
         layout.output("data").unlink()
@@ -165,7 +137,7 @@ def copied(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """A folder of links to the real files, set as DDPM_DATA."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in mnist.MNIST_FILES:
+    for name in MNIST_FILES:
         (raw / name).symlink_to(mnist / name)
     monkeypatch.setenv("DDPM_DATA", str(tmp_path))
     return raw
@@ -174,13 +146,13 @@ def copied(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def refused() -> str:
     """The message that MNIST is refused with."""
     with pytest.raises(UserError) as caught:
-        mnist.MNIST().load()
+        MNIST().load()
     return str(caught.value)
 
 
 def test_mnist_is_torchvisions(mnist: Path) -> None:
     """60 000 and 10 000 images with their labels, 256 grey levels, in the files' own order."""
-    train, test = mnist.MNIST().load()
+    train, test = MNIST().load()
     assert train.images.shape == (60000, 1, 28, 28) and test.images.shape == (10000, 1, 28, 28)
     assert train.images.dtype == torch.uint8 and train.labels.dtype == torch.int64
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -191,13 +163,13 @@ def test_mnist_is_torchvisions(mnist: Path) -> None:
     assert train.images.double().mean().item() / 255 == pytest.approx(0.130660, abs=1e-6)
     assert test.images.double().mean().item() / 255 == pytest.approx(0.132515, abs=1e-6)
     assert (int(train.images.min()), int(train.images.max())) == (0, 255)
-    assert (mnist.MNIST.levels, mnist.MNIST.classes) == (256, 10)
+    assert (MNIST.space, MNIST.classes) == ({"method": "pixels", "levels": 256}, 10)
 
 
-@pytest.mark.parametrize("name", mnist.MNIST_FILES)
+@pytest.mark.parametrize("name", MNIST_FILES)
 def test_mnists_files_are_the_published_ones(mnist: Path, name: str) -> None:
     """The checksums in the code are those of the real files."""
-    assert records.sha256(mnist / name) == mnist.MNIST_FILES[name]
+    assert records.sha256(mnist / name) == MNIST_FILES[name]
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
@@ -208,7 +180,7 @@ def test_a_torn_file_is_named(mnist: Path, copied: Path, name: str) -> None:
     (copied / name).write_bytes(content[: len(content) // 2])
     message = refused()
     assert str(copied / name) in message and f"{len(content) // 2} bytes" in message
-    assert "delete" in message and mnist.MNIST_FILES[name][:12] in message
+    assert "delete" in message and MNIST_FILES[name][:12] in message
     assert len(message.splitlines()) <= 3
 
 
@@ -276,9 +248,9 @@ def test_data_beside_the_project_is_used_without_downloading(
     """Where DDPM_DATA is unset, `data/` is read; complete files are not fetched again."""
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in mnist.MNIST_FILES:
+    for name in MNIST_FILES:
         (raw / name).symlink_to(mnist / name)
     monkeypatch.delenv("DDPM_DATA")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
-    assert len(mnist.MNIST().load()[1].images) == 10000
+    assert len(MNIST().load()[1].images) == 10000

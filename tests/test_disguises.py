@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from oracles import EVERY, GaussianDenoiser, exact_scales, last, noises, randn, time
+from oracles import DIGITS, EVERY, PLANE, GaussianDenoiser, exact_scales, last, noises, randn, time
 
 from ddpm import bound
 from ddpm.denoiser import Denoiser
@@ -131,7 +131,7 @@ def test_same_bound(name: str, learned: bool) -> None:
     x_t, terms = schedule.noisy(x0, randn(5, *x0.shape), times), []
     for target in TARGETS:
         prediction = disguised(target, schedule, learned)(x_t, times)
-        terms.append(bound.vlb_term(schedule, x0, x_t, prediction.x0, prediction.v, times, 17))
+        terms.append(bound.vlb_term(schedule, x0, x_t, prediction.x0, prediction.v, times, DIGITS))
     for target, term in zip(TARGETS[1:], terms[1:], strict=True):
         torch.testing.assert_close(term, terms[0], rtol=1e-7, atol=1e-9, msg=target)
     if not learned:
@@ -155,7 +155,7 @@ def test_bound_of_continuous_data(name: str) -> None:
     for t in range(1, steps + 1):
         at = torch.full((len(w), 1), float(t), dtype=torch.float64)
         x_t = schedule.noisy(x0, eps, at)
-        found = float(w @ bound.vlb_term(schedule, x0, x_t, denoiser(x_t, at).x0, None, at, levels=0))
+        found = float(w @ bound.vlb_term(schedule, x0, x_t, denoiser(x_t, at).x0, None, at, PLANE))
         error = 1 / (1 / std**2 + snr[t])
         (a, noise), (after_a, after) = scales[1], scales[2]
         width = (after**2 - (after_a / a) ** 2 * noise**2) * noise**2 / after**2

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from oracles import EVERY, SCHEDULES, GaussianDenoiser, MixtureDenoiser, alpha_bar, betas, randn
+from oracles import DIGITS, EVERY, PLANE, SCHEDULES, GaussianDenoiser, MixtureDenoiser, alpha_bar, betas, randn
 
 from ddpm import rng
 from ddpm.denoiser import Denoiser
@@ -110,8 +110,8 @@ def test_the_estimate_is_unbiased(name: str, large: bool, count: int, monkeypatc
     monkeypatch.setattr(rng, "uniform", lambda key, index, draw, shape: u[:, None].expand(-1, *shape))
     denoiser = ConstantDenoiser(None, None, SCHEDULES[name](steps=steps), clip=False)
     x0 = torch.full((len(u), 1, 1, 1), -0.5, dtype=torch.float64)
-    estimate = likelihood.vlb(denoiser, x0, torch.arange(len(u)), KEY, 17, count, large, batch=1000)
-    exact = likelihood.vlb(denoiser, x0[:1], torch.arange(1), KEY, 17, steps - 1, large, batch=1000)
+    estimate = likelihood.vlb(denoiser, x0, torch.arange(len(u)), KEY, DIGITS, count, large, batch=1000)
+    exact = likelihood.vlb(denoiser, x0[:1], torch.arange(1), KEY, DIGITS, steps - 1, large, batch=1000)
     assert float(estimate["kl"].std()) > 0.01 * float(exact["kl"])
     for part in ("bound", "prior", "kl", "decoder"):
         assert float(length @ estimate[part].numpy()) == pytest.approx(float(exact[part]), rel=1e-9), part
@@ -138,7 +138,7 @@ def gaussian_bound(name: str, steps: int, mean: float, std: float) -> float:
 
 def estimates(denoiser: Denoiser, x0: Tensor, times: int, key: int = KEY) -> Tensor:
     """The bound of every image, with noise of its own."""
-    return likelihood.vlb(denoiser, x0, torch.arange(len(x0)), key, 0, times, False, batch=2**16)["bound"]
+    return likelihood.vlb(denoiser, x0, torch.arange(len(x0)), key, PLANE, times, False, batch=2**16)["bound"]
 
 
 @pytest.mark.parametrize(

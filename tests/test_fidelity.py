@@ -10,20 +10,21 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
-from oracles import randn
+from oracles import DIGITS, randn
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from torch_fidelity import registry
 
 from ddpm import rng
 from ddpm.datasets import dataset as data
+from ddpm.datasets.dataset import reference
 from ddpm.errors import UserError
 from ddpm.metrics import distances, extractors, toplines
+from ddpm.metrics.evaluator import Evaluator
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
-from ddpm.stages import fidelity
 
 torch.set_num_threads(1)
 
@@ -59,9 +60,16 @@ def digits(prepared: Layout) -> data.Data:
     return data.read(prepared.output("data"))
 
 
+def evaluator(layout: Layout, extractor: str = "classifier", weights: str = "") -> Evaluator:
+    """What the stage measures with."""
+    return Evaluator(
+        data.read(layout.output("data")), {"extractor": extractor, "weights": weights}, layout.output("classifier")
+    )
+
+
 @pytest.fixture(scope="module")
-def extractor(prepared: Layout) -> extractors.Extractor:
-    return extractors.Extractor({"extractor": "classifier", "weights": ""}, prepared.output("classifier"), 17)
+def measure(prepared: Layout) -> Evaluator:
+    return evaluator(prepared)
 
 
 # ---- the distance -----------------------------------------------------------------------------------------
@@ -116,18 +124,7 @@ def test_too_few_images_are_refused(count: int, size: int) -> None:
     assert distances.statistics(torch.randn(size + 1, size, dtype=torch.float64))["mu"].shape == (size,)
 
 
-# ---- grey levels ------------------------------------------------------------------------------------------
-
-
-def test_grey_levels_become_bytes() -> None:
-    """0 … 16 is spread evenly over 0 … 255 and rounded; 256 levels stay as they are."""
-    levels = torch.arange(17, dtype=torch.uint8)
-    expected = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
-    assert extractors.grey(levels, 17).tolist() == expected
-    assert extractors.grey(levels, 17).dtype == torch.uint8
-    every = torch.arange(256).to(torch.uint8)
-    assert torch.equal(extractors.grey(every, 256), every)
-    assert extractors.grey(torch.tensor([0, 1], dtype=torch.uint8), 2).tolist() == [0, 255]
+# ---- thresholds -------------------------------------------------------------------------------------------
 
 
 def test_binarising_splits_at_128() -> None:
@@ -136,7 +133,7 @@ def test_binarising_splits_at_128() -> None:
     assert extractors.binarize(images).tolist() == [0, 0, 0, 255, 255, 255]
     assert extractors.binarize(images).dtype == torch.uint8
     levels = torch.arange(17, dtype=torch.uint8)
-    assert extractors.binarize(extractors.grey(levels, 17)).tolist() == [0] * 8 + [255] * 9
+    assert extractors.binarize(DIGITS.to_images(levels)).tolist() == [0] * 8 + [255] * 9
 
 
 # ---- the extractor ----------------------------------------------------------------------------------------
@@ -166,14 +163,14 @@ def registered() -> Iterator[str]:
 
 @pytest.mark.parametrize("binarized", [False, True])
 def test_torch_fidelity_finds_the_same_fid(
-    prepared: Layout, digits: data.Data, extractor: extractors.Extractor, registered: str, binarized: bool
+    prepared: Layout, digits: data.Data, measure: Evaluator, registered: str, binarized: bool
 ) -> None:
     """The whole of torch-fidelity with the registered extractor, against our path."""
     ours, theirs = digits.train.images[:200], digits.test.images[:150]
-    fid = distances.frechet(*(distances.statistics(extractor(i, binarized)) for i in (ours, theirs)))
+    fid = distances.frechet(*(distances.statistics(measure.features(i, binarized)) for i in (ours, theirs)))
 
     def images(half: torch.Tensor) -> Images:
-        grey = extractors.grey(half, 17)
+        grey = DIGITS.to_images(half)
         return Images(extractors.binarize(grey) if binarized else grey)
 
     found = torch_fidelity.calculate_metrics(
@@ -206,32 +203,29 @@ def test_torch_fidelity_finds_the_same_fid(
     ],
     ids=["float", "int64", "colour", "size", "no channel"],
 )
-def test_images_of_another_kind_are_refused(extractor: extractors.Extractor, images: torch.Tensor, said: str) -> None:
+def test_images_of_another_kind_are_refused(measure: Evaluator, images: torch.Tensor, said: str) -> None:
     """Wrong type or shape: what was found, and uint8 (1, 8, 8) as what would be right."""
     with pytest.raises(ValueError, match=said + r".*uint8 \(1, 8, 8\)"):
-        extractor.classifier(images)
+        measure.classifier.network(images)
 
 
-def test_features_have_mean_variance_one_on_the_training_half(
-    extractor: extractors.Extractor, digits: data.Data
-) -> None:
+def test_features_have_mean_variance_one_on_the_training_half(measure: Evaluator, digits: data.Data) -> None:
     """The scale of FID does not depend on the classifier's last layer."""
-    features = extractor(digits.train.images)
+    features = measure.features(digits.train.images)
     assert features.dtype == torch.float64 and features.shape == (898, FEATURES)
     assert float(features.var(0).mean()) == pytest.approx(1, rel=1e-5)
 
 
-def test_features_do_not_depend_on_the_batch(extractor: extractors.Extractor, digits: data.Data) -> None:
+def test_features_do_not_depend_on_the_batch(measure: Evaluator, digits: data.Data) -> None:
     """An image's features are its own, whatever else is in the batch: normalisation is the trained one."""
     images = digits.test.images
-    assert torch.allclose(extractor(images)[600:610], extractor(images[600:610]), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(measure.features(images)[600:610], measure.features(images[600:610]), rtol=1e-5, atol=1e-6)
 
 
 def test_the_classifier_learns(layout: Layout, digits: data.Data) -> None:
     """Three epochs of a tiny network are better than guessing (0.1), and its accuracy is the recorded one."""
     record = records.read_record(layout.record("classifier"))
-    extractor = extractors.Extractor({"extractor": "classifier", "weights": ""}, layout.output("classifier"), 17)
-    accuracy = float((extractor.predict(digits.test.images) == digits.test.labels).double().mean())
+    accuracy = float((evaluator(layout).predict(digits.test.images) == digits.test.labels).double().mean())
     assert record["result"]["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert accuracy > 0.3
 
@@ -248,11 +242,11 @@ def test_training_the_classifier_again_gives_the_same_bytes(layout: Layout, prep
 # ---- Inception --------------------------------------------------------------------------------------------
 
 
-def test_missing_inception_weights_are_named(prepared: Layout, tmp_path: Path) -> None:
+def test_missing_inception_weights_are_named(prepared: Layout, digits: data.Data, tmp_path: Path) -> None:
     """The key, the path and what must lie there."""
     path = str(tmp_path / "nowhere.pth")
     with pytest.raises(UserError) as caught:
-        extractors.Extractor({"extractor": "inception", "weights": path}, prepared.output("classifier"), 17)
+        evaluator(prepared, "inception", path).features(digits.test.images[:2])
     message = str(caught.value)
     assert "fidelity.weights" in message and path in message and "Inception" in message
     assert len(message.splitlines()) <= 3
@@ -291,12 +285,12 @@ def test_references_are_taken_in_a_seeded_order(digits: data.Data, half: str) ->
     """All images of the half once, not in their own order, the same at every call; a part is its beginning."""
     images = getattr(digits, half).images
     order = rng.permutation(len(images), "reference", half)
-    found = fidelity.reference(digits, half)
+    found = reference(digits, half)
     assert torch.equal(found, images[order])
     assert not torch.equal(found, images)
     assert sorted(order.tolist()) == list(range(len(images)))
-    assert torch.equal(fidelity.reference(digits, half), found)
-    assert torch.equal(fidelity.reference(digits, half, 60), found[:60])
+    assert torch.equal(reference(digits, half), found)
+    assert torch.equal(reference(digits, half, 60), found[:60])
     other = {"train": "test", "test": "train"}[half]
     assert not torch.equal(rng.permutation(898, "reference", half), rng.permutation(898, "reference", other))
 
@@ -304,24 +298,24 @@ def test_references_are_taken_in_a_seeded_order(digits: data.Data, half: str) ->
 def test_more_reference_images_than_there_are_are_refused(digits: data.Data) -> None:
     """An exact N, or a message with both numbers."""
     with pytest.raises(UserError, match=r"899.*train.*898"):
-        fidelity.reference(digits, "train", 899)
+        reference(digits, "train", 899)
 
 
-def by_hand(extractor: extractors.Extractor, digits: data.Data, images: torch.Tensor) -> dict[str, float]:
+def by_hand(measure: Evaluator, digits: data.Data, images: torch.Tensor) -> dict[str, float]:
     """What the stage must find for these images."""
     found = {}
     for suffix, binarized in (("", False), ("_binarized", True)):
-        ours = distances.statistics(extractor(images, binarized))
+        ours = distances.statistics(measure.features(images, binarized))
         for name, half in (("fid", digits.test), ("fid_train", digits.train)):
-            reference = distances.statistics(extractor(half.images, binarized))
-            found[name + suffix] = distances.frechet(ours, reference)
+            real = distances.statistics(measure.features(half.images, binarized))
+            found[name + suffix] = distances.frechet(ours, real)
     return found
 
 
 @pytest.mark.parametrize("name", ["real", "real-by-chance"])
 @pytest.mark.parametrize("count", [60, 898])
 def test_the_real_rows_compare_training_images_with_the_test_half(
-    layout: Layout, digits: data.Data, extractor: extractors.Extractor, name: str, count: int
+    layout: Layout, digits: data.Data, measure: Evaluator, name: str, count: int
 ) -> None:
     """N fresh training images, with classes in proportion or by chance; there is nothing to measure against their own
     half; and where N is the whole half and its classes stay, FID is that half's."""
@@ -329,14 +323,14 @@ def test_the_real_rows_compare_training_images_with_the_test_half(
     execute("fidelity", job, code, layout)
     found = records.read_record(layout.record("fidelity", name))["result"]
     for suffix, binarized in (("", False), ("_binarized", True)):
-        train, test = (extractor(half.images, binarized) for half in (digits.train, digits.test))
+        train, test = (measure.features(half.images, binarized) for half in (digits.train, digits.test))
         expected = toplines.topline(
             train, digits.train.labels, distances.statistics(test), count, name == "real-by-chance"
         )
         keys = (f"fid{suffix}", f"fid{suffix}_low", f"fid{suffix}_high")
         assert tuple(found[k] for k in keys) == pytest.approx(expected, rel=1e-9)
         if name == "real" and count == 898:
-            assert found[f"fid{suffix}"] == pytest.approx(by_hand(extractor, digits, digits.train.images)[keys[0]])
+            assert found[f"fid{suffix}"] == pytest.approx(by_hand(measure, digits, digits.train.images)[keys[0]])
     assert found["images"] == count
     assert "fid_train" not in found and "fid_train_binarized" not in found
 
@@ -348,9 +342,7 @@ def test_real_rows_refuse_too_few_images(layout: Layout) -> None:
         execute("fidelity", job | {"images": FEATURES}, code, layout)
 
 
-def test_the_noise_row_is_uniform_over_the_grey_levels(
-    layout: Layout, digits: data.Data, extractor: extractors.Extractor
-) -> None:
+def test_the_noise_row_is_uniform_over_the_grey_levels(layout: Layout, digits: data.Data, measure: Evaluator) -> None:
     """Far from the data, and the same at every run."""
     for _ in range(2):
         execute("fidelity", *grid().job("fidelity", "noise"), layout)
@@ -358,7 +350,7 @@ def test_the_noise_row_is_uniform_over_the_grey_levels(
         uniform = rng.uniform(rng.key("noise row"), torch.arange(60), 0, (1, 8, 8))
         images = (uniform * 17).floor().to(torch.uint8)
         assert images.unique().tolist() == list(range(17))
-        for key, value in by_hand(extractor, digits, images).items():
+        for key, value in by_hand(measure, digits, images).items():
             assert found[key] == pytest.approx(value, rel=1e-9)
     execute("fidelity", *grid().job("fidelity", "real"), layout)
     assert found["fid"] > 2 * records.read_record(layout.record("fidelity", "real"))["result"]["fid"]
@@ -373,7 +365,7 @@ def sampled(layout: Layout, images: torch.Tensor, labels: torch.Tensor | None = 
 
 
 def test_a_cells_samples_are_measured_against_both_halves(
-    layout: Layout, digits: data.Data, extractor: extractors.Extractor
+    layout: Layout, digits: data.Data, measure: Evaluator
 ) -> None:
     """FIDs as by hand, and how often the classifier agrees with the label that was asked for."""
     images, labels = digits.test.images[100:160], digits.test.labels[100:160].clone()
@@ -381,19 +373,19 @@ def test_a_cells_samples_are_measured_against_both_halves(
     sampled(layout, images, labels)
     execute("fidelity", *grid().job("fidelity", CELL), layout)
     found = records.read_record(layout.record("fidelity", CELL))["result"]
-    for key, value in by_hand(extractor, digits, images).items():
+    for key, value in by_hand(measure, digits, images).items():
         assert found[key] == pytest.approx(value, rel=1e-9)
-    assert found["label_accuracy"] == float((extractor.predict(images) == labels).double().mean())
+    assert found["label_accuracy"] == float((measure.predict(images) == labels).double().mean())
     assert found["extractor"] == records.sha256(layout.output("classifier"))[:12]
 
 
 def test_diversity_is_the_variance_within_predicted_classes(
-    layout: Layout, digits: data.Data, extractor: extractors.Extractor
+    layout: Layout, digits: data.Data, measure: Evaluator
 ) -> None:
     """Σ ‖f − mean of its class‖²/(N − classes), as a multiple of the test half's."""
 
     def within(images: torch.Tensor) -> float:
-        features, labels = extractor(images).numpy(), extractor.predict(images).numpy()
+        features, labels = measure.features(images).numpy(), measure.predict(images).numpy()
         groups = [features[labels == k] for k in np.unique(labels)]
         return sum(((g - g.mean(0)) ** 2).sum() for g in groups) / (len(features) - len(groups))
 
@@ -482,20 +474,20 @@ def test_inception_is_asked_for_2048_features_of_grey_images(
     weights = str(tmp_path / "inception.pth") if known else ""
     if known:
         torch.save({"a": torch.zeros(3)}, weights)
-    extractor = extractors.Extractor({"extractor": "inception", "weights": weights}, prepared.output("classifier"), 17)
-    assert extractor.network.given == ("inception-v3-compat", ["2048"], weights or None)
-    assert not extractor.network.training
-    assert extractor.hash == (records.sha256(weights)[:12] if known else "inception-v3-compat")
+    measure = evaluator(prepared, "inception", weights)
+    network = measure.extractor.network
+    assert network.given == ("inception-v3-compat", ["2048"], weights or None)
+    assert not network.training
+    assert measure.extractor.hash == (records.sha256(weights)[:12] if known else "inception-v3-compat")
     images = digits.test.images[:130]
-    found, binary = extractor(images), extractor(images, True)
-    assert extractor.network.batches == 2 * [((n, 3, 8, 8), torch.uint8) for n in (64, 64, 2)]
+    found, binary = measure.features(images), measure.features(images, True)
+    assert network.batches == 2 * [((n, 3, 8, 8), torch.uint8) for n in (64, 64, 2)]
     assert found.shape == (130, 3) and found.dtype == torch.float64
     exact = (images.double() * 255 / 16).round()
     assert torch.equal(found[:, 0], 3 * exact.flatten(1).sum(1)) and torch.equal(found[:, 2] * 3, found[:, 0])
     assert torch.equal(binary[:, 0], 3 * 255 * (exact >= 128).double().flatten(1).sum(1))
     # The classifier still gives the labels.
-    plain = extractors.Extractor({"extractor": "classifier", "weights": ""}, prepared.output("classifier"), 17)
-    assert torch.equal(extractor.predict(images), plain.predict(images))
+    assert torch.equal(measure.predict(images), evaluator(prepared).predict(images))
 
 
 def test_what_is_said_of_inceptions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,8 +517,8 @@ def test_what_is_said_of_inceptions_weights(tmp_path: Path, monkeypatch: pytest.
     )
 
 
-def test_the_layers_that_torch_fidelity_takes(extractor: extractors.Extractor) -> None:
+def test_the_layers_that_torch_fidelity_takes(measure: Evaluator) -> None:
     """The Inception score is of logits, every other metric of features; the classifier stays uncompiled."""
-    layer = extractor.classifier.get_default_feature_layer_for_metric
+    layer = measure.classifier.network.get_default_feature_layer_for_metric
     assert (layer("isc"), layer("fid"), layer("kid")) == ("logits", "features", "features")
-    assert extractor.classifier.can_be_compiled() is False
+    assert measure.classifier.network.can_be_compiled() is False

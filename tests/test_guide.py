@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import SCHEDULES, ClassDenoiser, GaussianDenoiser, MixtureDenoiser, randn, time
+from oracles import PLANE, SCHEDULES, ClassDenoiser, GaussianDenoiser, MixtureDenoiser, randn, time
 from torch.nn import functional as F
 
 from ddpm.datasets import dataset as data
@@ -201,7 +201,7 @@ def test_the_loaded_guide_is_a_probability(trained: Layout) -> None:
     """Σ_y p(y | x_t) = 1, and its gradient reaches x_t."""
     classifier = guide.load(trained, "linear/seed0", "cpu")
     dataset = data.read(trained.output("data"))
-    x = dataset.scale(dataset.test.images[:3]).requires_grad_()
+    x = dataset.space.encode(dataset.test.images[:3]).requires_grad_()
     total = sum(classifier(x, time(20), torch.full((3,), k)).exp() for k in range(10))
     torch.testing.assert_close(total, torch.ones(3))
     (gradient,) = torch.autograd.grad(classifier(x, time(20), torch.arange(3)).sum(), x)
@@ -241,6 +241,6 @@ def test_points_have_no_guide(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     points = {f"{half}_images": torch.zeros(8, 2) for half in ("train", "test")}
     points |= {f"{half}_labels": torch.zeros(8, dtype=torch.int64) for half in ("train", "test")}
-    records.write_tensors(layout.output("data"), points, {"levels": "0", "classes": "2"})
+    records.write_tensors(layout.output("data"), points, {"space": PLANE.spec, "classes": 2})
     with pytest.raises(UserError, match="classifier guidance takes images"):
         execute("guide", *tiny().job("guide", "linear/seed0"), layout)

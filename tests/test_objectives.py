@@ -7,12 +7,13 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from oracles import SCHEDULES, alpha_bar, answering, betas, level_log_probability, randn, time
+from oracles import DIGITS, SCHEDULES, alpha_bar, answering, betas, level_log_probability, randn, time
 from torch.distributions import Normal, kl_divergence
 
 from ddpm.denoiser import Denoiser
 from ddpm.objectives import Objective, Target
 from ddpm.schedules import Linear, Schedule
+from ddpm.spaces import Pixels
 
 Tensor = torch.Tensor
 NAMES = list(SCHEDULES)
@@ -162,7 +163,9 @@ def test_one_bound_in_five_disguises(name: str, steps: int) -> None:
     expected = steps / math.log(2) * np.array(factor) * error
     for target in TARGETS:
         output = predicted(target, schedule, x0, eps, x0_hat, t)
-        loss = Objective(target=target, weighting="vlb").loss(answering(output), schedule, x0, eps, t, None, levels=17)
+        loss = Objective(target=target, weighting="vlb").loss(
+            answering(output), schedule, x0, eps, t, None, space=DIGITS
+        )
         assert loss.shape == (len(times),)
         np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-7, err_msg=target)
 
@@ -190,7 +193,7 @@ def test_simplified_losses(target: str, name: str) -> None:
     """000, "Simplified losses": ‖ε − ε̂‖², (1 − ᾱ) ‖s − ŝ‖², ‖x0 − x̂0‖²; plain squared error for v and µ too."""
     schedule, (x0, eps, t) = SCHEDULES[name](), sample(TIMES)
     output = randn(6, *x0.shape)
-    loss = Objective(target=target).loss(answering(output), schedule, x0, eps, t, None, levels=17)
+    loss = Objective(target=target).loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)
     for i, at in enumerate(TIMES):
         y = target_by_definition(target, name, 1000, x0[i], eps[i], at)
         weight = 1 - alpha_bar(name)[at] if target == "score" else 1
@@ -201,9 +204,9 @@ def test_score_loss_is_the_noise_loss() -> None:
     """000, "Simplified losses": (1 − ᾱ) ‖s − ŝ‖² is ‖ε − ε̂‖² for ŝ = −ε̂/σ."""
     schedule, (x0, eps, t) = SCHEDULES["linear"](), sample(TIMES)
     eps_hat = randn(7, *x0.shape)
-    by_noise = Objective(target="eps").loss(answering(eps_hat), schedule, x0, eps, t, None, levels=17)
+    by_noise = Objective(target="eps").loss(answering(eps_hat), schedule, x0, eps, t, None, space=DIGITS)
     by_score = Objective(target="score").loss(
-        answering(-eps_hat / schedule.sigma(t)), schedule, x0, eps, t, None, levels=17
+        answering(-eps_hat / schedule.sigma(t)), schedule, x0, eps, t, None, space=DIGITS
     )
     torch.testing.assert_close(by_noise, by_score, rtol=1e-12, atol=0)
 
@@ -247,8 +250,8 @@ def test_learned_variance_loss(target: str, vlb_weight: float, name: str) -> Non
     v = torch.rand(x0.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     output = torch.cat([predicted(target, schedule, x0, eps, x0_hat, t), 2 * v - 1], dim=1)
     learned = Objective(target=target, variance="learned", vlb_weight=vlb_weight)
-    loss = learned.loss(answering(output), schedule, x0, eps, t, None, levels)
-    simple = Objective(target=target).loss(answering(output[:, :1]), schedule, x0, eps, t, None, levels)
+    loss = learned.loss(answering(output), schedule, x0, eps, t, None, Pixels(SHAPE, levels))
+    simple = Objective(target=target).loss(answering(output[:, :1]), schedule, x0, eps, t, None, Pixels(SHAPE, levels))
     x_t = schedule.noisy(x0, eps, t)
     for i, at in enumerate(times):
         term = learned_vlb(name, steps, levels, x0[i], x_t[i], x0_hat[i], v[i], at)
@@ -265,9 +268,9 @@ def test_the_means_gradient_is_the_simple_losss(target: str, name: str) -> None:
     output = torch.cat([predicted(target, schedule, x0, eps, x0 + 0.1, t), randn(4, *x0.shape)], dim=1).requires_grad_()
     mean = output.detach()[:, :1].requires_grad_()
     objective = Objective(target=target, variance="learned", vlb_weight=10.0)
-    (both,) = torch.autograd.grad(objective.loss(answering(output), schedule, x0, eps, t, None, 17).sum(), output)
+    (both,) = torch.autograd.grad(objective.loss(answering(output), schedule, x0, eps, t, None, DIGITS).sum(), output)
     (alone,) = torch.autograd.grad(
-        Objective(target=target).loss(answering(mean), schedule, x0, eps, t, None, 17).sum(), mean
+        Objective(target=target).loss(answering(mean), schedule, x0, eps, t, None, DIGITS).sum(), mean
     )
     assert torch.equal(both[:, :1], alone)
     assert (both[:, 1:] != 0).all()
@@ -281,7 +284,7 @@ def test_the_variances_gradient(name: str) -> None:
     x0_hat, head = x0 + 0.3 * randn(5, *x0.shape), randn(6, *x0.shape)
     output = torch.cat([predicted("eps", schedule, x0, eps, x0_hat, t), head], dim=1).requires_grad_()
     loss = Objective(target="eps", variance="learned", vlb_weight=vlb_weight).loss(
-        answering(output), schedule, x0, eps, t, None, 17
+        answering(output), schedule, x0, eps, t, None, DIGITS
     )
     (gradient,) = torch.autograd.grad(loss.sum(), output)
     bar, beta = alpha_bar(name, steps), betas(name, steps)[at - 1]
@@ -307,7 +310,7 @@ def test_gradients_stay_finite(levels: int, far: float, dtype: torch.dtype) -> N
         mean = predicted(target, schedule, x0, eps, x0_hat, t)
         output = torch.cat([mean, torch.full_like(mean, head)], dim=1).to(dtype).requires_grad_()
         objective = Objective(target=target, weighting=weighting, variance="learned", vlb_weight=1.0)
-        loss = objective.loss(answering(output), schedule, x0.to(dtype), eps.to(dtype), t, None, levels)
+        loss = objective.loss(answering(output), schedule, x0.to(dtype), eps.to(dtype), t, None, Pixels(SHAPE, levels))
         (gradient,) = torch.autograd.grad(loss.sum(), output)
         wrong = (~gradient.isfinite()).nonzero().tolist()
         assert loss.dtype == dtype and bool(loss.isfinite().all())
@@ -353,7 +356,7 @@ def test_labels_reach_the_network_in_training(objective: Objective) -> None:
         return torch.cat([x] * heads, dim=1)
 
     (x0, eps, t), y = sample([1, 400]), torch.tensor([7, 3])
-    objective.loss(network, Linear(), x0, eps, t, y, 17, lambda: torch.ones_like(x0))
+    objective.loss(network, Linear(), x0, eps, t, y, DIGITS, lambda: torch.ones_like(x0))
     assert len(seen) == 1 and torch.equal(seen[0], y)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import GaussianDenoiser, log_normal, randn, time
+from oracles import DIGITS, PLANE, GaussianDenoiser, log_normal, randn, time
 
 from ddpm import rng
 from ddpm.datasets import dataset as data
@@ -14,6 +14,7 @@ from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.schedules import VPSDE, Geometric, Karras, Linear
+from ddpm.spaces import Pixels
 from ddpm.stages import likelihood, ode_likelihood
 
 Tensor = torch.Tensor
@@ -39,9 +40,9 @@ def model_log_density(denoiser: GaussianDenoiser, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_continuous_data(schedule) -> None:
-    """levels = 0: −log2 p per dimension, nothing added to the data."""
+    """A space without bins: −log2 p per dimension, nothing added to the data."""
     denoiser, x0 = GaussianDenoiser(schedule, 0.3, 0.5), 0.3 + 0.5 * randn(0, 6, 1, 2, 2)
-    found = ode_likelihood.ode(denoiser, x0, torch.arange(6), KEY, 0, 1, 1e-8, 1e-8)
+    found = ode_likelihood.ode(denoiser, x0, torch.arange(6), KEY, PLANE, 1, 1e-8, 1e-8)
     expected = -model_log_density(denoiser, x0).flatten(1).mean(1) / math.log(2)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -50,7 +51,7 @@ def test_continuous_data(schedule) -> None:
 def test_close_to_the_data(schedule) -> None:
     """Within 1e-3 nats per dimension of the data's own density, where prior and smallest level allow: m = 0."""
     denoiser, x0 = GaussianDenoiser(schedule, 0.0, 0.9), 0.9 * randn(0, 200, 1, 2, 2)
-    found = ode_likelihood.ode(denoiser, x0, torch.arange(200), KEY, 0, 1, 1e-7, 1e-7) * math.log(2)
+    found = ode_likelihood.ode(denoiser, x0, torch.arange(200), KEY, PLANE, 1, 1e-7, 1e-7) * math.log(2)
     expected = -log_normal(x0, 0.0, torch.tensor(0.81)).flatten(1).mean(1)
     assert abs(float(found.mean() - expected.mean())) < 1e-3
 
@@ -62,7 +63,7 @@ def test_dequantisation(levels: int) -> None:
     denoiser, index = GaussianDenoiser(schedule, 0.0, 0.6), torch.arange(7, 12)
     width = 2 / (levels - 1)
     grey = torch.randint(levels, (5, 1, 2, 2), generator=torch.Generator().manual_seed(0)).double()
-    found = ode_likelihood.ode(denoiser, grey * width - 1, index, KEY, levels, 1, 1e-8, 1e-8)
+    found = ode_likelihood.ode(denoiser, grey * width - 1, index, KEY, Pixels((1, 2, 2), levels), 1, 1e-8, 1e-8)
     u = rng.uniform(KEY, index, 0, (1, 2, 2))
     assert ((u > 0) & (u < 1)).all()
     spread = (grey + u - 0.5) * width - 1
@@ -74,7 +75,9 @@ def test_uniform_data_cost_log2_levels() -> None:
     """A density that is flat over the data costs −log2(density) − log2(width), whatever the level."""
     levels = 17
     denoiser = GaussianDenoiser(Linear(), 0.0, 30.0)
-    found = ode_likelihood.ode(denoiser, torch.zeros(2, 1, 2, 2).double(), torch.arange(2), KEY, levels, 1, 1e-8, 1e-8)
+    found = ode_likelihood.ode(
+        denoiser, torch.zeros(2, 1, 2, 2).double(), torch.arange(2), KEY, Pixels((1, 2, 2), levels), 1, 1e-8, 1e-8
+    )
     density = float(model_log_density(denoiser, torch.zeros(1).double()))
     torch.testing.assert_close(
         found, torch.full((2,), -density / math.log(2) - math.log2(2 / 16)).double(), atol=1e-3, rtol=0
@@ -84,8 +87,8 @@ def test_uniform_data_cost_log2_levels() -> None:
 def test_an_image_does_not_depend_on_its_batch() -> None:
     """Its dequantisation and probe are its own; the solver's tolerance is all that a batch shares."""
     denoiser, x0 = GaussianDenoiser(Linear(), 0.1, 0.5), randn(1, 6, 1, 2, 2).clamp(-1, 1)
-    whole = ode_likelihood.ode(denoiser, x0, torch.arange(6), KEY, 17, 2, 1e-8, 1e-8)
-    part = ode_likelihood.ode(denoiser, x0[4:], torch.arange(4, 6), KEY, 17, 2, 1e-8, 1e-8)
+    whole = ode_likelihood.ode(denoiser, x0, torch.arange(6), KEY, DIGITS, 2, 1e-8, 1e-8)
+    part = ode_likelihood.ode(denoiser, x0[4:], torch.arange(4, 6), KEY, DIGITS, 2, 1e-8, 1e-8)
     torch.testing.assert_close(whole[4:], part, rtol=0, atol=1e-6)
 
 
@@ -108,8 +111,8 @@ def test_more_probes_average_to_the_density_of_correlated_pixels() -> None:
     exact = -torch.distributions.MultivariateNormal(torch.zeros(2).double(), c).log_prob(x0.flatten(1)) / (
         2 * math.log(2)
     )
-    one = ode_likelihood.ode(denoiser, x0, torch.arange(n), KEY, 0, 1, 1e-5, 1e-5)
-    four = ode_likelihood.ode(denoiser, x0, torch.arange(n), KEY, 0, 4, 1e-5, 1e-5)
+    one = ode_likelihood.ode(denoiser, x0, torch.arange(n), KEY, PLANE, 1, 1e-5, 1e-5)
+    four = ode_likelihood.ode(denoiser, x0, torch.arange(n), KEY, PLANE, 4, 1e-5, 1e-5)
     spread = [float((v - exact).std()) for v in (one, four)]
     assert 1.7 < spread[0] / spread[1] < 2.3  # √4
     assert abs(float((four - exact).mean())) < 4 * spread[1] / n**0.5
@@ -144,8 +147,8 @@ def test_the_record(trained: Layout) -> None:
     dataset = data.read(trained.output("data"))
     denoiser = likelihood.load_denoiser(trained, NETWORK)
     denoiser.clip = False
-    x0 = dataset.scale(likelihood.reference(dataset, "test", 10))
-    parts = [ode_likelihood.ode(denoiser, x0[i], i, KEY, 17, 1, 1e-3, 1e-3) for i in torch.arange(10).split(4)]
+    x0 = dataset.space.encode(likelihood.reference(dataset, "test", 10))
+    parts = [ode_likelihood.ode(denoiser, x0[i], i, KEY, DIGITS, 1, 1e-3, 1e-3) for i in torch.arange(10).split(4)]
     bits = torch.cat(parts)
     assert found["bits_per_dim"] == pytest.approx(float(bits.mean()), rel=1e-12)
     assert found["standard_error"] == pytest.approx(float(bits.std()) / math.sqrt(10), rel=1e-12)

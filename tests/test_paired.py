@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import tables
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
@@ -131,9 +130,9 @@ def test_what_is_not_there_is_left_out(layout: Layout, spoil: str) -> None:
 def test_where_they_are_read(finished: Layout) -> None:
     """A section of table.md; none where there is nothing to compare, and no column without a value."""
     found = paired.differences(Results(GRID, finished))
-    text = tables.pairs_text(found)
+    text = paired.text(found)
     assert "## Differences in bits/dim" in text and text.count("/linear ") == 4
     assert text.count(f"| {best(finished, 'likelihood')}/linear ") >= 2
     assert f"{found['difference'][0]:.4f}" in text and f"{found['standard_error'][0]:.4f}" in text
-    assert tables.pairs_text(found.iloc[:0]) == ""
-    assert "std" not in tables.pairs_text(found.assign(std=math.nan)).split("\n\n")[-1]
+    assert paired.text(found.iloc[:0]) == ""
+    assert "std" not in paired.text(found.assign(std=math.nan)).split("\n\n")[-1]

@@ -188,7 +188,7 @@ def without(values: dict, name: str) -> dict:
     return {k: v for k, v in values.items() if k != name}
 
 
-TRAIN = {"steps": 1, "images_seen": 2, "parameters": 3, "levels": 17, "classes": 10, "shape": [1, 8, 8]}
+TRAIN = {"steps": 1, "images_seen": 2, "parameters": 3, "space": {}, "classes": 10}
 WORDS = ("stage", "code", "device", "hardware", "host", "status")
 TABLES = ("job", "inputs", "versions", "outputs", "bytes", "result", "costs")
 COSTS = {"started": "", "seconds": 1, "phases": {}, "peak_memory_mb": 1}

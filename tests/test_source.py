@@ -196,7 +196,12 @@ CHANGES = {
     "a dataset that is not used": ("datasets/mnist.py", "MNIST.load", uses("")),
     "training": ("stages/train.py", "learning_rate", uses("train")),
     "the bound": ("stages/likelihood.py", "stratified_times", uses("likelihood")),
-    "the tables": ("tables/__init__.py", "markdown", uses("table")),
+    "the tables": ("tables/markdown.py", "markdown", uses("table")),
+    "the space": ("spaces.py", "Pixels.decode", uses("data classifier train sample likelihood fidelity")),
+    "one metric": ("metrics/labels.py", "Diversity.compute", uses("fidelity")),
+    "a metric that these data do not have": ("metrics/sliced.py", "SlicedWasserstein.compute", uses("")),
+    "the extractor": ("metrics/extractors.py", "TrainedClassifier.__call__", uses("fidelity")),
+    "an extractor that is not used": ("metrics/extractors.py", "Inception.__call__", uses("")),
 }
 
 

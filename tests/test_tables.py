@@ -19,6 +19,7 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.validity import valid
+from ddpm.tables import columns, markdown, published
 
 torch.set_num_threads(1)
 
@@ -124,7 +125,7 @@ def test_columns_are_those_of_the_design(table: pd.DataFrame) -> None:
     """The columns that others read, in this order."""
     axes, spent = ["dataset", "objective", "schedule", "guidance", "sampler"], ["steps", "nfe", "seeds", "samples"]
     found = ["fid", "fid_std", "fid_binarized", "fid_binarized_std", "nll_bits_per_dim", "nll_std", "fid_over_topline"]
-    assert list(table.columns) == tables.COLUMNS
+    assert list(table.columns) == columns.COLUMNS
     assert list(table.columns[:10]) == [*axes, *spent, "fid"]
     assert set(found) <= set(table.columns[9:-2])
     assert list(table.columns[-2:]) == ["status", "reason"]
@@ -317,13 +318,13 @@ def test_reading_says_which_networks_are_worse_than_a_histogram(layout: Layout) 
                 edit(path, lambda record, value=value: record["result"].update(bound_bits_per_dim=value))
         return tables.collect(Results(GRID, layout))
 
-    best = tables.against_histograms(measured(eps=5.0, learned=2.0), GRID)
+    best = markdown.against_histograms(measured(eps=5.0, learned=2.0), GRID)
     assert (
         "**Worse than `histogram`: `eps/linear` (+2.56); better than `class-histogram`: `learned/linear` (-0.44).**"
         in best
     )
     between = measured(eps=2.4, learned=2.4)
-    assert "**Worse than `histogram`: none; better than `class-histogram`: none.**" in tables.against_histograms(
+    assert "**Worse than `histogram`: none; better than `class-histogram`: none.**" in markdown.against_histograms(
         between, GRID
     )
     predicts = {
@@ -331,19 +332,19 @@ def test_reading_says_which_networks_are_worse_than_a_histogram(layout: Layout) 
         for name in ("eps", "score")
     }
     worse = measured(eps=5.0)
-    assert "puts out x0 itself" in tables.against_histograms(worse, predicts["eps"])
-    assert "puts out x0 itself" not in tables.against_histograms(worse, predicts["score"])
-    assert "puts out x0 itself" not in tables.against_histograms(between, predicts["eps"])
+    assert "puts out x0 itself" in markdown.against_histograms(worse, predicts["eps"])
+    assert "puts out x0 itself" not in markdown.against_histograms(worse, predicts["score"])
+    assert "puts out x0 itself" not in markdown.against_histograms(between, predicts["eps"])
     write(layout)
     text = (layout.root / "table.md").read_text(encoding="utf-8")
-    assert tables.against_histograms(worse, GRID) in text and "nll_minus_histogram" in text
+    assert markdown.against_histograms(worse, GRID) in text and "nll_minus_histogram" in text
 
 
 def test_without_the_histogram_nothing_is_said_of_it(layout: Layout) -> None:
     """A missing baseline is a row that says so."""
     layout.record("fidelity", "histogram").unlink()
     found = tables.collect(Results(GRID, layout))
-    assert found["nll_minus_histogram"].isna().all() and tables.against_histograms(found, GRID) == ""
+    assert found["nll_minus_histogram"].isna().all() and markdown.against_histograms(found, GRID) == ""
     assert found.loc[3, "status"] == "missing"
 
 
@@ -473,7 +474,7 @@ def test_a_diverged_seed_makes_the_row_diverged(layout: Layout) -> None:
 def test_markdown_escapes_pipes() -> None:
     """A pipe in a cell stays in its cell; numbers are right-aligned and rounded, gaps empty."""
     frame = pd.DataFrame({"row": ["s(x|y)", "b"], "fid": [1.2345, None], "n": pd.array([3, None], dtype="Int64")})
-    lines = tables.markdown(frame).splitlines()
+    lines = markdown.markdown(frame).splitlines()
     cells = [[cell.strip() for cell in line.replace("\\|", "@").strip("|").split("|")] for line in lines]
     assert cells == [["row", "fid", "n"], [":--", "--:", "--:"], ["s(x@y)", "1.23", "3"], ["b", "", ""]]
     assert len({len(line) for line in lines}) == 1
@@ -492,7 +493,7 @@ def test_published_numbers_stand_beside_ours(table: pd.DataFrame) -> None:
             {"label": "b", "cell": {"objective": "nothing"}, "published": {"fid": 4.0, "fid_binarized": 1.0}},
         ],
     }
-    found, ours = tables.published(table, source), row(table, *CELL.split("/"))
+    found, ours = published.published(table, source), row(table, *CELL.split("/"))
     top, a, b = (found.iloc[i] for i in range(3))
     assert (top["FID published"], top["FID/top published"], top["FID/top ours"]) == (2.0, 1.0, 1.0)
     assert top["FID ours"] == table.loc[0, "fid"]

@@ -10,11 +10,13 @@ from sklearn.datasets import load_digits
 from ddpm.datasets.dataset import Data, Split, proportional, stratified
 from ddpm.errors import UserError
 from ddpm.metrics import distances, toplines
+from ddpm.spaces import Pixels
 from ddpm.stages.sample import draw_labels
 
 torch.set_num_threads(1)
 
 CLASSES, SIZE = 5, 4
+SPACE = Pixels((1, 8, 8), 17)
 DIGITS = torch.from_numpy(load_digits().target)
 
 
@@ -46,15 +48,15 @@ def test_labels_that_are_given_hold_each_class_in_proportion(count: int) -> None
     """Within one image of N p_c whatever N is, exactly N of them, and not in the order of the classes."""
     labels = DIGITS[:898]
     half = Split(torch.zeros(898, 1, 8, 8, dtype=torch.uint8), labels)
-    found = draw_labels(Data(half, half, 17, 10), "a", count)
+    found = draw_labels(Data(half, half, SPACE, 10), "a", count)
     share = labels.bincount() * (count / 898)
     assert len(found) == count
     assert ((found.bincount(minlength=10) - share).abs() < 1).all()
     if count > 10:
         assert not torch.equal(found, found.sort().values)
-    assert torch.equal(found, draw_labels(Data(half, half, 17, 10), "a", count))
+    assert torch.equal(found, draw_labels(Data(half, half, SPACE, 10), "a", count))
     if count >= 300:
-        assert not torch.equal(found, draw_labels(Data(half, half, 17, 10), "b", count))
+        assert not torch.equal(found, draw_labels(Data(half, half, SPACE, 10), "b", count))
 
 
 def test_stratified_images_are_different_ones_in_proportion() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from oracles import randn, time
+from oracles import PLANE, randn, time
 from PIL import Image
 from test_pipeline import ROOT, copy_project
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
@@ -27,6 +27,7 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.samplers import Sampler
 from ddpm.schedules import Geometric, Karras, Linear, Schedule
+from ddpm.spaces import Space
 from ddpm.stages import sample as sampling
 
 torch.set_num_threads(1)
@@ -255,9 +256,11 @@ def test_stored_points_are_exact(tmp_path: Path) -> None:
     execute("data", {"data": spec}, "0" * 16, layout)
     found, (train, test) = data.read(layout.output("data")), points.Ring(train=30, test=50, radius=2.0).load()
     assert torch.equal(found.train.images, train.images) and torch.equal(found.test.images, test.images)
-    assert (found.levels, found.classes, found.shape) == (0, 8, (2,))
+    low, high = train.images.amin(0), train.images.amax(0)
+    assert found.space == Space.fit({"method": "points"}, train.images) and (found.classes, found.shape) == (8, (2,))
+    assert torch.equal(found.space.bounds[0], low) and torch.equal(found.space.bounds[1], high)
     far = 1e3 * test.images
-    assert torch.equal(found.scale(far), far) and torch.equal(found.quantise(far), far)
+    assert torch.equal(found.space.encode(far), far) and torch.equal(found.space.decode(far), far)
     bits = -independent(points.Ring(radius=2.0).law()).log_prob(test.images.double()).mean() / (2 * math.log(2))
     record = records.read_record(layout.record("data"))
     assert record["result"]["test_bits_per_dim"] == pytest.approx(float(bits), rel=1e-12)
@@ -306,6 +309,7 @@ def test_frechet_distance_of_coordinates(tmp_path: Path) -> None:
     accuracy = records.read_record(layout.record("classifier"))["result"]["test_accuracy"]
     assert accuracy > 0.95
     job = {"images": 2000, "fidelity": {"extractor": "identity", "weights": ""}, "threads": 1}
+    job |= {"metrics": config.check(TOY).metrics, "needs": ["classifier"]}
     for name in ("real", "noise"):
         execute("fidelity", job | {"name": name}, "0" * 16, layout)
     real, noise = (records.read_record(layout.record("fidelity", n))["result"] for n in ("real", "noise"))
@@ -414,10 +418,10 @@ def test_figures_of_points(tree: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert min(pixels.shape) > 200 and len(np.unique(pixels)) > 50, path
     checked = config.check(config.merge(TOY, config.read(ROOT / "tests/tiny-toy.yaml")))
     layout = Layout(tree)
-    easel = Clouds(data.read(layout.output("data")), checked.job("data")[0]["data"])
+    renderer = Clouds(data.read(layout.output("data")), checked.job("data")[0]["data"])
     samples = {name: figures.samples_of(layout, cell) for name, cell in checked.runs.items()}
-    plane.scores_figure(layout, checked, easel, tmp_path / "scores.png")
-    plane.langevin_figure(layout, checked, easel, samples, tmp_path / "langevin.png")
+    plane.scores_figure(layout, checked, renderer, tmp_path / "scores.png")
+    plane.langevin_figure(layout, checked, renderer, samples, tmp_path / "langevin.png")
     for path in tmp_path.glob("*.png"):
         assert path.read_bytes() == (tree / "figures" / path.name).read_bytes()
 
@@ -425,11 +429,11 @@ def test_figures_of_points(tree: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_law_without_a_closed_form_is_estimated() -> None:
     """A kernel estimate has the mean of its points, is wider by its kernels alone, and is high where points are."""
     half = points.Moons(train=1500, test=2).load()[0]
-    both = data.Data(half, half, 0, 2)
+    both = data.Data(half, half, PLANE, 2)
     law, exact = law_of(both, {"name": "moons"})
     assert not exact and len(law.weights) == 1000
     torch.testing.assert_close(law.weights @ law.means, half.images[:1000].double().mean(0))
     inside = law.log_density(half.images[1000:]).mean()
     assert inside > law.log_density(half.images[1000:].flip(1)).mean() + 2
-    mixture_law, exact = law_of(data.Data(half, half, 0, 2), {"name": "mixture"})
+    mixture_law, exact = law_of(data.Data(half, half, PLANE, 2), {"name": "mixture"})
     assert exact and torch.equal(mixture_law.means, points.GaussianMixture().law().means)

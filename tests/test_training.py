@@ -24,6 +24,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import BASELINES
 from ddpm.schedules import Cosine
+from ddpm.spaces import Pixels
 from ddpm.stages import train as training
 from ddpm.times import Uniform
 
@@ -301,7 +302,7 @@ def batches(
     job: dict = {"name": name, "schedule": {"steps": steps}, "training": {"batch": size}}
     if dropout is not None:
         job["training"]["label_dropout"] = dropout
-    return training.Batches(data.Data(half, half, 256, 10), job, torch.device("cpu"))
+    return training.Batches(data.Data(half, half, Pixels((1, 2, 2)), 10), job, torch.device("cpu"))
 
 
 def numbers(x0: torch.Tensor) -> list[int]:

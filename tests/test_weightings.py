@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from oracles import EVERY, answering, exact_scales, level_log_probability, randn, time
+from oracles import DIGITS, EVERY, PLANE, answering, exact_scales, level_log_probability, randn, time
 from torch.distributions import Normal, kl_divergence
 
 from ddpm.objectives import Objective, Target
@@ -158,7 +158,7 @@ def test_weighting_is_the_same_for_every_target(weighting: str, name: str) -> No
     for target in TARGETS:
         objective = Objective(target=target, weighting=weighting, sigma_data=STD, gamma=3.0)
         network = answering(outputs(target, name, x0, eps, x0_hat))
-        loss = objective.loss(network, schedule, x0, eps, t, None, levels=17)
+        loss = objective.loss(network, schedule, x0, eps, t, None, space=DIGITS)
         np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-5, err_msg=target)
 
 
@@ -194,7 +194,7 @@ def test_learned_variance_by_the_bound_alone(target: str, name: str) -> None:
     x0, eps, raw, head = (randn(i, len(times), 1, 2, 2) for i in range(4))
     output = torch.cat([raw, 0.5 * head], dim=1).requires_grad_()
     objective = Objective(target=target, weighting="vlb", variance="learned", vlb_weight=123.0, sigma_data=STD)
-    loss = objective.loss(answering(output), schedule, x0, eps, t, None, levels=17)
+    loss = objective.loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)
     expected = []
     for i, at in enumerate(times):
         (alpha_s, sigma_s), (alpha, sigma) = (tuple(map(float, exact_scales(name, u, steps))) for u in (at - 1, at))
@@ -221,7 +221,7 @@ def test_the_bounds_decoder_trains_both_heads() -> None:
     objective = Objective(target="eps", weighting="vlb", variance="learned")
 
     def loss(output: Tensor) -> Tensor:
-        return objective.loss(answering(output), schedule, x0, eps, t, None, levels=17)[0]
+        return objective.loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)[0]
 
     beta = [25 * 1e-4, 25 * (1e-4 + (0.02 - 1e-4) / 39)]  # scaled by 1000/T
     noise = [beta[0], 1 - (1 - beta[0]) * (1 - beta[1])]
@@ -257,7 +257,7 @@ def test_sliced_score_matching_is_unbiased(weighting: str, name: str) -> None:
     objective = Objective(target="score", matching="sliced", weighting=weighting)
     x0, eps, t = randn(0, 2, 3), randn(1, 2, 3), torch.tensor([[30.0], [700.0]]).double()
     signs = [torch.tensor(s).double().expand(2, 3) for s in product((-1, 1), repeat=3)]
-    losses = [objective.loss(curved, schedule, x0, eps, t, None, 0, lambda s=s: s).detach() for s in signs]
+    losses = [objective.loss(curved, schedule, x0, eps, t, None, PLANE, lambda s=s: s).detach() for s in signs]
     weight = objective.weight(schedule, t).flatten()
     for i in range(2):
         scale = objective.parameterisation.input_scale(schedule, t[i])
@@ -288,7 +288,7 @@ def test_sliced_is_denoising_score_matching(name: str, t: float) -> None:
         found = []
         for matching in ("denoising", "sliced"):
             objective = Objective(target="score", matching=matching)
-            loss = objective.loss(network, schedule, 0.3 + 0.5 * z, eps, at, None, 0, lambda: torch.ones_like(z))
+            loss = objective.loss(network, schedule, 0.3 + 0.5 * z, eps, at, None, PLANE, lambda: torch.ones_like(z))
             found.append(torch.autograd.grad((w * loss).sum(), parameters)[0])
         return found
 

@@ -1,4 +1,4 @@
-"""Datasets: images as integer grey levels 0 … levels − 1, or points of continuous coordinates; labels; two halves."""
+"""Datasets: images or points as they are stored, their labels where they have any, and the two splits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,28 +10,36 @@ from ddpm import rng
 from ddpm.errors import UserError
 from ddpm.methods import Method
 from ddpm.pipeline.records import read_tensors
+from ddpm.spaces import Space
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
 class Split:
-    """One half of a dataset: images uint8 (N, C, H, W) of grey levels, or points float32 (N, D); labels int64 (N,)."""
+    """One split of a dataset: images as they are stored, uint8 (N, C, H, W) of grey levels or points float32 (N, D);
+    labels int64 (N,), or None where the data have none."""
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def groups(self) -> Tensor:
+        """The class of every image, int64 (N,): without labels all are of one."""
+        return torch.zeros(len(self.images), dtype=torch.int64) if self.labels is None else self.labels
 
 
 class Dataset(Method):
-    """A dataset's `load` gives its training and its test half.
+    """A dataset's `load` gives its training and its test split.
 
-    levels: number of grey levels; level k stands for 2k/(levels − 1) − 1 in [−1, 1]. 0 means continuous data.
-    std: about the standard deviation of a coordinate, in [−1, 1] for images: what a schedule's noise must outgrow.
-    shape, train and test: (C, H, W) of an image or (D,) of a point, and how many are in each half, so that a
+    space: the method of `ddpm.spaces` that stands between the images and a model, and what it does not measure itself.
+    classes: how many classes the labels 0, 1, … name; 0: there are no labels.
+    std: about the standard deviation of a coordinate of x, in [−1, 1] for pixels: what a schedule's noise must outgrow.
+    shape, train and test: (C, H, W) of an image or (D,) of a point, and how many are in each split, so that a
     configuration can be checked without the data; None where that is not known before.
     """
 
-    levels: ClassVar[int] = 256
+    space: ClassVar[dict[str, object]] = {"method": "pixels"}
     classes: ClassVar[int] = 10
     std: ClassVar[float] = 0.5
     shape: ClassVar[tuple[int, ...] | None] = None
@@ -46,48 +54,28 @@ class Dataset(Method):
         return None
 
 
-# ---- points in the plane, all of about the same size: coordinates of a standard deviation near 4 --------------------
-
-
 @dataclass(frozen=True)
 class Data:
-    """What every later stage reads: both halves, and what the dataset says of itself."""
+    """What every later stage reads: both splits, the space of their images, and how many classes there are."""
 
     train: Split
     test: Split
-    levels: int
+    space: Space
     classes: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image, (D,) of one point."""
-        return tuple(self.train.images.shape[1:])
-
-    @property
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest value of a coordinate: −1 and 1 of images; of points, the training half's."""
-        if self.levels:
-            return torch.tensor(-1.0), torch.tensor(1.0)
-        return self.train.images.amin(0), self.train.images.amax(0)
-
-    def scale(self, images: Tensor) -> Tensor:
-        """Grey levels → [−1, 1], float32; points stay as they are."""
-        return images.float() * (2 / (self.levels - 1)) - 1 if self.levels else images
-
-    def quantise(self, x: Tensor) -> Tensor:
-        """[−1, 1] → the nearest grey level, uint8; points stay as they are, float32."""
-        if not self.levels:
-            return x.float()
-        return ((x + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).to(torch.uint8)
+        """(C, H, W) of one x, (D,) of one point."""
+        return self.space.shape
 
 
 def read(path: Path) -> Data:
     """The stored dataset."""
     tensors, about = read_tensors(path)
-    train, test = (Split(tensors[f"{half}_images"], tensors[f"{half}_labels"]) for half in ("train", "test"))
-    if not {"levels", "classes"} <= about.keys():
-        raise UserError(f"{path}: does not say its levels and classes; delete it and run again")
-    return Data(train, test, int(about["levels"]), int(about["classes"]))
+    if not {"space", "classes"} <= about.keys():
+        raise UserError(f"{path}: does not say its space and classes; delete it and run again")
+    train, test = (Split(tensors[f"{half}_images"], tensors.get(f"{half}_labels")) for half in ("train", "test"))
+    return Data(train, test, Space.read(about["space"]), about["classes"])
 
 
 def reference(dataset: Data, half: str, count: int | None = None) -> Tensor:
@@ -105,11 +93,18 @@ def proportional(sizes: Tensor, count: int) -> Tensor:
     return whole
 
 
+def ranks(label: Tensor) -> Tensor:
+    """The place of every image among those of its class, from 0, in the order of `label` (N,): int64 (N,)."""
+    by_class, sizes = label.argsort(stable=True), label.bincount()
+    place = torch.empty_like(label)
+    place[by_class] = torch.arange(len(label)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return place
+
+
 def stratified(split: Split, count: int, *parts: object) -> Tensor:
-    """`count` different images of a half, its classes in their proportions, in an order that depends on `parts`."""
+    """`count` different images of a split, its classes in their proportions, in an order that depends on `parts`."""
     if count > len(split.images):
         raise UserError(f"images: {count} wanted, but there are {len(split.images)}")
-    _, label = split.labels.unique(return_inverse=True)
+    _, label = split.groups.unique(return_inverse=True)
     order, wanted = rng.permutation(len(label), *parts), proportional(label.bincount(), count)
-    rank = torch.nn.functional.one_hot(label[order]).cumsum(0).gather(1, label[order][:, None])[:, 0]
-    return split.images[order[rank <= wanted[label[order]]]]
+    return split.images[order[ranks(label[order]) < wanted[label[order]]]]

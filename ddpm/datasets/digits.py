@@ -18,7 +18,7 @@ class Digits(Dataset):
     """
 
     method = "digits"
-    levels = 17
+    space = {"method": "pixels", "levels": 17}
     shape = (1, 8, 8)
     train = 898
     test = 899

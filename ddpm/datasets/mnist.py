@@ -30,6 +30,7 @@ class MNIST(Dataset):
     """
 
     method = "mnist"
+    space = {"method": "pixels", "levels": 256}
     shape = (1, 28, 28)
     train = 60000
     test = 10000

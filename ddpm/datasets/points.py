@@ -19,7 +19,7 @@ class Points(Dataset):
     A point's label says which part of the law it was drawn from.
     """
 
-    levels = 0
+    space = {"method": "points"}
     std = 4.0
     shape = (2,)
     limits = {"seed": (0, None), "train": (1, None), "test": (2, None)}

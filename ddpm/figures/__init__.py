@@ -18,6 +18,7 @@ from ddpm.guidance import Guidance
 from ddpm.pipeline import records
 from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.measures import metrics
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
@@ -26,7 +27,7 @@ from ddpm.stages import guide
 from ddpm.stages.sample import chain, draw_labels, load_denoiser
 
 Tensor = torch.Tensor
-Easel = Images | Clouds
+Renderer = Images | Clouds
 
 
 def samples_of(layout: Layout, cell: Cell) -> Tensor:
@@ -38,25 +39,34 @@ def samples_of(layout: Layout, cell: Cell) -> Tensor:
     return torch.cat([images[:100][labels[:100].argsort(stable=True)], images[100:]])
 
 
-def scores(layout: Layout, grid: Grid) -> dict[str, float]:
-    """The FID of every cell, infinite where it diverged; the best first."""
-    found = {name: records.read_record(layout.record("fidelity", name))["result"] for name in grid.runs}
-    found = {name: result.get("fid", float("inf")) for name, result in found.items()}
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+def ranking(grid: Grid) -> tuple[str, str, float]:
+    """What pictures rank cells by, the first metric that these data have: its name and title, and 1 or −1 where less or
+    more of it is better."""
+    name = grid.metrics[0]
+    declared = metrics()[name]
+    return name, declared["title"], 1 if declared["direction"] == "↓" else -1
 
 
-def samples_figure(layout: Layout, grid: Grid, easel: Easel, samples: dict[str, Tensor], path: Path) -> None:
-    """Samples of every cell with its FID beside them, real images on top, best first."""
-    train = easel.dataset.train.images
+def scores(layout: Layout, grid: Grid) -> dict[str, float | None]:
+    """What every cell is ranked by, None where it diverged; the best first."""
+    name, _, sign = ranking(grid)
+    found = {cell: records.read_record(layout.record("fidelity", cell))["result"].get(name) for cell in grid.runs}
+    return dict(sorted(found.items(), key=lambda item: float("inf") if item[1] is None else sign * item[1]))
+
+
+def samples_figure(layout: Layout, grid: Grid, renderer: Renderer, samples: dict[str, Tensor], path: Path) -> None:
+    """Samples of every cell with what it is ranked by beside them, real images on top, best first."""
+    train = renderer.dataset.train.images
     real = records.read_record(layout.record("fidelity", "real"))["result"]
     order = rng.permutation(len(train), "shown")[: len(next(iter(samples.values())))]
-    rows = [("real training data", f"FID {real['fid']:.3g}", train[order])]
-    for name, fid in scores(layout, grid).items():
+    key, title, _ = ranking(grid)
+    rows = [("real training data", f"{title} {real[key]:.3g}", train[order])]
+    for name, value in scores(layout, grid).items():
         cell = grid.runs[name]
         if cell.seed == grid.config["seeds"][0]:
-            score = f"FID {fid:.3g}" if fid < float("inf") else "diverged"
-            rows.append((easel.label(cell.row), score, samples[name]))
-    easel.overview(rows, f"{grid.config['data']['name']}: samples, best FID first", path)
+            score = "diverged" if value is None else f"{title} {value:.3g}"
+            rows.append((renderer.label(cell.row), score, samples[name]))
+    renderer.overview(rows, f"{grid.config['data']['name']}: samples, best {title} first", path)
 
 
 def training_figure(layout: Layout, grid: Grid, path: Path) -> None:
@@ -103,10 +113,10 @@ def shrunk(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
     return x * float((schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).rsqrt())
 
 
-def forward_figure(grid: Grid, easel: Easel, path: Path) -> None:
+def forward_figure(grid: Grid, renderer: Renderer, path: Path) -> None:
     """x_t of one image, or of many points, at eleven times; a row per schedule (001, figure 6.1)."""
-    dataset = easel.dataset
-    x0 = dataset.scale(dataset.train.images[: easel.shown])
+    dataset = renderer.dataset
+    x0 = dataset.space.encode(dataset.train.images[: renderer.shown])
     eps = rng.normal(rng.key("forward"), torch.arange(len(x0)), 0, dataset.shape)
     names = list(dict.fromkeys(c.schedule for c in grid.runs.values()))
     strips = []
@@ -114,25 +124,25 @@ def forward_figure(grid: Grid, easel: Easel, path: Path) -> None:
         schedule = Schedule.make(grid.axis("schedule", name))
         times = torch.linspace(0, schedule.steps, 11, dtype=torch.float64).round()
         states = torch.stack([shrunk(schedule, schedule.noisy(x0, eps, t), t) for t in times])
-        strips.append(easel.strips(states, 0)[0][0])
+        strips.append(renderer.strips(states, 0)[0][0])
     columns = [f"t = {part}/10 T" if part else "t = 0" for part in range(11)]
     title = "The forward process x_t = α x0 + σ ε, divided by √(α² + σ²)"
-    table(path, strips, names, columns, easel.draw, title, easel.size)
+    table(path, strips, names, columns, renderer.draw, title, renderer.size)
 
 
-def denoising_figure(layout: Layout, grid: Grid, easel: Easel, path: Path) -> None:
-    """x_t on its way from noise to image, in the cell with the best FID (002, figure 1)."""
+def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path) -> None:
+    """x_t on its way from noise to image, in the best cell (002, figure 1)."""
     cell = grid.runs[next(iter(scores(layout, grid)))]
     network, by = grid.network(cell).name, grid.guide(cell)
     classifier = guide.load(layout, by.name, "cpu") if by else None
     denoiser = Guidance.make(grid.axis("guidance", cell.guidance))(load_denoiser(layout, network), classifier)
-    sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), easel.dataset, easel.shown
+    sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), renderer.dataset, renderer.shown
     labels = draw_labels(dataset, network, count) if denoiser.network.classes or classifier else None
     states = list(chain(denoiser, sampler, network, torch.arange(count), labels, dataset.shape))
     times, chosen = sampler.times(denoiser.schedule), torch.linspace(0, len(states) - 1, 11).round().long().unique()
     seen = torch.stack([shrunk(denoiser.schedule, states[i], times[i]) for i in chosen])
     columns = [f"t = {times[i]:.0f}" for i in chosen]
-    table(path, *easel.strips(seen, -1), columns, easel.draw, f"From noise to data: {cell.name}", easel.size)
+    table(path, *renderer.strips(seen, -1), columns, renderer.draw, f"From noise to data: {cell.name}", renderer.size)
 
 
 def write(run: Run) -> Outcome:
@@ -142,16 +152,16 @@ def write(run: Run) -> Outcome:
     folder, dataset = layout.root / "figures", data.read(layout.output("data"))
     run.recorder.record["inputs"] = Results(grid, layout).inputs("figures")
     run.files = layout.pictures(grid.pictures, grid.runs)
-    easel = Images(dataset) if dataset.levels else Clouds(dataset, grid.job("data")[0]["data"])
+    renderer = Images(dataset) if dataset.space.images else Clouds(dataset, grid.job("data")[0]["data"])
     samples = {name: samples_of(layout, cell) for name, cell in grid.runs.items()}
     for name, path in zip(grid.runs, layout.pictures([], grid.runs), strict=True):
-        easel.cell(samples[name], path)
-    samples_figure(layout, grid, easel, samples, folder / "samples.png")
+        renderer.cell(samples[name], path)
+    samples_figure(layout, grid, renderer, samples, folder / "samples.png")
     training_figure(layout, grid, folder / "training.png")
-    forward_figure(grid, easel, folder / "forward.png")
-    denoising_figure(layout, grid, easel, folder / "denoising.png")
-    if isinstance(easel, Clouds):
-        plane.scores_figure(layout, grid, easel, folder / "scores.png")
-        plane.langevin_figure(layout, grid, easel, samples, folder / "langevin.png")
-        plane.trajectories_figure(layout, grid, easel, folder / "trajectories.png")
+    forward_figure(grid, renderer, folder / "forward.png")
+    denoising_figure(layout, grid, renderer, folder / "denoising.png")
+    if isinstance(renderer, Clouds):
+        plane.scores_figure(layout, grid, renderer, folder / "scores.png")
+        plane.langevin_figure(layout, grid, renderer, samples, folder / "langevin.png")
+        plane.trajectories_figure(layout, grid, renderer, folder / "trajectories.png")
     return "ok", {}

@@ -13,13 +13,12 @@ from ddpm.figures.canvas import bare, save_figure, save_image
 Tensor = torch.Tensor
 
 
-def mosaic(images: Tensor, columns: int, levels: int, scale: int = 1, gap: int = 1) -> np.ndarray:
-    """Images (N, C, H, W) of grey levels in rows of `columns`, enlarged by `scale`, on grey; uint8 (H, W, 3)."""
+def mosaic(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np.ndarray:
+    """Images (N, C, H, W), uint8, 0 … 255, in rows of `columns`, enlarged by `scale`, on grey; uint8 (H, W, 3)."""
     n, _, h, w = images.shape
     rows = -(-n // columns)
     canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 96, dtype=np.uint8)
-    grey = (images.double() * (255 / (levels - 1))).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    for i, picture in enumerate(grey):
+    for i, picture in enumerate(images.permute(0, 2, 3, 1).numpy()):
         top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
         canvas[top : top + h, left : left + w] = picture
     return canvas.repeat(scale, 0).repeat(scale, 1)
@@ -33,16 +32,20 @@ class Images:
     def __init__(self, dataset: Data):
         self.dataset = dataset
 
-    def _mosaic(self, images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-        return mosaic(images, columns, self.dataset.levels, max(1, 48 // self.dataset.shape[1]), gap)
+    def _mosaic(self, stored: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+        images = self.dataset.space.to_images(stored)
+        return mosaic(images, columns, max(1, 48 // images.shape[2]), gap)
 
     def draw(self, axis: plt.Axes, picture: Tensor) -> None:
-        """One image of grey levels (C, H, W)."""
+        """One stored image (C, H, W)."""
         axis.imshow(self._mosaic(picture[None], 1, gap=0), interpolation="nearest")
 
     def strips(self, states: Tensor, clean: int) -> tuple[list[Tensor], list[str]]:
-        """States (S, N, C, H, W) in [−1, 1] as N strips of S images, with their names."""
-        return list(self.dataset.quantise(states).transpose(0, 1)), [f"image {i}" for i in range(states.shape[1])]
+        """States x (S, N, ...) as N strips of S stored images, with their names."""
+        decoded = self.dataset.space.decode(states.flatten(0, 1))
+        return list(decoded.unflatten(0, states.shape[:2]).transpose(0, 1)), [
+            f"image {i}" for i in range(states.shape[1])
+        ]
 
     @staticmethod
     def label(row: tuple[str, ...]) -> str:

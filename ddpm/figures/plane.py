@@ -28,7 +28,7 @@ def first(grid: Grid, **wanted: tuple[str, str]) -> Network:
     return max(grid.networks.values(), key=fits)
 
 
-def scores_figure(layout: Layout, grid: Grid, easel: Clouds, path: Path) -> None:
+def scores_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> None:
     """∇ log p(x_t) beside the network's estimate of it, and its error, at two noise levels (001, figure 3.1).
 
     At the smallest level the network has hardly seen points where the density is low, and errs there; more noise fills
@@ -36,8 +36,8 @@ def scores_figure(layout: Layout, grid: Grid, easel: Clouds, path: Path) -> None
     """
     network = first(grid, objective=("target", "score"), schedule=("method", "geometric"))
     denoiser = sampling.load_denoiser(layout, network.name)
-    exact, schedule = ExactDenoiser(easel.law, denoiser.schedule), denoiser.schedule
-    spread = float(easel.dataset.train.images.std(0).mean())
+    exact, schedule = ExactDenoiser(renderer.law, denoiser.schedule), denoiser.schedule
+    spread = float(renderer.dataset.train.images.std(0).mean())
     times = [torch.ones((), dtype=torch.float64), schedule.time_at(torch.tensor(0.7 * spread))]
     figure, axes = plt.subplots(2, 3, figsize=(10.2, 6.7), layout="constrained")
     for row, t in zip(axes, times, strict=True):
@@ -52,16 +52,18 @@ def scores_figure(layout: Layout, grid: Grid, easel: Clouds, path: Path) -> None
 
         arrows = []
         for axis, field in zip(row[:2], (lambda x, t=t: exact.score(x, t), learned), strict=True):
-            easel.density(axis, alpha, sigma)
-            arrows.append(easel.over(field, 21))
+            renderer.density(axis, alpha, sigma)
+            arrows.append(renderer.over(field, 21))
         longest = arrows[0].norm(dim=-1).max()
         for axis, field in zip(row[:2], arrows, strict=True):
-            easel.arrows(axis, field, float(longest))
-        picture = easel.shade(easel.window(row[2]), easel.over(error, 121), cmap="RdYlBu_r", norm=LogNorm(0.03, 3))
+            renderer.arrows(axis, field, float(longest))
+        picture = renderer.shade(
+            renderer.window(row[2]), renderer.over(error, 121), cmap="RdYlBu_r", norm=LogNorm(0.03, 3)
+        )
         figure.colorbar(picture, ax=row[2], shrink=0.85, ticks=[0.03, 0.1, 0.3, 1, 3], format="%g")
         row[0].set_ylabel(f"σ/α = {sigma / alpha:.2g}", fontsize=10)
     titles = (
-        "the law's score ∇ log p(x)" if easel.exact else "a kernel estimate's score ∇ log p(x)",
+        "the law's score ∇ log p(x)" if renderer.exact else "a kernel estimate's score ∇ log p(x)",
         f"the network's, {network.objective} · {network.schedule}",
         "its error, relative to the length of the score",
     )
@@ -81,7 +83,7 @@ def langevin_cells(grid: Grid) -> tuple[Cell, Cell] | None:
     return (both[0]["plain-langevin"], both[0]["langevin"]) if both else None
 
 
-def langevin_figure(layout: Layout, grid: Grid, easel: Clouds, samples: dict[str, Tensor], path: Path) -> None:
+def langevin_figure(layout: Layout, grid: Grid, renderer: Clouds, samples: dict[str, Tensor], path: Path) -> None:
     """Independent points of the law beside what plain and annealed Langevin dynamics make of one start, with the share
     of every mode (001, figure 3.2): by the exact scores, and below by the network's where the grid has such cells.
     """
@@ -91,11 +93,11 @@ def langevin_figure(layout: Layout, grid: Grid, easel: Clouds, samples: dict[str
         schedule = Schedule.make(grid.axis("schedule", cells[0].schedule))
         plain, annealed = (Sampler.make(grid.axis("sampler", cell.sampler)) for cell in cells)
     else:
-        spread = float(easel.dataset.train.images.std(0).mean())
+        spread = float(renderer.dataset.train.images.std(0).mean())
         name, schedule = "langevin", Geometric(sigma_min=0.07 * spread, sigma_max=3.5 * spread)
         plain = PlainLangevin(300, step_size=schedule.sigma_min**2)
         annealed = Langevin(10, corrections=100, step_size=0.5 * schedule.sigma_min**2)
-    real, exact = easel.dataset.test.images, ExactDenoiser(easel.law, schedule)
+    real, exact = renderer.dataset.test.images, ExactDenoiser(renderer.law, schedule)
     walks = [list(sampling.chain(exact, s, name, torch.arange(len(real)), None, (2,))) for s in (plain, annealed)]
     panels = [
         ("independent points", real),
@@ -109,24 +111,24 @@ def langevin_figure(layout: Layout, grid: Grid, easel: Clouds, samples: dict[str
     figure.get_layout_engine().set(h_pad=0.08)
     for i, (axis, (title, points)) in enumerate(zip(axes.flat, panels, strict=True)):
         by = "" if i % 3 == 0 else ", exact score" if i < 3 else ", the network's score"
-        easel.density(axis)
-        easel.scatter(axis, points)
+        renderer.density(axis)
+        renderer.scatter(axis, points)
         axis.set_title(title + by, fontsize=10)
-        axis.set_xlabel("" if i == 3 else easel.shares(points), fontsize=9)
+        axis.set_xlabel("" if i == 3 else renderer.shares(points), fontsize=9)
     save_figure(figure, path)
 
 
-def trajectories_figure(layout: Layout, grid: Grid, easel: Clouds, path: Path) -> None:
+def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> None:
     """The reverse SDE and the probability-flow ODE from the same noise to data (003, "SDE-based generative model").
 
     Along the direction u in which the data vary most, uᵀx_t/√(α² + σ²) against t: shaded, the density that the forward
     process gives it; drawn, paths of the network; at the ends, the prior, and what many paths end in beside the law.
     """
     network = first(grid, schedule=("method", "vp-sde"))
-    denoiser, points = sampling.load_denoiser(layout, network.name), easel.dataset.train.images.double()
+    denoiser, points = sampling.load_denoiser(layout, network.name), renderer.dataset.train.images.double()
     schedule, u = denoiser.schedule, torch.linalg.eigh(points.T.cov())[1][:, -1]
     u = u * (1 if u.sum() > 0 else -1)
-    law, spread = easel.law.along(u), points @ u
+    law, spread = renderer.law.along(u), points @ u
     low, high = min(-3.5, 1.1 * float(spread.min())), max(3.5, 1.1 * float(spread.max()))
     place = torch.linspace(low, high, 300, dtype=torch.float64)
     steps = min(200, schedule.steps), min(50, schedule.steps)
@@ -143,9 +145,9 @@ def trajectories_figure(layout: Layout, grid: Grid, easel: Clouds, path: Path) -
         columns = [law.log_density((place * c)[:, None], a, s) for c, a, s in zip(scale, alpha, sigma, strict=True)]
         field = torch.stack([(0.5 * (column - column.max())).exp() for column in columns], dim=1)
         row[1].pcolormesh(times, place, field, cmap=SHADE, vmin=0, vmax=1, shading="gouraud")
-        index = torch.arange(easel.shown)
+        index = torch.arange(renderer.shown)
         states = torch.stack(list(sampling.chain(denoiser, sampler, network.name, index, None, (2,)))).double()
-        paths, hues = states @ u / scale[:, None], easel.hue(states[-1])
+        paths, hues = states @ u / scale[:, None], renderer.hue(states[-1])
         for i in range(24):
             row[1].plot(times, paths[:, i], color=HUES(float(hues[i])), linewidth=0.9)
         row[0].fill_betweenx(place, -torch.exp(-(place**2) / 2), 0, color=SHADE(255), linewidth=0)

@@ -1,12 +1,16 @@
 """Feature extractors."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm.errors import UserError
+from ddpm.methods import Method
 from ddpm.networks.classifier import Classifier
 from ddpm.pipeline.records import read_tensors, sha256
 
@@ -26,10 +30,10 @@ class ClassifierExtractor(FeatureExtractorBase):
         super().__init__(name, features_list)
         tensors, _ = read_tensors(Path(feature_extractor_weights_path))
         self.scale = float(tensors.pop("scale"))
-        side = int(tensors.pop("side"))
-        first, last = tensors["body.0.weight" if side else "body.1.weight"], tensors["head.weight"]
-        self.shape = (first.shape[1], side, side) if side else (first.shape[1],)
-        self.dtype = torch.uint8 if side else torch.float32
+        size = image_size(tensors.pop("side"))
+        first, last = tensors["body.0.weight" if size else "body.1.weight"], tensors["head.weight"]
+        self.shape = (first.shape[1], *size)
+        self.dtype = torch.uint8 if size else torch.float32
         self.network = Classifier(self.shape, last.shape[0], width=first.shape[0], features=last.shape[1])
         self.network.load_state_dict(tensors)
         self.eval()
@@ -58,9 +62,16 @@ class ClassifierExtractor(FeatureExtractorBase):
         return tuple(found[name] for name in self.features_list)
 
 
-def grey(images: Tensor, levels: int) -> Tensor:
-    """Grey levels 0 … levels − 1 → 0 … 255, uint8, rounded; points (levels = 0) stay as they are."""
-    return (images.double() * (255 / (levels - 1))).round().to(torch.uint8) if levels else images
+def side(shape: tuple[int, ...]) -> Tensor:
+    """Height and width of images of this shape as a file of weights has them, int64: (2,), a single number where both
+    are equal, and 0 for points."""
+    size = shape[1:] or (0,)
+    return torch.tensor(size[0] if len(set(size)) == 1 else size)
+
+
+def image_size(side: Tensor) -> tuple[int, ...]:
+    """(H, W) from what `side` made of them; () for points."""
+    return tuple(side.expand(2).tolist()) if side.any() else ()
 
 
 def centred(images: Tensor) -> Tensor:
@@ -96,32 +107,89 @@ def inception(weights: str) -> FeatureExtractorBase:
         ) from None
 
 
-class Extractor:
-    """The extractor of a configuration: images as grey levels → features (N, D), float64, and class logits."""
+@dataclass(frozen=True, eq=False)
+class Extractor(Method):
+    """Base of the feature extractors, each loaded where it is first asked for something.
 
-    def __init__(self, spec: dict, weights: Path, levels: int, device: str = "cpu"):
-        self.levels, self.device, self.is_inception = levels, device, spec["extractor"] == "inception"
-        self.classifier = ClassifierExtractor("ddpm-classifier", ["features", "logits"], str(weights)).to(device)
-        if spec["extractor"] == "identity":
-            self.network, self.hash = lambda images: (images.flatten(1),), "identity"
-            return
-        self.network = inception(spec["weights"]).to(device).eval() if self.is_inception else self.classifier
-        file = spec["weights"] if self.is_inception else weights
-        self.hash = sha256(file)[:12] if file else self.network.get_name()
+    Planning reads the class's attributes without importing it, so they are literals:
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, binarized: bool = False) -> Tensor:
-        found = []
-        for batch in images.split(64 if self.is_inception else 512):
-            batch = grey(batch, self.levels).to(self.device)
-            batch = binarize(batch) if binarized else batch
-            if self.is_inception:
-                batch = batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
-            found.append(self.network(batch)[0].double().cpu())
-        return torch.cat(found)
+    requires: what it needs of the data, see `ddpm.pipeline.measures`.
+    counted:  how many features it has: a number, `coordinates` for one per coordinate of an image, or the key of the
+              configuration that says so.
+    batch:    how many images it takes at once.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    counted: ClassVar[int | str] = "coordinates"
+    batch: ClassVar[int] = 512
+    weights: str = ""
+    device: str = "cpu"
+
+    @property
+    def hash(self) -> str:
+        """What tells its values from those of others: two FIDs are comparable only if it is the same."""
+        raise NotImplementedError
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), uint8, or points (B, D) → features (B, D), on the device."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedClassifier(Extractor):
+    """The layer below the logits of the classifier that the `classifier` stage trains; `weights` is its file."""
+
+    method = "classifier"
+    requires = ("classifier",)
+    counted = "classifier.features"
+
+    @cached_property
+    def network(self) -> ClassifierExtractor:
+        return ClassifierExtractor("ddpm-classifier", ["features", "logits"], self.weights).to(self.device)
+
+    @property
+    def hash(self) -> str:
+        return sha256(self.weights)[:12]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
 
     def predict(self, images: Tensor) -> Tensor:
-        """The classifier's label of every image, int64 (N,)."""
-        return torch.cat(
-            [self.classifier(grey(b, self.levels).to(self.device))[1].argmax(1).cpu() for b in images.split(512)]
-        )
+        """The most likely label of every image, int64 (B,)."""
+        return self.network(images)[1].argmax(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Inception(Extractor):
+    """torch-fidelity's Inception-v3 (Szegedy et al. 2016), with the weights of the field's FID."""
+
+    method = "inception"
+    requires = ("images",)
+    counted = 2048
+    batch = 64
+
+    @cached_property
+    def network(self) -> FeatureExtractorBase:
+        return inception(self.weights).to(self.device).eval()
+
+    @property
+    def hash(self) -> str:
+        return sha256(self.weights)[:12] if self.weights else self.network.get_name()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Grey images become three equal channels."""
+        return self.network(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Identity(Extractor):
+    """No features: the coordinates themselves."""
+
+    method = "identity"
+
+    @property
+    def hash(self) -> str:
+        return "identity"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1)

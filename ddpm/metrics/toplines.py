@@ -22,7 +22,7 @@ import torch
 from scipy.stats import gamma
 
 from ddpm import rng
-from ddpm.datasets.dataset import proportional
+from ddpm.datasets.dataset import proportional, ranks
 
 Tensor = torch.Tensor
 # Draws per topline: as many as cost about this many multiplications, and between these bounds.
@@ -55,10 +55,7 @@ def by_chance(sizes: Tensor, count: int, draw: int) -> Tensor:
 def shuffled(label: Tensor, draw: int) -> tuple[Tensor, Tensor]:
     """The images (n,) in a random order, and the place of each among its class in that order, from 0."""
     order = rng.permutation(len(label), "topline", draw)
-    by_class, sizes = label[order].argsort(stable=True), label.bincount()
-    place = torch.empty_like(order)
-    place[by_class] = torch.arange(len(label)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    return order, place
+    return order, ranks(label[order])
 
 
 def moments(features: Tensor, label: Tensor, wanted: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain, product
-from math import prod
 
 from ddpm import terminal
 from ddpm.errors import UserError
 from ddpm.limits import conflicts, outside
-from ddpm.pipeline import fingerprints
+from ddpm.pipeline import fingerprints, measures
 
 AXES = {
     "objective": ("objectives", "ddpm.objectives"),
@@ -108,6 +107,8 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
     yield _of_method("network", "method", config.get("network"), known, lambda v, d=known: d[v["method"]])
     yield _of_data(config)
     yield _of_points(config)
+    yield _of_labels(config)
+    yield _of_extractor(config)
     schedules = config.get("schedules")
     for name in schedules if isinstance(schedules, dict) else ():
         yield _of_end(config, name)
@@ -123,10 +124,15 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
     yield _of_pairs(config)
 
 
+def given(config: dict) -> set[str]:
+    """What the data give to who requires something (`ddpm.pipeline.measures`); nothing where they are unknown."""
+    known = datasets().get(config["data"]["name"])
+    return set() if known is None else measures.given(known.attributes)
+
+
 def continuous(config: dict) -> bool:
     """Whether the data are points of continuous coordinates instead of images."""
-    known = datasets().get(config["data"]["name"])
-    return known is not None and known.attributes["levels"] == 0
+    return "points" in given(config)
 
 
 def _of_points(config: dict) -> Iterator[str]:
@@ -136,12 +142,27 @@ def _of_points(config: dict) -> Iterator[str]:
     points = f"takes images, and data.name {config['data']['name']!r} gives points"
     if config["network"]["method"] == "unet":
         yield f"network.method: 'unet' {points}: it must be mlp"
-    if config["fidelity"]["extractor"] == "inception":
-        yield f"fidelity.extractor: 'inception' {points}: it must be identity or classifier"
     used = {name for block in config["grid"] for name in block["guidance"]}
     for name, value in config["guidances"].items():
         if name in used and value["method"] == "classifier":
             yield f"guidances.{name}.method: the guide of 'classifier' {points}: it must be none or cfg"
+
+
+def _of_labels(config: dict) -> Iterator[str]:
+    """What only labelled data can be used with."""
+    if (there := given(config)) and "labels" not in there:
+        used = {name for block in config["grid"] for name in block["guidance"]}
+        for name, value in config["guidances"].items():
+            attributes = source_of("guidance", value).attributes
+            if name in used and (attributes["guide"] or attributes["labels"] == "conditional"):
+                takes = f"{value['method']!r} takes labels, and data.name {config['data']['name']!r} has none"
+                yield f"guidances.{name}.method: {takes}: it must be none"
+
+
+def _of_extractor(config: dict) -> Iterator[str]:
+    """An extractor that these data cannot have."""
+    if there := given(config):
+        yield from measures.mistakes(config["fidelity"]["extractor"], config["data"]["name"], there)
 
 
 def _of_data(config: dict) -> Iterator[str]:
@@ -179,14 +200,15 @@ def _of_count(config: dict, section: str, half: str) -> Iterator[str]:
 def _of_features(config: dict) -> Iterator[str]:
     """No more images than features: a covariance of lower rank, which only looks like a FID."""
     data, extractor, images = _dataset(config), config["fidelity"]["extractor"], config["sampling"]["images"]
-    if data["shape"] is None or (extractor == "inception" and continuous(config)):
+    if data["shape"] is None or any(_of_extractor(config)):
         return
-    features = {"inception": 2048, "identity": prod(data["shape"])}.get(extractor, config["classifier"]["features"])
-    key = "classifier.features: " if extractor == "classifier" else f"fidelity.extractor: {extractor!r} has "
+    features, counted = measures.features(extractor, data["shape"], config), measures.extractors()[extractor]["counted"]
+    configured = "." in str(counted)
+    key = f"{counted}: " if configured else f"fidelity.extractor: {extractor!r} has "
     halves = [(data[half], half) for half in ("train", "test") if data[half] is not None]
     fewest, half = min(halves, default=(features + 1, ""))
     if fewest <= features:
-        cure = "it must be" if extractor == "classifier" else "take an extractor of"
+        cure = "it must be" if configured else "take an extractor of"
         yield (
             f"{key}{features} features; FID needs more images than that, but sampling.images is {images} and the "
             f"{half} half of {config['data']['name']!r} holds {fewest}: {cure} at most {fewest - 1}"

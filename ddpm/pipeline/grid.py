@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from ddpm.pipeline import fingerprints
-from ddpm.pipeline.catalogue import AXES, complete, continuous, incompatibility, source_of
-from ddpm.pipeline.stages import AGGREGATES, BASELINES, EXECUTION, HISTOGRAMS, STAGES, Job
+from ddpm.pipeline import fingerprints, measures
+from ddpm.pipeline.catalogue import AXES, complete, continuous, given, incompatibility, source_of
+from ddpm.pipeline.stages import AGGREGATES, BASELINES, EXECUTION, STAGES, Job
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,22 @@ class Grid:
         """The cells that are run, by name."""
         return {c.name: c for c in self.cells if not c.reason}
 
-    @property
+    @cached_property
     def baselines(self) -> list[str]:
-        """The rows without a network: points of continuous coordinates have no histograms."""
-        return [b for b in BASELINES if not (continuous(self.config) and b in HISTOGRAMS)]
+        """The rows without a network that these data can have."""
+        there = measures.possible(measures.baselines(), given(self.config))
+        return [baseline for baseline in BASELINES if baseline in there]
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The metrics that these data can have."""
+        return measures.possible(measures.metrics(), given(self.config))
+
+    @cached_property
+    def needs(self) -> list[str]:
+        """What has to be made for the metrics and the extractor, `classifier` or nothing; figures do not read it."""
+        fidelity = self.config.get("fidelity")
+        return measures.needs(fidelity["extractor"], given(self.config)) if fidelity else []
 
     @cached_property
     def networks(self) -> dict[str, Network]:

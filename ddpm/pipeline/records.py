@@ -29,7 +29,7 @@ FORM = {
 }
 # Of every result, by stage: what tables and status read from it.
 RESULTS = {
-    "train": ("steps", "images_seen", "parameters", "levels", "classes", "shape"),
+    "train": ("steps", "images_seen", "parameters", "space", "classes"),
     "guide": ("classes", "shape"),
     "sample": ("images", "steps", "nfe"),
     "fidelity": ("images", "extractor", "fid"),
@@ -90,8 +90,8 @@ def write_json(path: str | Path, value: object) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: dict, about: dict[str, str] | None = None) -> None:
-    """Tensors by name as a safetensors file, atomically; `about` is its metadata."""
+def write_tensors(path: Path, tensors: dict, about: dict | None = None) -> None:
+    """Tensors by name as a safetensors file, atomically; `about` is its metadata, as JSON."""
     from safetensors.torch import save
 
     # One key only: safetensors writes several in an order of its own, other bytes at every call.
@@ -101,7 +101,7 @@ def write_tensors(path: Path, tensors: dict, about: dict[str, str] | None = None
         temporary.write_bytes(content)
 
 
-def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict, dict]:
     """Tensors by name and what the file says of itself; UserError where it is missing or torn."""
     from safetensors import SafetensorError, safe_open
 

@@ -7,6 +7,7 @@ that of the network, the cell or the baseline that it is for; of the stages that
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ddpm.pipeline import fingerprints
@@ -26,9 +27,8 @@ NETWORK, CELL = "eps/linear/unconditional/seed0", "eps/linear/none/ddim/seed0"
 EXECUTION = ("device", "jobs_per_gpu", "checkpoint_seconds")
 
 # The rows without a network (`ddpm.baselines`): real training images, with classes in proportion and by chance
-# (ceilings), uniform noise (floor), and histograms, which images alone have.
-HISTOGRAMS = ("histogram", "class-histogram")
-BASELINES = ("real", "real-by-chance", "noise", *HISTOGRAMS)
+# (ceilings), uniform noise (floor), and histograms.
+BASELINES = ("real", "real-by-chance", "noise", "histogram", "class-histogram")
 
 
 class Stage:
@@ -91,13 +91,19 @@ class Stage:
         return self.record.format(name=name)
 
     def roots(self, job: dict) -> frozenset[Root]:
-        """Where the code of a job starts: the stage's entry, and the methods that it names."""
-        return frozenset({self.entry} | self.methods(job))
+        """Where the code of a job starts: the stage's entry, the methods that it names, and every space."""
+        return frozenset({self.entry} | self.methods(job) | declared("ddpm.spaces", "Space"))
 
     def environment(self, job: dict) -> dict[str, str]:
         """The installed versions of the packages that a job's numbers depend on: of those that its code names."""
         named = fingerprints.packages(self.roots(job))
         return {package: v for package, v in versions().items() if IMPORTS.get(package, package) in named}
+
+
+def declared(module: str, base: str, names: Iterable[str] | None = None) -> set[Root]:
+    """The classes of the methods below `base` that are of these names, or all of them."""
+    found = fingerprints.methods(module, base)
+    return {(method.module, method.name) for name, method in found.items() if names is None or name in names}
 
 
 def on_axes(part: dict) -> set[Root]:
@@ -149,6 +155,9 @@ class ClassifierStage(Stage):
     files = {"weights": "classifier/weights.safetensors"}
     section = "classifier"
     gpu = False
+
+    def serving(self, grid: Grid, cell: Cell) -> str | None:
+        return "" if self.name in grid.needs else None
 
     def job(self, grid: Grid, name: str) -> dict:
         return DataStage().job(grid) | {"classifier": grid.config["classifier"], "threads": grid.config["threads"]}
@@ -284,18 +293,21 @@ class FidelityStage(Stage):
             "name": name,
             "images": grid.config["sampling"]["images"],
             "fidelity": grid.config["fidelity"],
+            "metrics": grid.metrics,
+            "needs": grid.needs,
             "threads": grid.config["threads"],
         }
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         samples = {} if name in BASELINES else {"samples": ("sample", name)}
-        return {"data": ("data", "")} | samples | {"extractor": ("classifier", "")}
+        extractor = {"extractor": ("classifier", "")} if "classifier" in job["needs"] else {}
+        return {"data": ("data", "")} | samples | extractor
 
     def methods(self, job: dict) -> set[Root]:
-        if job["name"] not in BASELINES:
-            return set()
-        # All of them, because they are one batch.
-        return {(b.module, b.name) for b in fingerprints.methods("ddpm.baselines", "Baseline").values()}
+        found = declared("ddpm.metrics", "Metric", job["metrics"])
+        found |= declared("ddpm.metrics", "Extractor", [job["fidelity"]["extractor"]])
+        # All baselines, because they are one batch.
+        return found | (declared("ddpm.baselines", "Baseline") if job["name"] in BASELINES else set())
 
     def processes(self, job: dict) -> int:
         """How many processes compute one job together, by its job or its configuration."""
@@ -388,6 +400,9 @@ class TableStage(Aggregate):
         "costs": "costs.csv",
     }
     reads = ("data", "classifier", "train", "guide", "likelihood", "ode_likelihood", "sample", "fidelity")
+
+    def roots(self, job: dict) -> frozenset[Root]:
+        return frozenset({self.entry})  # records and numbers alone: no space
 
 
 class FiguresStage(Aggregate):

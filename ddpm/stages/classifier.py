@@ -7,7 +7,7 @@ from tqdm import tqdm
 from ddpm import rng
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Split
-from ddpm.metrics.extractors import centred, grey
+from ddpm.metrics.extractors import centred, side
 from ddpm.networks.classifier import Classifier
 from ddpm.pipeline.run import Outcome, Run
 
@@ -15,13 +15,14 @@ Tensor = torch.Tensor
 
 
 def train(run: Run) -> Outcome:
-    """The `classifier` stage: the feature extractor, trained on the training half."""
+    """The `classifier` stage: the feature extractor, trained on the training split."""
     dataset, settings = data.read(run.inputs["data"]), run.settings
     torch.manual_seed(rng.key("classifier", settings["seed"]) & (2**63 - 1))
-    network = Classifier(dataset.shape, dataset.classes, settings["width"], settings["features"])
+    shape = tuple(dataset.train.images.shape[1:])
+    network = Classifier(shape, dataset.classes, settings["width"], settings["features"])
 
-    def inputs(half: Split) -> Tensor:
-        return centred(grey(half.images, dataset.levels))
+    def inputs(split: Split) -> Tensor:
+        return centred(dataset.space.to_images(split.images))
 
     images, labels = inputs(dataset.train), dataset.train.labels
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], fused=True)
@@ -39,10 +40,7 @@ def train(run: Run) -> Outcome:
     with torch.no_grad():
         features = torch.cat([network.features(b) for b in images.split(512)]).double()
         guessed = torch.cat([network(b).argmax(1) for b in inputs(dataset.test).split(512)])
-    tensors = network.state_dict() | {
-        "scale": (features.var(0).mean()).sqrt(),
-        "side": torch.tensor(dataset.shape[1] if dataset.levels else 0),
-    }
-    run.write("weights", tensors)
+    scale = features.var(0).mean().sqrt()
+    run.write("weights", network.state_dict() | {"scale": scale, "side": side(shape)})
     accuracy = (guessed == dataset.test.labels).double().mean()
     return "ok", {"test_accuracy": round(float(accuracy), 6)}

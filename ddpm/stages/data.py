@@ -3,7 +3,9 @@
 import math
 
 from ddpm.datasets.dataset import Dataset
+from ddpm.errors import UserError
 from ddpm.pipeline.run import Outcome, Run
+from ddpm.spaces import Space
 
 
 def prepare(run: Run) -> Outcome:
@@ -11,13 +13,16 @@ def prepare(run: Run) -> Outcome:
     spec = dict(run.job["data"])
     dataset = Dataset.make({"method": spec.pop("name")} | spec)
     train, test = dataset.load()
-    tensors = {
-        "train_images": train.images,
-        "train_labels": train.labels,
-        "test_images": test.images,
-        "test_labels": test.labels,
-    }
-    run.write("images", tensors, {"levels": str(dataset.levels), "classes": str(dataset.classes)})
+    tensors = {}
+    for name, split in (("train", train), ("test", test)):
+        if (split.labels is not None) != bool(dataset.classes):
+            said = f"data.name: {dataset.method!r} names {dataset.classes} classes"
+            raise UserError(f"{said}, but its {name} split has {'no ' * (split.labels is None)}labels")
+        tensors[f"{name}_images"] = split.images
+        if split.labels is not None:
+            tensors[f"{name}_labels"] = split.labels
+    about = {"space": Space.fit(dataset.space, train.images).spec, "classes": dataset.classes}
+    run.write("images", tensors, about)
     counts: dict[str, object] = {"train": len(train.images), "test": len(test.images)}
     if (exact := dataset.log_density(test.images)) is not None:
         # What no likelihood model can beat by more than chance: −log p of the test split under its own density.

@@ -22,6 +22,7 @@ from ddpm.datasets.dataset import reference
 from ddpm.denoiser import Denoiser
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.schedules import Schedule
+from ddpm.spaces import Space
 from ddpm.stages.sample import load_denoiser
 
 Tensor = torch.Tensor
@@ -62,7 +63,7 @@ def vlb(
     x0: Tensor,
     index: Tensor,
     key: int,
-    levels: int,
+    space: Space,
     times: int,
     large: bool,
     batch: int,
@@ -92,7 +93,7 @@ def vlb(
         clean, at = x0[image], t[image, which].reshape(-1, *[1] * (x0.ndim - 1))
         x_t = schedule.noisy(clean, eps[image, which], at)
         prediction = denoiser(x_t, at)
-        terms.append(vlb_term(schedule, clean, x_t, prediction.x0, prediction.v, at, levels, large).double().cpu())
+        terms.append(vlb_term(schedule, clean, x_t, prediction.x0, prediction.v, at, space, large).double().cpu())
         if progress is not None:
             progress.update(len(chunk))
     term = torch.cat(terms).reshape(len(x0), 1 + count) / math.log(2)
@@ -141,7 +142,7 @@ def evaluate(run: Run) -> Outcome:
         run.write("images", images_table({}))
         return status, {}
     dataset, denoiser = data.read(run.inputs["data"]), load_denoiser(run.layout, run.name, device)
-    x0 = dataset.scale(reference(dataset, "test", settings["images"]))
+    x0 = dataset.space.encode(reference(dataset, "test", settings["images"]))
     steps, key = denoiser.schedule.steps, rng.key("likelihood", run.job["seed"])
     per_image = 1 + min(settings["times"], steps - 1)
     # ---- what an interrupted job has already
@@ -160,7 +161,7 @@ def evaluate(run: Run) -> Outcome:
                 x0[index].to(device),
                 index.to(device),
                 key,
-                dataset.levels,
+                dataset.space,
                 settings["times"],
                 settings["variance"] == "large",
                 settings["batch"],

@@ -16,20 +16,22 @@ from ddpm.pipeline.records import read_record, read_tensors
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
+from ddpm.spaces import Space
 from ddpm.stages import guide
 
 Tensor = torch.Tensor
 
 
 def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
-    """The trained network `name` as a denoiser; x̂0 is clipped to the range of grey levels, where the data have one."""
+    """The trained network `name` as a denoiser; x̂0 is clipped to the space's bounds, where it says so."""
     record = read_record(layout.record("train", name))
     job, result = record["job"], record["result"]
     objective, schedule = Objective(**job["objective"]), Schedule.make(job["schedule"])
+    space = Space.read(result["space"])
     heads, classes = 2 if objective.learns_variance else 1, result["classes"] if job["conditional"] else 0
-    network = networks.build(job["network"], tuple(result["shape"]), heads, classes)
+    network = networks.build(job["network"], space.shape, heads, classes)
     network.load_state_dict(read_tensors(layout.output("train", name))[0])
-    return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=result["levels"] > 0)
+    return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=space.clips)
 
 
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
@@ -63,7 +65,7 @@ def variance(images: Tensor) -> float:
 
 
 def sample(run: Run) -> Outcome:
-    """The `sample` stage: exactly N images as grey levels, uint8 (points: float32), and their labels.
+    """The `sample` stage: exactly N images as the data are stored, and their labels.
 
     An interrupted job goes on with the batch after the last one that its checkpoint holds.
     """
@@ -94,8 +96,8 @@ def sample(run: Run) -> Outcome:
             if not x.isfinite().all():
                 status, images, labels = "diverged", [images[0][:0]], None
                 break
-            images.append(dataset.quantise(x).cpu())
-            reach.append(reaches(x.cpu(), *dataset.bounds))
+            images.append(dataset.space.decode(x).cpu())
+            reach.append(reaches(x.cpu(), *dataset.space.bounds))
             if run.checkpoint.due():
                 so_far = {"images": torch.cat(images), "reach": torch.cat(reach)}
                 run.checkpoint.save(so_far, {"at": drawn, "evaluated": denoiser.evaluated})
@@ -106,5 +108,6 @@ def sample(run: Run) -> Outcome:
     result = {"images": len(samples), "steps": sampler.steps, "nfe": round(denoiser.evaluated / max(1, drawn))}
     if len(samples):
         result["reach"] = float(torch.cat(reach).max())
-        result["spread"] = variance(dataset.scale(samples)) / variance(dataset.scale(dataset.train.images))
+        encoded, real = map(dataset.space.encode, (samples, dataset.train.images))
+        result["spread"] = variance(encoded) / variance(real)
     return status, result

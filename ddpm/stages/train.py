@@ -52,8 +52,8 @@ class Batches:
     """
 
     def __init__(self, dataset: Data, job: dict, device: torch.device):
-        self.images = dataset.scale(dataset.train.images).to(device)
-        self.labels = dataset.train.labels.to(device)
+        self.images = dataset.space.encode(dataset.train.images).to(device)
+        self.labels = None if dataset.train.labels is None else dataset.train.labels.to(device)
         self.name = job["name"]
         self.size, self.null = job["training"]["batch"], dataset.classes
         self.dropout = job["training"].get("label_dropout")
@@ -154,7 +154,7 @@ class State:
 
 def require_noise(job: dict, schedule: Schedule, dataset: Data) -> None:
     """UserError where the schedule does not end in noise for these data (`ddpm.terminal`)."""
-    std = float(dataset.scale(dataset.train.images).var(0).mean().sqrt())
+    std = float(dataset.space.encode(dataset.train.images).var(0).mean().sqrt())
     end = schedule.level(torch.tensor(schedule.steps, dtype=torch.float64))
     if short := terminal.falls_short(float(end), std):
         raised = terminal.RAISED.get(schedule.method, "σ(T) against α(T)")
@@ -194,7 +194,7 @@ def train(run: Run) -> Outcome | None:
             x0, eps, at, y = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1)), y))
             # The loss of every image, and its mean with the weights that make the law of times even.
             signs = partial(batches.signs, step, group)
-            losses = objective.loss(together, schedule, x0, eps, at, y, dataset.levels, signs)
+            losses = objective.loss(together, schedule, x0, eps, at, y, dataset.space, signs)
             weight = weight.to(losses.device, losses.dtype)
             loss = (losses * group.part(weight)).mean()
             losses = group.whole(losses)
@@ -226,7 +226,6 @@ def train(run: Run) -> Outcome | None:
         "images_seen": (step + 1) * settings["batch"],
         "parameters": sum(p.numel() for p in state.network.parameters()),
         "final_loss": state.rows[-1][-1] if state.rows else None,
-        "levels": dataset.levels,
+        "space": dataset.space.spec,
         "classes": dataset.classes,
-        "shape": list(dataset.shape),
     }

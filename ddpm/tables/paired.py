@@ -8,6 +8,7 @@ import pandas as pd
 
 from ddpm.pipeline.grid import Network
 from ddpm.pipeline.results import Results
+from ddpm.tables.markdown import markdown
 
 AXES = ["objective", "schedule"]
 COLUMNS = ["measure", *AXES, "against", "seeds", "images", "difference", "standard_error", "std"]
@@ -65,3 +66,8 @@ def _read(results: Results, stage: str, networks: list[Network]) -> pd.DataFrame
         read = pd.read_csv(results.layout.output(stage, network.name, "images"), index_col="image")
         found[network.seed] = read["bits_per_dim"]
     return pd.DataFrame(found)
+
+
+def text(pairs: pd.DataFrame) -> str:
+    """The differences between networks in bits/dim as Markdown, where there are any."""
+    return READING + markdown(pairs.dropna(axis="columns", how="all"), 4) if len(pairs) else ""

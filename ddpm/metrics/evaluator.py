@@ -1,0 +1,77 @@
+"""The evaluator: what all metrics share of one dataset, computed once and only where a metric asks for it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddpm.datasets.dataset import Data
+from ddpm.metrics import toplines
+from ddpm.metrics.distances import enough, statistics
+from ddpm.metrics.extractors import Extractor, TrainedClassifier, binarize
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """The data, the extractor, and the features of the real splits.
+
+    spec: the configuration's section `fidelity`.
+    classifier_file: the trained classifier's, opened where a metric or the extractor asks for it; None where none does.
+    """
+
+    dataset: Data
+    spec: dict
+    classifier_file: Path | None
+    device: str = "cpu"
+
+    @cached_property
+    def classifier(self) -> TrainedClassifier:
+        """The classifier of clean images, which says what label an image has."""
+        return TrainedClassifier(str(self.classifier_file), self.device)
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        if self.spec["extractor"] == TrainedClassifier.method:
+            return self.classifier
+        weights = {"method": self.spec["extractor"], "weights": self.spec["weights"], "device": self.device}
+        return Extractor.make(weights)
+
+    def images(self, stored: Tensor, size: int, binarized: bool = False) -> Iterator[Tensor]:
+        """Stored images as the extractors take them, `size` at once, on the device."""
+        for batch in stored.split(size):
+            images = self.dataset.space.to_images(batch).to(self.device)
+            yield binarize(images) if binarized else images
+
+    @torch.no_grad()
+    def features(self, stored: Tensor, binarized: bool = False) -> Tensor:
+        """The extractor's features of stored images, (N, D), float64."""
+        batches = self.images(stored, self.extractor.batch, binarized)
+        return torch.cat([self.extractor(batch).double().cpu() for batch in batches])
+
+    @torch.no_grad()
+    def predict(self, stored: Tensor) -> Tensor:
+        """The classifier's label of every image, int64 (N,)."""
+        batches = self.images(stored, self.classifier.batch)
+        return torch.cat([self.classifier.predict(batch).cpu() for batch in batches])
+
+    @cache  # noqa: B019 - it lives as long as its evaluator
+    def real_features(self, split: str, binarized: bool) -> Tensor:
+        """The features of all images of a split, `train` or `test`."""
+        return self.features(getattr(self.dataset, split).images, binarized)
+
+    @cache  # noqa: B019
+    def real_statistics(self, split: str, binarized: bool) -> dict[str, np.ndarray]:
+        """Mean and covariance of `real_features`."""
+        return statistics(self.real_features(split, binarized))
+
+    def topline(self, count: int, kind: str, binarized: bool) -> tuple[float, float, float]:
+        """FID of `count` fresh real images against the test split: mean, and interval of 95 %."""
+        features = self.real_features("train", binarized)
+        enough(count, features.shape[1])
+        to, groups = self.real_statistics("test", binarized), self.dataset.train.groups
+        return toplines.topline(features, groups, to, count, chance=kind == "by chance")

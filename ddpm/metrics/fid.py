@@ -1,0 +1,64 @@
+"""The Fréchet distance between the features of samples and of real images."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ddpm.metrics.distances import frechet, statistics
+from ddpm.metrics.evaluator import Evaluator
+from ddpm.metrics.metric import Metric, Samples
+
+
+@dataclass(frozen=True)
+class Fid(Metric):
+    """‖µ − µ_r‖² + tr(Σ + Σ_r − 2 (Σ Σ_r)^½) of the features of samples and of a real split (Heusel et al. 2017).
+
+    Values are comparable only where the extractor and the number of images agree.
+    """
+
+    method = "fid"
+    title = "FID"
+    topline = True
+    split: ClassVar[str] = "test"
+    binarized: ClassVar[bool] = False
+
+    def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
+        name = self.method
+        if samples.topline is None:
+            ours = statistics(evaluator.features(samples.images, self.binarized))
+            return {name: frechet(ours, evaluator.real_statistics(self.split, self.binarized))}
+        if not self.topline:
+            return {}
+        mean, low, high = evaluator.topline(len(samples.images), samples.topline, self.binarized)
+        return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+@dataclass(frozen=True)
+class FidBinarized(Fid):
+    """FID where both sides are thresholded at 0.5."""
+
+    method = "fid_binarized"
+    title = "FID Bin."
+    requires = ("images",)
+    binarized = True
+
+
+@dataclass(frozen=True)
+class FidTrain(Fid):
+    """FID to the training split, of which real images are a part: they have none."""
+
+    method = "fid_train"
+    title = "FID to the training split"
+    topline = False
+    shown = "table.csv"
+    split = "train"
+
+
+@dataclass(frozen=True)
+class FidTrainBinarized(FidTrain):
+    """FID to the training split where both sides are thresholded at 0.5."""
+
+    method = "fid_train_binarized"
+    title = "FID Bin. to the training split"
+    requires = ("images",)
+    shown = "record"
+    binarized = True

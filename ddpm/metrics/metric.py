@@ -1,0 +1,48 @@
+"""The base of the metrics: what one is called, which direction is better, what it needs, and its numbers."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ddpm.methods import Method
+from ddpm.metrics.evaluator import Evaluator
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is measured: images as they are stored, and the labels (N,) that were asked for, where any were.
+
+    topline: of real images, how their classes come, `stratified` or `by chance`; None of all others.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    topline: str | None = None
+
+
+@dataclass(frozen=True)
+class Metric(Method):
+    """Base of the metrics: a class with `method`, its name in records, tables and README.md, and `compute`.
+
+    Tables, figures and planning read these attributes without importing the class, so they are literals:
+
+    title:     what a heading calls it.
+    direction: `↓` where less is better, `↑` where more is. In the table the former stand before the bits/dim.
+    requires:  what it needs, of `ddpm.pipeline.measures`: it is left out where the data cannot give it.
+    topline:   whether `compute` gives real images a mean and its interval, NAME, NAME_low and NAME_high; the table has
+               the multiples of them, and the spread over seeds.
+    shown:     where it stands: `table.md` (and table.csv), `table.csv` alone, or in the `record` alone.
+    """
+
+    title: ClassVar[str] = ""
+    direction: ClassVar[str] = "↓"
+    requires: ClassVar[tuple[str, ...]] = ()
+    topline: ClassVar[bool] = False
+    shown: ClassVar[str] = "table.md"
+
+    def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
+        """The numbers by name, the metric's own under `method`; none where it says nothing of these samples."""
+        raise NotImplementedError

@@ -1,0 +1,116 @@
+"""Tables as Markdown, and table.md: the table for reading."""
+
+import pandas as pd
+
+from ddpm.pipeline.catalogue import continuous
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.measures import toplines
+from ddpm.tables.columns import FINISHED, READING, TOPLINED
+
+
+def _cell_text(value: object, digits: int) -> str:
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def markdown(table: pd.DataFrame, digits: int = 2) -> str:
+    """A Markdown table; numbers right, empty where there is no value."""
+    numeric = [pd.api.types.is_numeric_dtype(table[c]) for c in table]
+    lines = [list(map(str, table.columns)), ["--:" if n else ":--" for n in numeric]]
+    lines += [[_cell_text(v, digits).replace("|", "\\|") for v in row] for row in table.itertuples(index=False)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    out = []
+    for line in lines:
+        padded = (t.rjust(w) if n else t.ljust(w) for t, w, n in zip(line, widths, numeric, strict=True))
+        out.append("| " + " | ".join(padded) + " |")
+    return "\n".join(out) + "\n"
+
+
+def reading(table: pd.DataFrame, grid: Grid) -> str:
+    """The table for reading: the columns that compare, with what all rows share in the heading."""
+    real = table.iloc[0]
+    runs = table[~table["status"].isin(["n/a"])].iloc[len(grid.baselines) :]
+    done = int(runs["status"].isin(FINISHED).sum())
+    columns = [c for c in READING if table[c].notna().any()]
+    things = "points" if continuous(grid.config) else "images"
+    exact = (
+        " Of real data it is −log p of the test half under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""
+    )
+    return (
+        f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
+        f"FID of N = {real['samples']} {things} against the test half, features of extractor `{real['extractor']}`. "
+        "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
+        f"{exact}\n\n{ratios(table, things)}\n{against_histograms(table, grid)}"
+        + markdown(table[columns], 3)
+        + weights(grid)
+    )
+
+
+def ratios(table: pd.DataFrame, things: str) -> str:
+    """What 1 means in every row's `fid_over_topline`, and which values around it are chance."""
+    rows = []
+    for name, (_, real) in zip(toplines(), table.iloc[: len(toplines())].iterrows(), strict=True):
+        row: dict[str, object] = {"topline": name}
+        for column, short in TOPLINED.items():
+            ends = [real[f"{column}_topline_{end}"] for end in ("low", "high")]
+            known = pd.notna(ends).all()
+            row[short] = real[column]
+            row[f"{short}, 95 % of sets"] = "{:.3f} to {:.3f}".format(*ends) if known else None
+            row[f"{short} ratio"] = "{:.2f} to {:.2f}".format(*(end / real[column] for end in ends)) if known else None
+        rows.append(row)
+    return (
+        f"`fid_over_topline` is FID ÷ the mean FID of fresh sets of N real training {things}: 1 is as good as data. "
+        "Rows that are given labels have every class in proportion, and are divided by the topline of sets that have "
+        f"too (`stratified`). All other rows draw their classes by chance, which costs real {things} as well: they are "
+        "divided by the topline of sets with classes drawn `by chance`. "
+        f"95 of 100 sets of real {things} have a ratio in these intervals, so a row in its own cannot be told from "
+        "data:\n\n" + markdown(pd.DataFrame(rows).dropna(axis="columns", how="all"), 3)
+    )
+
+
+def against_histograms(table: pd.DataFrame, grid: Grid) -> str:
+    """Which networks code the test half worse than histograms do, and why those that predict x0 are among them."""
+    if "histogram" not in grid.baselines or table["nll_minus_histogram"].isna().all():
+        return ""
+    ours = table.iloc[len(grid.baselines) :].dropna(subset=["nll_minus_histogram"])
+    over = {(r.objective, r.schedule): r.nll_minus_histogram for r in ours.itertuples()}
+
+    def listed(chosen: dict) -> str:
+        return ", ".join(f"`{o}/{s}` ({difference:+.2f})" for (o, s), difference in chosen.items()) or "none"
+
+    worse = {network: difference for network, difference in over.items() if difference > 0}
+    laws, verdict = "`histogram` (independent pixels)", f"Worse than `histogram`: {listed(worse)}"
+    if "class-histogram" in grid.baselines:
+        mixture = table["nll_minus_histogram"].iloc[grid.baselines.index("class-histogram")]
+        best = {network: difference for network, difference in over.items() if difference < mixture}
+        laws += " and `class-histogram` (pixels independent given the class)"
+        verdict += f"; better than `class-histogram`: {listed(best)}"
+    text = (
+        f"Bits/dim of `noise` are log2 of the number of grey levels; those of {laws}, with the training images' "
+        "frequencies, are the exact −log2 p of the whole test half, the networks' of "
+        f"{grid.config['likelihood']['images']} of its images. "
+        "`nll_minus_histogram` above 0: the network codes images worse than independent pixels do. "
+        f"**{verdict}.**"
+    )
+    if any(grid.config["objectives"][objective]["target"] == "x0" for objective, _ in worse):
+        text += (
+            " A network that puts out x0 itself has an error that does not shrink with σ, where x̂0 = (x_t − σ ε̂)/α of "
+            "one that puts out ε errs by less than σ/α, and the bound weights its square by ½ (SNR_{t−1} − SNR_t), "
+            "which is largest at t = 2: the first rows of its `terms.csv` hold most of the bits."
+        )
+    return f"{text}\n\n"
+
+
+def weights(grid: Grid) -> str:
+    """The weights of classifier-free guidance in the three conventions of the documents."""
+    used = dict.fromkeys(c.guidance for c in grid.cells)
+    rows = [{"guidance": n} | grid.axis("guidance", n) for n in used]
+    rows = [{"guidance": r["guidance"], "w": r["weight"]} for r in rows if r["method"] == "cfg"]
+    if not rows:
+        return ""
+    frame = pd.DataFrame([r | {"ω = 1 + w": 1 + r["w"], "γ = 1 + w": 1 + r["w"]} for r in rows])
+    return (
+        "\nClassifier-free guidance (1 + w) · conditional − w · unconditional: document 000 states w, "
+        "003 states ω, 001 states γ.\n\n" + markdown(frame, 2)
+    )

@@ -1,0 +1,138 @@
+"""One row of the table per cell and baseline, from the records of all seeds; and what every job cost."""
+
+import pandas as pd
+
+from ddpm.pipeline.grid import Cell
+from ddpm.pipeline.measures import baselines, toplines
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.verdict import degenerate
+from ddpm.tables.columns import COLUMNS, MEASURES, SHOWN, SPREADS, TOPLINED
+
+
+def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tuple[str, str] | None:
+    """What keeps a cell out of the table: missing, stale or failed, and why; None where nothing does."""
+    for stage, record in found.items():
+        if record is None:
+            name = cell.name if stage in ("sample", "fidelity") else results.grid.network(cell).name
+            if failure := results.failure(stage, name):
+                return "failed", f"{stage}: {failure.splitlines()[0]}"
+            why = results.todo[stage, name][0]
+            return "missing" if why.kind == "missing" else "stale", f"{stage}: {why}"
+    return None
+
+
+def _row(results: Results, cells: list[Cell]) -> dict:
+    """One row of the table from the cells of all its seeds."""
+    first, grid = cells[0], results.grid
+    row = dict(zip(("objective", "schedule", "guidance", "sampler"), first.row, strict=True))
+    row["seeds"] = len(cells)
+    if first.reason:
+        return row | {"status": "n/a", "reason": first.reason}
+    found = []
+    for cell in cells:
+        network = grid.network(cell).name
+        of = {
+            "train": results.valid("train", network),
+            "sample": results.valid("sample", cell.name),
+            "fidelity": results.valid("fidelity", cell.name),
+        }
+        if not grid.is_guided(cell):
+            of["likelihood"] = results.valid("likelihood", network)
+        if not grid.is_guided(cell) and network in grid.names["ode_likelihood"]:
+            of["ode_likelihood"] = results.valid("ode_likelihood", network)
+        found.append(of)
+    missing = [why for cell, of in zip(cells, found, strict=True) if (why := _missing(results, cell, of))]
+    if missing:
+        state = max((state for state, _ in missing), key=("missing", "stale", "failed").index)
+        return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} seeds; {missing[0][1]}"}
+    train, sample = found[0]["train"]["result"], found[0]["sample"]["result"]
+    row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": train["parameters"]}
+    diverged = []
+    for cell, of in zip(cells, found, strict=True):
+        if of["train"]["status"] == "diverged":
+            diverged.append(f"seed {cell.seed}: training, by step {of['train']['result']['steps']}")
+        elif any(r["status"] == "diverged" for r in of.values()):
+            diverged.append(f"seed {cell.seed}: sampling or bound")
+    if diverged:
+        reason = f"{len(diverged)} of {len(cells)} seeds ({', '.join(diverged)})"
+        return row | {"status": "diverged", "reason": reason}
+    row |= {
+        "topline": "stratified" if grid.is_given_classes(first) else "by chance",
+        "samples": sample["images"],
+        "images_seen": train["images_seen"],
+        "extractor": found[0]["fidelity"]["result"]["extractor"],
+    }
+    for column, (stage, key) in MEASURES.items():
+        values = pd.Series(
+            [of[stage]["result"][key] for of in found if stage in of and key in of[stage]["result"]], dtype=float
+        )
+        row[column] = values.mean()
+        if column in SPREADS:
+            row[SPREADS[column]] = values.std()
+    return row | _status(results, cells, found)
+
+
+def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -> dict:
+    """`ok`, or `degenerate` where any seed's samples are none of the data, with the reason."""
+    noise = (results.valid("fidelity", "noise") or {}).get("result")
+    bad = []
+    for cell, of in zip(cells, found, strict=True):
+        if why := degenerate(of["sample"]["result"], of["fidelity"]["result"], noise):
+            bad.append(f"seed {cell.seed}: {why}")
+    if not bad:
+        return {"status": "ok"}
+    return {"status": "degenerate", "reason": f"{len(bad)} of {len(cells)} seeds ({'; '.join(bad)})"}
+
+
+def _baseline(results: Results, name: str) -> dict:
+    """A row without a network: real data (ceilings), noise (floor) or a histogram."""
+    declared = baselines()[name]
+    row = {"objective": declared["title"] or name, "topline": declared["topline"]}
+    record = results.valid("fidelity", name)
+    if record is None:
+        return row | {"status": "missing", "reason": f"fidelity: {results.todo['fidelity', name][0]}"}
+    result = record["result"]
+    row |= {key: result[key] for key in (*SHOWN, "extractor") if key in result}
+    if "bits_per_dim" in result:
+        row |= {"nll_bits_per_dim": result["bits_per_dim"], "nll_standard_error": result["standard_error"]}
+    if name == toplines()["stratified"] and (of := results.valid("data", "")):
+        # Known for points of a law in closed form: the bits/dim that a perfect model would have.
+        row["nll_bits_per_dim"] = of["result"].get("test_bits_per_dim")
+    return row | {"samples": result["images"], "status": "ok"}
+
+
+def collect(results: Results) -> pd.DataFrame:
+    """The whole table: one row per cell, after the baselines."""
+    grid = results.grid
+    rows: dict[tuple, list[Cell]] = {}
+    for cell in grid.cells:
+        rows.setdefault(cell.row, []).append(cell)
+    found = [_baseline(results, b) for b in grid.baselines] + [_row(results, cells) for cells in rows.values()]
+    table = pd.DataFrame(found, columns=COLUMNS)
+    table["dataset"] = grid.config["data"]["name"]
+    for column in TOPLINED:
+        table[column] = pd.to_numeric(table[column])
+        for part in ("", "_low", "_high"):
+            of = {
+                name: record["result"].get(f"{column}{part}")
+                for name, baseline in toplines().items()
+                if (record := results.valid("fidelity", baseline))
+            }
+            table[f"{column}_topline{part}"] = pd.to_numeric(table["topline"].map(of))
+        table[f"{column}_over_topline"] = table[column] / table[f"{column}_topline"]
+    if "histogram" in grid.baselines:
+        nll = pd.to_numeric(table["nll_bits_per_dim"])
+        table["nll_minus_histogram"] = nll - nll[grid.baselines.index("histogram")]
+    for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen"):
+        table[column] = table[column].astype("Int64")
+    return table
+
+
+def costs(results: Results) -> pd.DataFrame:
+    """Seconds, memory and device of every job: what differs from run to run, and so is kept out of the table."""
+    rows = []
+    for stage, name in results.grid.jobs:
+        if record := results.valid(stage, name):
+            kept = {k: record["costs"][k] for k in ("seconds", "peak_memory_mb")}
+            rows.append({"stage": stage, "name": name} | kept | {k: record[k] for k in ("device", "host", "commit")})
+    return pd.DataFrame(rows)
