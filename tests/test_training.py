@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from ddpm import tables
 from ddpm.datasets import dataset as data
 from ddpm.objectives import Objective
-from ddpm.pipeline import config, records
+from ddpm.pipeline import config, parallel, records
 from ddpm.pipeline import run as runs
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
@@ -345,6 +345,16 @@ def test_networks_and_steps_have_their_own_draws() -> None:
 def times(u: torch.Tensor) -> list[float]:
     """The t of 1 … 10 that the places u stand for."""
     return Uniform(Objective(target="eps"), Cosine(steps=10)).draw(u)[0].tolist()
+
+
+def test_signs_are_fair_and_of_their_step() -> None:
+    """+1 and −1, each half of the time; others at another step, the same at the same one."""
+    made = batches(count=4, size=4)
+    found = torch.stack([made.signs(step, parallel.join(1, "cpu")) for step in range(400)])
+    assert found.shape == (400, 4, 1, 2, 2) and set(found.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(found.mean())) < 4 / found.numel() ** 0.5
+    assert abs(float((found[1:] * found[:-1]).mean())) < 4 / found.numel() ** 0.5
+    assert torch.equal(made.signs(3, parallel.join(1, "cpu")), found[3])
 
 
 def test_every_batch_covers_all_times() -> None:
