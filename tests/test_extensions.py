@@ -17,7 +17,8 @@ from ddpm.extensions import load
 from ddpm.objectives import Objective
 from ddpm.pipeline import config, fingerprints, machine
 from ddpm.pipeline.catalogue import ConfigError
-from ddpm.pipeline.grid import Grid, canonical
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.records import canonical
 from ddpm.samplers import Sampler
 
 ROOT = Path(__file__).parent.parent
@@ -131,7 +132,7 @@ def test_jobs_carry_the_file(tmp_path: Path) -> None:
     job = found.job("sample", CELL)[0]
     assert job["sampler"] == {"method": "jump", "modules": [file], "steps": 4, "spacing": "uniform", "share": 1.0}
     assert job["model"]["network"] == {"method": "line", "modules": [file], "size": 3}
-    assert job["model"]["objective"]["modules"] == found.data_job()["data"]["modules"] == [file]
+    assert job["model"]["objective"]["modules"] == found.job("data")[0]["data"]["modules"] == [file]
     assert "modules" not in canonical(job["guidance"]) + canonical(job["model"]["schedule"])
     assert "modules" not in found.job("train", "x0/linear/unconditional/seed0")[0]["objective"]
     assert "methods" not in found.job("table")[0]["config"]

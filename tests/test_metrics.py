@@ -18,7 +18,7 @@ from ddpm.metrics import extractors
 from ddpm.metrics.evaluator import Evaluator
 from ddpm.metrics.metric import Metric, Samples
 from ddpm.networks.classifier import Classifier
-from ddpm.pipeline import config, declarations, fingerprints, measures, records, source
+from ddpm.pipeline import catalogue, config, declarations, fingerprints, measures, records, source
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.running import run_stage
 from ddpm.tables import columns

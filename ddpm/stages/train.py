@@ -171,7 +171,7 @@ def train(run: Run) -> Outcome | None:
     settings, device = run.settings, run.device
     group = parallel.join(settings["processes"], device)
     dataset = data.read(run.inputs["data"])
-    schedule, objective = Schedule.make(run.job["schedule"]), Objective(**run.job["objective"])
+    schedule, objective = Schedule.make(run.job["schedule"]), Objective.make(run.job["objective"])
     require_noise(run.job, schedule, dataset)
     batches, times = Batches(dataset, run.job, torch.device(device)), objective.times.on(schedule)
     state = State(build(run.job, dataset).to(device), settings, times, device)
