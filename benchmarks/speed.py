@@ -33,7 +33,6 @@ from ddpm.samplers import DDIM
 from ddpm.schedules import Schedule
 from ddpm.stages import train as training
 from ddpm.stages.sample import chain
-from ddpm.times import Times
 
 T = TypeVar("T")
 
@@ -67,8 +66,8 @@ def stored(grid: Grid) -> Data:
 def training_step(job: dict, dataset: Data, steps: int, warm: int = 5) -> nn.Module:
     """Milliseconds of a training step, by part; what the loss costs includes the network's forward pass."""
     network, batches = training.build(job, dataset), training.Batches(dataset, job, torch.device("cpu"))
-    schedule, objective = Schedule.make(job["schedule"]), Objective(**job["objective"])
-    times, group = Times.of(objective, schedule), parallel.join(1, "cpu")
+    schedule, objective = Schedule.make(job["schedule"]), Objective.make(job["objective"])
+    times, group = objective.times.on(schedule), parallel.join(1, "cpu")
     average = AveragedModel(network, multi_avg_fn=training.ema(0.999), use_buffers=False)
     optimiser = torch.optim.Adam(network.parameters(), fused=True)
     spent: dict[str, float] = defaultdict(float)
@@ -104,7 +103,7 @@ def training_step(job: dict, dataset: Data, steps: int, warm: int = 5) -> nn.Mod
 
 def sampling(job: dict, network: nn.Module, dataset: Data, batch: int, steps: int = 10) -> None:
     """Images × steps per second of DDIM, and what the noise alone costs."""
-    denoiser = Denoiser(network.eval(), Objective(**job["objective"]), Schedule.make(job["schedule"]))
+    denoiser = Denoiser(network.eval(), Objective.make(job["objective"]), Schedule.make(job["schedule"]))
     index = torch.arange(batch)
     start = time.perf_counter()
     for _ in chain(denoiser, DDIM(steps=steps), job["name"], index, None, dataset.shape):

@@ -13,13 +13,13 @@ import torch
 
 from ddpm import rng
 from ddpm.datasets.dataset import Data, stratified
-from ddpm.methods import Method
+from ddpm.methods import Named
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class Baseline(Method):
+class Baseline(Named):
     """Base of the baselines: each is a law over images, or points, and knows no more than the training half.
 
     title:   its name in the table, where that is not `method`.

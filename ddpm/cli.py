@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ddpm import __version__
 from ddpm.errors import UserError
-from ddpm.pipeline import config, history, machine, project, records, status
+from ddpm.pipeline import config, history, machine, project, records, schema, status
 from ddpm.pipeline.checkpoint import SECONDS
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import fix_threads, run_stage
 from ddpm.pipeline.stages import STAGES
@@ -145,6 +146,13 @@ def figures_command(args: argparse.Namespace) -> None:
     run_stage("figures", *grid.job("figures"), grid.results, "cpu")
 
 
+def schema_command(args: argparse.Namespace) -> None:
+    """Print the JSON schema of config.yaml, for editors: its sections, and the methods with their parameters, those in
+    files of your own (`methods`) included."""
+    found = config.read("config.yaml", *args.configfile)
+    print(json.dumps(schema.editor(files_of(found)), indent=1, ensure_ascii=False))
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="ddpm", description="A benchmark of denoising diffusion.")
     main.add_argument("--version", action="version", version=f"ddpm {__version__}")
@@ -171,6 +179,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--verify", action="store_true", help="hash every file first; what is corrupt is set aside")
     add("table", table_command, "write the tables of the cells that are there")
     add("figures", figures_command, "draw the pictures")
+    add("schema", schema_command, "print the JSON schema of config.yaml, for editors")
     job = add("job", job_command, "what Snakemake calls: a stage with everything given as text")
     job.add_argument("stage", choices=STAGES)
     job.add_argument("--job", required=True, help="its JSON, @FILE that holds it, or - for standard input")

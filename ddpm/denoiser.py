@@ -37,7 +37,7 @@ class Denoiser:
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x̂0 before clipping, and v or None; y holds one class per image, or None for no condition."""
         output, v = self.objective.outputs(self.network, self.schedule, x_t, t, y)
-        x0, _ = self.objective.parameterisation.invert(self.schedule, output, x_t, t)
+        x0, _ = self.objective.target.invert(self.schedule, output, x_t, t)
         return x0, v
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:

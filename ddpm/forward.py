@@ -9,12 +9,13 @@ Give times a shape that broadcasts against the images: () for one time, (B, 1, 1
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from ddpm import calculus
 from ddpm.methods import Method
+from ddpm.parameters import Interval
 
 Tensor = torch.Tensor
 
@@ -50,8 +51,7 @@ class Schedule(Method):
 
     # VP (α² + σ² = 1), VE (α = 1) or none: what a method that works on one of them only asks for.
     family: ClassVar[str] = ""
-    limits = {"steps": (2, 1000000)}
-    steps: int = 1000
+    steps: Annotated[int, Interval(ge=2, le=1000000)] = 1000
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale α(t), without unit."""

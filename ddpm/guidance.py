@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from ddpm.denoiser import Denoiser
 from ddpm.methods import Method
+from ddpm.parameters import Interval, NonNegative
 from ddpm.schedules import like
 
 Tensor = torch.Tensor
@@ -77,8 +78,7 @@ class ClassifierFree(Guidance):
     method = "cfg"
     labels = "conditional"
     unguided = -1.0
-    limits = {"weight": (-1, None)}
-    weight: float = 1.0
+    weight: Annotated[float, Interval(ge=-1)] = 1.0
 
     @property
     def evaluations(self) -> int:
@@ -113,8 +113,7 @@ class ClassifierGuidance(Guidance):
     method = "classifier"
     guide = True
     unguided = 0.0
-    limits = {"weight": (0, None)}
-    weight: float = 1.0
+    weight: NonNegative = 1.0
 
     @property
     def evaluations(self) -> int:

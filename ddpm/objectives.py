@@ -10,29 +10,28 @@ parameterisations can show.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Self
 
 import torch
 
-from ddpm import bound
-from ddpm.methods import Method
+from ddpm import bound, extensions
+from ddpm.methods import Component, annotations
+from ddpm.parameters import NonNegative, Positive, unmet
 from ddpm.schedules import Schedule, like
 from ddpm.spaces import Space
+from ddpm.times import Times
 
 Tensor = torch.Tensor
 # (x_t, log SNR (B,), labels or None) → output: a network of `ddpm.networks`, or any function like one.
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-@dataclass(frozen=True)
-class Target(Method):
-    """y = p x0 + q ε; coefficients are float64, of the shape of `t`.
+# ---- targets ------------------------------------------------------------------------------------------------
 
-    `sigma_data` is the standard deviation of the data, which only EDM's target and weighting refer to.
-    """
 
-    sigma_data: float = 0.5
+class Target(Component):
+    """y = p x0 + q ε; coefficients are float64, of the shape of `t`."""
 
     def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         """p and q at time t."""
@@ -133,6 +132,7 @@ class PosteriorMean(Target):
         return a + b * schedule.alpha(t), b * schedule.sigma(t)
 
 
+@dataclass(frozen=True)
 class Preconditioned(Target):
     """y = F, EDM's preconditioned target: x̂0 = c_skip x_t + c_out F (003, "EDM"; Karras et al. 2022, eq. 7).
 
@@ -144,6 +144,7 @@ class Preconditioned(Target):
     """
 
     method = "F"
+    sigma_data: Positive = 0.5
 
     def _variance(self, schedule: Schedule, t: Tensor) -> Tensor:
         """Var x_t = α² σ_d² + σ²."""
@@ -158,101 +159,218 @@ class Preconditioned(Target):
         return self._variance(schedule, t).rsqrt()
 
 
-@dataclass(frozen=True)
-class Objective(Method):
-    """A target, the weighting of its loss, which times it is trained at, and whether the reverse variance is learned.
+# ---- weightings ---------------------------------------------------------------------------------------------
 
-    target:     one of the classes above, by its name.
-    weighting:  of ‖y − ŷ‖². `simple`: the documents' simplified losses. `vlb`: the exact variational bound
-                KL_t = ½ (SNR_{t−1} − SNR_t) ‖x0 − x̂0‖² with fixed small variance, in bits/dim and summed over t ≥ 2
-                as the table reports it, and at t = 1 document 000's ‖x0 − x̂0‖²/2σ² in place of the discretised decoder
-                (000, "Unified loss framework"). `edm`: (ς² + σ_d²)/(ς σ_d)² ‖x0 − x̂0‖² with ς = σ/α (Karras et al.
-                2022, eq. 8). `min-snr`: min(SNR, γ) ‖x0 − x̂0‖² (Hang et al. 2023).
-    variance:   `fixed`, or `learned`: a second head v with log Σ = v log β_t + (1 − v) log β̃_t (001, eq. 4.1), trained
-                by L = L_weighting + λ L_vlb (001, eq. 4.2) with the mean's gradient stopped in L_vlb; with the
-                weighting `vlb`, by L_vlb alone, the gradient reaching both.
-    vlb_weight: λ, where L_vlb is summed over t = 1 … T and measured in bits/dim. 0.001 is the value of Nichol &
-                Dhariwal 2021; the poster prints 1000 without a unit.
-    times:      how t is drawn (`ddpm.times`): `uniform`, `importance` (001, eq. 4.3), or `log-normal`:
-                ln ς ~ N(level_mean, level_std²) (Karras et al. 2022, table 1).
-    matching:   `denoising` (001, eq. 3.11), or for the score `sliced`: vᵀ ∇(vᵀ s) + ½ ‖s‖², with v of random signs
-                (001, eq. 3.12), on x_t and with the same weight.
-    sigma_data: σ_d, the standard deviation of the data that EDM's target and weighting assume;  gamma: γ of `min-snr`.
+
+class Weighting(Component):
+    """w(t) in the loss w ‖y − ŷ‖²: of most, one weight of ‖x0 − x̂0‖² whatever the target."""
+
+    default = "simple"
+    # Whether the loss of a learned variance is the variational bound alone.
+    is_bound: ClassVar[bool] = False
+
+    def of_x0(self, schedule: Schedule, t: Tensor) -> Tensor:
+        """The weight of ‖x0 − x̂0‖², float64, of the shape of t."""
+        raise NotImplementedError
+
+    def of(self, target: Target, schedule: Schedule, t: Tensor) -> Tensor:
+        """The weight of ‖y − ŷ‖², float64, of the shape of t."""
+        return torch.where(target.blind(schedule, t), 0, self.of_x0(schedule, t) / target.gain(schedule, t))
+
+
+class Simple(Weighting):
+    """The documents' simplified losses: the target's own `simple_weight`."""
+
+    method = "simple"
+
+    def of(self, target: Target, schedule: Schedule, t: Tensor) -> Tensor:
+        return target.simple_weight(schedule, t)
+
+
+class Bound(Weighting):
+    """The exact variational bound KL_t = ½ (SNR_{t−1} − SNR_t) ‖x0 − x̂0‖² with fixed small variance, in bits/dim and
+    summed over t ≥ 2 as the table reports it, and at t = 1 document 000's ‖x0 − x̂0‖²/2σ² in place of the discretised
+    decoder (000, "Unified loss framework").
+
+    A learned variance is trained by the bound alone, the gradient reaching both of the network's heads.
     """
 
-    choices = {
-        "weighting": ("simple", "vlb", "edm", "min-snr"),
-        "variance": ("fixed", "learned"),
-        "times": ("uniform", "importance", "log-normal"),
-        "matching": ("denoising", "sliced"),
-    }
-    limits = {
-        "vlb_weight": (0, None),
-        "gamma": (1e-8, None),
-        "sigma_data": (1e-8, None),
-        "level_std": (1e-8, None),
-    }
-    uses = {
-        "gamma": ({"weighting": ("min-snr",)},),
-        "sigma_data": ({"target": ("F",)}, {"weighting": ("edm",)}),
-        "vlb_weight": ({"variance": ("learned",), "weighting": ("simple", "edm", "min-snr")},),
-        "level_mean": ({"times": ("log-normal",)},),
-        "level_std": ({"times": ("log-normal",)},),
-    }
-    # Only a score has a divergence that stands in for its target.
-    needs = (("matching", "sliced", "target", "score"), ("matching", "sliced", "variance", "fixed"))
-    target: str
-    weighting: str = "simple"
-    variance: str = "fixed"
-    vlb_weight: float = 0.001
-    times: str = "uniform"
-    level_mean: float = -1.2
-    level_std: float = 1.2
-    matching: str = "denoising"
-    sigma_data: float = 0.5
-    gamma: float = 5.0
+    method = "vlb"
+    is_bound = True
+    replaces = ("vlb_weight",)
 
-    def check(self) -> None:
-        Target.make({"method": self.target})
+    def of_x0(self, schedule: Schedule, t: Tensor) -> Tensor:
+        # A²/2β̃ is ½ (SNR_{t−1} − SNR_t), and at t = 1 document 000's first term with the clipped variance.
+        a, _, _ = schedule.posterior(t, t - 1)
+        log_small, _ = schedule.log_variances(t, t - 1)
+        return schedule.steps / math.log(2) * a**2 / (2 * log_small.exp())
 
-    @cached_property
-    def parameterisation(self) -> Target:
-        return Target.make({"method": self.target, "sigma_data": self.sigma_data})
 
-    @property
-    def learns_variance(self) -> bool:
-        return self.variance == "learned"
+@dataclass(frozen=True)
+class EDM(Weighting):
+    """(ς² + σ_d²)/(ς σ_d)² ‖x0 − x̂0‖² with ς = σ/α and σ_d = `sigma_data` (Karras et al. 2022, eq. 8)."""
+
+    method = "edm"
+    sigma_data: Positive = 0.5
+
+    def of_x0(self, schedule: Schedule, t: Tensor) -> Tensor:
+        return 1 / self.sigma_data**2 + 1 / schedule.level(t) ** 2
+
+
+@dataclass(frozen=True)
+class MinSNR(Weighting):
+    """min(SNR, γ) ‖x0 − x̂0‖² with γ = `gamma` (Hang et al. 2023)."""
+
+    method = "min-snr"
+    gamma: Positive = 5.0
+
+    def of_x0(self, schedule: Schedule, t: Tensor) -> Tensor:
+        return (1 / schedule.level(t) ** 2).clamp(max=self.gamma)
+
+
+# ---- the variance of the reverse chain ------------------------------------------------------------------------
+
+
+class Variance(Component):
+    """How the variance Σ of p(x_s | x_t) comes about; `heads` is the number of images that the network gives."""
+
+    default = "fixed"
+    heads: ClassVar[int] = 1
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """ŷ, and the variance fraction v in [0, 1] or None."""
+        raise NotImplementedError
+
+
+class Fixed(Variance):
+    """Not learned: samplers and the bound have their own."""
+
+    method = "fixed"
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        return output, None
+
+
+@dataclass(frozen=True)
+class Learned(Variance):
+    """A second head v with log Σ = v log β_t + (1 − v) log β̃_t (001, eq. 4.1), trained by L = L_weighting + λ L_vlb
+    (001, eq. 4.2) with the mean's gradient stopped in L_vlb.
+
+    `vlb_weight` is λ, where L_vlb is summed over t = 1 … T and measured in bits/dim. 0.001 is the value of Nichol &
+    Dhariwal 2021; the poster prints 1000 without a unit.
+    """
+
+    method = "learned"
+    heads = 2
+    vlb_weight: NonNegative = 0.001
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        y_hat, v = output.chunk(2, dim=1)
+        return y_hat, (v + 1) / 2  # the head's [−1, 1] mapped to [0, 1]
+
+
+# ---- matching -------------------------------------------------------------------------------------------------
+
+# x_t → ŷ and v or None.
+Predict = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+class Matching(Component):
+    """How a prediction is held against its target."""
+
+    default = "denoising"
+
+    def error(
+        self, predict: Predict, x_t: Tensor, y: Tensor, signs: Callable[[], Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """‖y − ŷ‖² by dimension, or what has its expectation up to a constant; then ŷ, and v or None."""
+        raise NotImplementedError
+
+
+class Denoising(Matching):
+    """(y − ŷ)² (001, eq. 3.11)."""
+
+    method = "denoising"
+
+    def error(
+        self, predict: Predict, x_t: Tensor, y: Tensor, signs: Callable[[], Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        y_hat, v = predict(x_t)
+        return (y_hat - y).square(), y_hat, v
+
+
+class Sliced(Matching):
+    """2 (vᵀ ∇(vᵀ s) + ½ ‖s‖²), with v of random signs (001, eq. 3.12), on x_t: up to a constant ‖s + ε/σ‖² on average.
+
+    Only a score has a divergence that stands in for its target.
+    """
+
+    method = "sliced"
+    needs = {"target": "score", "variance": "fixed"}
+
+    def error(
+        self, predict: Predict, x_t: Tensor, y: Tensor, signs: Callable[[], Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        x_t, v = x_t.detach().requires_grad_(), signs()
+        score, _ = predict(x_t)
+        (product,) = torch.autograd.grad((v * score).sum(), x_t, create_graph=True)
+        return 2 * v * product + score.square(), score, None
+
+
+# ---- an objective -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A target, the weighting of its loss, the variance of the reverse chain, the law of the times that it is trained
+    at, and how prediction and target are matched."""
+
+    target: Target
+    weighting: Weighting = field(default_factory=lambda: Weighting.named(Weighting.default)())
+    variance: Variance = field(default_factory=lambda: Variance.named(Variance.default)())
+    times: Times = field(default_factory=lambda: Times.named(Times.default)())
+    matching: Matching = field(default_factory=lambda: Matching.named(Matching.default)())
+
+    def __post_init__(self) -> None:
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        names, needs = ({k: getattr(p, of) for k, p in parts.items()} for of in ("method", "needs"))
+        for mistake in unmet(names, needs):
+            raise ValueError(mistake)
+
+    @classmethod
+    def make(cls, spec: dict) -> Self:
+        """From names and parameters in one mapping, {"target": "F", "weighting": "edm", "sigma_data": 0.3}: a parameter
+        goes to every component that declares it; ValueError where none does."""
+        spec = dict(spec)
+        for file in spec.pop("modules", ()):
+            extensions.load(file)
+        bases = {"target": Target, "weighting": Weighting, "variance": Variance, "times": Times, "matching": Matching}
+        classes: dict[str, type[Component]] = {}
+        for part, base in bases.items():
+            try:
+                classes[part] = base.named(spec.pop(part, base.default))
+            except ValueError as e:
+                raise ValueError(str(e).replace("method", part, 1)) from None
+        replaced = {name for c in classes.values() for name in c.replaces}
+        used = {name for c in classes.values() for name in annotations(c)} - replaced
+        if unused := sorted(spec.keys() - used):
+            chosen = ", ".join(f"{part} {c.method}" for part, c in classes.items())
+            raise ValueError(f"{unused[0]}: {spec[unused[0]]!r}; none of {chosen} uses it: leave it out")
+        return cls(**{part: c(**{k: spec[k] for k in annotations(c) if k in spec}) for part, c in classes.items()})
 
     def outputs(
         self, network: Network, schedule: Schedule, x_t: Tensor, t: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The network at x_t: ŷ and, where learned, v in [0, 1] mapped from the second head's [−1, 1].
+        """The network at x_t: ŷ and, where learned, v in [0, 1].
 
         The network sees x_t scaled by the target's `input_scale`, log SNR(t) and the labels.
         """
-        (scale,) = like(x_t, self.parameterisation.input_scale(schedule, t))
-        output = network(scale * x_t, schedule.condition(t, x_t), y)
-        if not self.learns_variance:
-            return output, None
-        y_hat, v = output.chunk(2, dim=1)
-        return y_hat, (v + 1) / 2
+        (scale,) = like(x_t, self.target.input_scale(schedule, t))
+        return self.variance.split(network(scale * x_t, schedule.condition(t, x_t), y))
 
     def weight(self, schedule: Schedule, t: Tensor) -> Tensor:
         """w(t) in w ‖y − ŷ‖², float64, of the shape of t."""
-        target = self.parameterisation
-        match self.weighting:
-            case "simple":
-                return target.simple_weight(schedule, t)
-            case "vlb":
-                # A²/2β̃ is ½ (SNR_{t−1} − SNR_t), and at t = 1 document 000's first term with the clipped variance.
-                a, _, _ = schedule.posterior(t, t - 1)
-                log_small, _ = schedule.log_variances(t, t - 1)
-                per_x0 = schedule.steps / math.log(2) * a**2 / (2 * log_small.exp())
-            case "edm":
-                per_x0 = 1 / self.sigma_data**2 + 1 / schedule.level(t) ** 2
-            case "min-snr":
-                per_x0 = (1 / schedule.level(t) ** 2).clamp(max=self.gamma)
-        return torch.where(target.blind(schedule, t), 0, per_x0 / target.gain(schedule, t))
+        return self.weighting.of(self.target, schedule, t)
 
     def loss(
         self,
@@ -270,28 +388,17 @@ class Objective(Method):
         t has shape (B, 1, 1, 1), in [1, T]; `space` is that of the data, whose decoder a bound takes;
         `signs()` gives random signs of x0's shape, which only sliced score matching asks for.
         """
-        x_t, target = schedule.noisy(x0, eps, t), self.parameterisation
-        if self.matching == "sliced":
-            return self._sliced(network, schedule, x_t, t, y, signs())
-        y_hat, v = self.outputs(network, schedule, x_t, t, y)
-        to_bits = schedule.steps / math.log(2)
-        if v is not None and self.weighting == "vlb":
-            x0_hat, _ = target.invert(schedule, y_hat, x_t, t)
-            return to_bits * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, space)
-        error = (y_hat - target.of(schedule, x0, eps, t)).square()
-        (weight,) = like(x0, self.weight(schedule, t))
-        loss = (weight * error).flatten(1).mean(1)
-        if v is None:
-            return loss
-        x0_hat, _ = target.invert(schedule, y_hat.detach(), x_t, t)
-        return loss + self.vlb_weight * to_bits * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, space)
-
-    def _sliced(
-        self, network: Network, schedule: Schedule, x_t: Tensor, t: Tensor, y: Tensor | None, signs: Tensor
-    ) -> Tensor:
-        """2 w (vᵀ ∇(vᵀ s) + ½ ‖s‖²), whose expectation is that of w ‖s + ε/σ‖² up to a constant."""
-        x_t = x_t.detach().requires_grad_()
-        score, _ = self.outputs(network, schedule, x_t, t, y)
-        (product,) = torch.autograd.grad((signs * score).sum(), x_t, create_graph=True)
-        (weight,) = like(x_t, self.weight(schedule, t))
-        return (weight * (2 * signs * product + score.square())).flatten(1).mean(1)
+        x_t = schedule.noisy(x0, eps, t)
+        error, y_hat, v = self.matching.error(
+            lambda x: self.outputs(network, schedule, x, t, y), x_t, self.target.of(schedule, x0, eps, t), signs
+        )
+        scale, alone = schedule.steps / math.log(2), v is not None and self.weighting.is_bound
+        if not alone:
+            (weight,) = like(x0, self.weight(schedule, t))
+            loss = (weight * error).flatten(1).mean(1)
+            if v is None:
+                return loss
+            y_hat, scale = y_hat.detach(), self.variance.vlb_weight * scale
+        x0_hat, _ = self.target.invert(schedule, y_hat, x_t, t)
+        vlb = scale * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, space)
+        return vlb if alone else loss + vlb

@@ -1,8 +1,10 @@
 """From noise to images: every sampler is one `step` from x_t to x_s, s < t, on a grid of times."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 
@@ -10,10 +12,13 @@ from ddpm import probability_flow
 from ddpm.bound import reverse_log_variance
 from ddpm.denoiser import Denoiser
 from ddpm.methods import Method
+from ddpm.parameters import Count, Fraction, Interval, NonNegative, Tolerance, Unbounded
 from ddpm.schedules import Schedule, distinct, like
 
 Tensor = torch.Tensor
 Noise = Callable[[], Tensor]
+# Of Langevin dynamics, in units of the data squared.
+StepSize = Annotated[float, Interval(ge=1e-12)]
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,8 @@ class Sampler(Method):
     requires = (
         ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
     )
-    limits = {"steps": (1, None)}
-    choices = {"spacing": ("uniform", "quadratic", "karras")}
-    steps: int = 50
-    spacing: str = "uniform"
+    steps: Count = 50
+    spacing: Literal["uniform", "quadratic", "karras"] = "uniform"
 
     def times(self, schedule: Schedule) -> Tensor:
         """start = τ_S > … > τ_0 = 0, float64, shape (S + 1,). ValueError where τ_S has no signal at all, α = 0."""
@@ -84,9 +87,8 @@ class Ancestral(Sampler):
 
     method = "ancestral"
     requires = ()
-    choices = {"variance": ("small", "large")}
-    steps: int = 100
-    variance: str = "small"
+    steps: Count = 100
+    variance: Literal["small", "large"] = "small"
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         prediction = denoiser(x_t, t, y)
@@ -106,8 +108,7 @@ class DDIM(Sampler):
     """
 
     method = "ddim"
-    limits = {"eta": (0, 1)}
-    eta: float = 0.0
+    eta: Fraction = 0.0
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         schedule, prediction = denoiser.schedule, denoiser(x_t, t, y)
@@ -131,9 +132,8 @@ class PlainLangevin(Sampler):
     """
 
     method = "plain-langevin"
-    limits = {"step_size": (1e-12, None)}
-    uses = {"spacing": ()}
-    step_size: float = 2e-5
+    uses = {"spacing": ""}
+    step_size: StepSize = 2e-5
 
     def times(self, schedule: Schedule) -> Tensor:
         """t = 1, S + 1 times."""
@@ -160,9 +160,8 @@ class Langevin(Sampler):
         ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
         ("schedule", "family", "VE", "annealed Langevin dynamics walks through levels with α = 1 (VE schedules)"),
     )
-    limits = {"step_size": (1e-12, None), "corrections": (1, None)}
-    corrections: int = 100
-    step_size: float = 2e-5
+    corrections: Count = 100
+    step_size: StepSize = 2e-5
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         sigma, smallest = denoiser.schedule.sigma(t), denoiser.schedule.sigma(torch.ones_like(t))
@@ -210,9 +209,8 @@ class PredictorCorrector(EulerMaruyama):
     """
 
     method = "predictor-corrector"
-    limits = {"snr": (0, None), "corrections": (1, None)}
-    corrections: int = 1
-    snr: float = 0.16
+    corrections: Count = 1
+    snr: NonNegative = 0.16
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         x = super().step(denoiser, x_t, t, s, y, noise)
@@ -241,7 +239,7 @@ class EulerODE(Sampler):
     """
 
     method = "ode-euler"
-    steps: int = 250
+    steps: Count = 250
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         schedule, h = denoiser.schedule, t - s
@@ -270,13 +268,12 @@ class Heun(Sampler):
     """
 
     method = "heun"
-    limits = {"churn": (0, None), "churn_min": (0, None), "churn_max": (0, None), "churn_noise": (0, None)}
     ordered = (("churn_min", "<=", "churn_max"),)
-    uses = {"churn_min": ({"churn": ()},), "churn_max": ({"churn": ()},), "churn_noise": ({"churn": ()},)}
-    churn: float = 0.0
-    churn_min: float = 0.0
-    churn_max: float = 1e9
-    churn_noise: float = 1.0
+    uses = {"churn_min": "churn", "churn_max": "churn", "churn_noise": "churn"}
+    churn: NonNegative = 0.0
+    churn_min: NonNegative = 0.0
+    churn_max: Annotated[Unbounded, Interval(ge=0)] = math.inf
+    churn_noise: NonNegative = 1.0
 
     def raised(self, schedule: Schedule, x_t: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """x at the raised noise level, and its time."""
@@ -355,11 +352,10 @@ class AdaptiveODE(Sampler):
     """
 
     method = "ode-adaptive"
-    limits = {"steps": (2, None), "rtol": (1e-14, 1), "atol": (1e-14, 1)}
-    uses = {"spacing": ()}
-    steps: int = 10
-    rtol: float = 1e-4
-    atol: float = 1e-4
+    uses = {"spacing": ""}
+    steps: Annotated[int, Interval(ge=2)] = 10
+    rtol: Tolerance = 1e-4
+    atol: Tolerance = 1e-4
 
     def times(self, schedule: Schedule) -> Tensor:
         """linspace(start, 1, S) and a 0."""

@@ -6,14 +6,18 @@ A new one needs no more than the two (`ddpm.forward.Schedule`); these have close
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
 
 from ddpm import terminal
 from ddpm.forward import Schedule, distinct
 from ddpm.forward import like as like
+from ddpm.parameters import Fraction, Interval, Positive
 
 Tensor = torch.Tensor
+# Of one step of a discrete schedule.
+Beta = Annotated[float, Interval(ge=1e-8, le=0.9999)]
 
 
 class VariancePreserving(Schedule):
@@ -111,10 +115,9 @@ class Linear(Discrete):
     """
 
     method = "linear"
-    limits = {"beta_first": (1e-8, 0.9999), "beta_last": (1e-8, 0.9999)}
     ordered = (("beta_first", "<=", "beta_last"),)
-    beta_first: float = 1e-4
-    beta_last: float = 0.02
+    beta_first: Beta = 1e-4
+    beta_last: Beta = 0.02
 
     def check(self) -> None:
         if mistake := terminal.mistake("linear", vars(self), 0.0):
@@ -133,9 +136,8 @@ class Cosine(Discrete):
     """
 
     method = "cosine"
-    limits = {"offset": (0, 1), "beta_max": (1e-8, 0.9999)}
-    offset: float = 0.008
-    beta_max: float = 0.999
+    offset: Fraction = 0.008
+    beta_max: Beta = 0.999
 
     def betas(self) -> Tensor:
         t = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
@@ -152,10 +154,9 @@ class VPSDE(VariancePreserving):
     """
 
     method = "vp-sde"
-    limits = {"beta_min": (1e-8, None), "beta_max": (1e-8, 1000)}
     ordered = (("beta_min", "<=", "beta_max"),)
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Positive = 0.1
+    beta_max: Annotated[float, Interval(ge=1e-8, le=1000)] = 20.0
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         u = self._inside(t) / self.steps
@@ -184,10 +185,9 @@ class VarianceExploding(Schedule):
     """α = 1 and σ from `sigma_min` at t = 1 to `sigma_max` at t = T; between 0 and 1, σ = t sigma_min."""
 
     family = "VE"
-    limits = {"sigma_min": (1e-8, None), "sigma_max": (1e-8, None)}
     ordered = (("sigma_min", "<", "sigma_max"),)
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: Positive = 0.01
+    sigma_max: Positive = 50.0
 
     def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """σ and dσ/du at u = (t − 1)/(T − 1) in [0, 1]."""
@@ -253,10 +253,9 @@ class Karras(VarianceExploding):
     """σ = (σ_min^{1/ρ} + u (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ, EDM's levels (003, "EDM"; Karras et al. 2022, eq. 5)."""
 
     method = "karras"
-    limits = {"rho": (1, None)}
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Annotated[float, Interval(ge=1)] = 7.0
 
     def _roots(self) -> tuple[float, float]:
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)

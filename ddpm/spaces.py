@@ -7,12 +7,13 @@ the stored dataset and the record of training say all that rebuilds it (`Space.s
 
 import math
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from torch.special import log_ndtr
 
 from ddpm.methods import Method
+from ddpm.parameters import Interval
 
 Tensor = torch.Tensor
 
@@ -104,8 +105,7 @@ class Pixels(Space):
     method = "pixels"
     discrete = True
     clips = True
-    limits = {"levels": (2, 256)}
-    levels: int = 256
+    levels: Annotated[int, Interval(ge=2, le=256)] = 256
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

@@ -4,40 +4,59 @@ Every draw is (t, weight) from an even grid u of (0, 1), shifted at random, such
 unbiased estimate of the mean of L_t over t = 1 … T (of the objective's own distribution for `log-normal`).
 """
 
+from dataclasses import dataclass
+
 import torch
 
-from ddpm.objectives import Objective
+from ddpm.methods import Component
+from ddpm.parameters import Positive
 from ddpm.schedules import Schedule
 
 Tensor = torch.Tensor
 
 
-class Times:
-    """A distribution of training times; a subclass is found by its `method`."""
+class Times(Component):
+    """A law of training times. What it learns in training is its memory: tensors by name, which a checkpoint holds."""
 
-    method = ""
+    default = "uniform"
 
-    def __init__(self, objective: Objective, schedule: Schedule):
-        self.objective, self.schedule = objective, schedule
+    def memory(self, schedule: Schedule) -> dict[str, Tensor]:
+        """The memory that training begins with."""
+        return {}
 
-    @classmethod
-    def of(cls, objective: Objective, schedule: Schedule) -> "Times":
-        """The one that the objective asks for."""
-        return next(c for c in cls.__subclasses__() if c.method == objective.times)(objective, schedule)
-
-    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, u: Tensor, schedule: Schedule, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """t in [1, T] and its weight for places u in (0, 1); float64, of u's shape."""
         raise NotImplementedError
 
+    def learn(self, t: Tensor, loss: Tensor, memory: dict[str, Tensor]) -> None:
+        """Take note of the losses L_t (B,) at the times t (B,)."""
+
+    def on(self, schedule: Schedule) -> "Draws":
+        """The law on one schedule, with the memory that training begins with."""
+        return Draws(self, schedule)
+
+
+class Draws:
+    """A law of times on a schedule, and what it has learnt."""
+
+    def __init__(self, law: Times, schedule: Schedule):
+        self.law, self.schedule, self.memory = law, schedule, law.memory(schedule)
+
+    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """t in [1, T] and its weight for places u in (0, 1); float64, of u's shape."""
+        return self.law.draw(u, self.schedule, self.memory)
+
     def learn(self, t: Tensor, loss: Tensor) -> None:
         """Take note of the losses L_t (B,) at the times t (B,)."""
+        self.law.learn(t, loss, self.memory)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
-        return {}
+        return self.memory
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
+        self.memory = state
 
 
 class Uniform(Times):
@@ -45,18 +64,21 @@ class Uniform(Times):
 
     method = "uniform"
 
-    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        return (1 + (u * self.schedule.steps).floor()).clamp(max=self.schedule.steps), torch.ones_like(u)
+    def draw(self, u: Tensor, schedule: Schedule, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return (1 + (u * schedule.steps).floor()).clamp(max=schedule.steps), torch.ones_like(u)
 
 
+@dataclass(frozen=True)
 class LogNormal(Times):
     """ln(σ/α) ~ N(level_mean, level_std²), cut off at t = 1 and T (Karras et al. 2022, table 1: −1.2 and 1.2)."""
 
     method = "log-normal"
+    level_mean: float = -1.2
+    level_std: Positive = 1.2
 
-    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        level = (self.objective.level_mean + self.objective.level_std * torch.special.ndtri(u)).exp()
-        return self.schedule.time_at(level).clamp(min=1), torch.ones_like(u)
+    def draw(self, u: Tensor, schedule: Schedule, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        level = (self.level_mean + self.level_std * torch.special.ndtri(u)).exp()
+        return schedule.time_at(level).clamp(min=1), torch.ones_like(u)
 
 
 class Importance(Times):
@@ -69,36 +91,34 @@ class Importance(Times):
     length = 10
     floor = 1e-3
 
-    def __init__(self, objective: Objective, schedule: Schedule):
-        super().__init__(objective, schedule)
-        self.history = torch.zeros(schedule.steps, self.length, dtype=torch.float64)
-        self.seen = torch.zeros(schedule.steps, dtype=torch.int64)
+    def memory(self, schedule: Schedule) -> dict[str, Tensor]:
+        """history (T, 10): the last losses of every t;  seen (T,): how many there were."""
+        return {
+            "history": torch.zeros(schedule.steps, self.length, dtype=torch.float64),
+            "seen": torch.zeros(schedule.steps, dtype=torch.int64),
+        }
 
-    def probabilities(self) -> Tensor:
+    def probabilities(self, memory: dict[str, Tensor]) -> Tensor:
         """p_1 … p_T, float64."""
-        steps = self.schedule.steps
+        history, seen = memory["history"], memory["seen"]
+        steps = len(seen)
         uniform = torch.full((steps,), 1 / steps, dtype=torch.float64)
-        if (self.seen < self.length).any():
+        if (seen < self.length).any():
             return uniform
-        size = self.history.square().mean(1).sqrt()
+        size = history.square().mean(1).sqrt()
         return (1 - self.floor) * size / size.sum() + self.floor * uniform
 
-    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        p = self.probabilities()
+    def draw(self, u: Tensor, schedule: Schedule, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        p = self.probabilities(memory)
         index = torch.searchsorted(p.cumsum(0), u).clamp(max=len(p) - 1)
         return 1.0 + index, 1 / (len(p) * p[index])
 
-    def learn(self, t: Tensor, loss: Tensor) -> None:
+    def learn(self, t: Tensor, loss: Tensor, memory: dict[str, Tensor]) -> None:
+        history, seen = memory["history"], memory["seen"]
         index, order = (t - 1).long().sort(stable=True)
         first, after = torch.searchsorted(index, index), torch.searchsorted(index, index, right=True)
         place = torch.arange(len(index)) - first  # among the losses of the same t in this batch
         kept = after - first - place <= self.length
-        slot = (self.seen[index] + place) % self.length
-        self.history[index[kept], slot[kept]] = loss.detach().cpu().double()[order][kept]
-        self.seen += torch.bincount(index, minlength=len(self.seen))
-
-    def state(self) -> dict[str, Tensor]:
-        return {"history": self.history, "seen": self.seen}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        self.history, self.seen = state["history"], state["seen"]
+        slot = (seen[index] + place) % self.length
+        history[index[kept], slot[kept]] = loss.detach().cpu().double()[order][kept]
+        seen += torch.bincount(index, minlength=len(seen))

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from ddpm.denoiser import Denoiser
+from ddpm.methods import annotations
+from ddpm.objectives import Matching, Objective, Target, Variance, Weighting
 from ddpm.samplers import Sampler
 from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule
 from ddpm.spaces import Pixels, Points
+from ddpm.times import Times
 
 torch.set_num_threads(1)
 
@@ -148,6 +151,15 @@ def level_log_probability(x: float, mean: float, std: float, levels: int) -> mpm
         if low + high < 0:
             low, high = -high, -low
         return mpmath.log((mpmath.erfc(low / mpmath.sqrt(2)) - mpmath.erfc(high / mpmath.sqrt(2))) / 2)
+
+
+def make_objective(target: str, weighting: str = "simple", **spec: object) -> Objective:
+    """One of a sweep: made without the parameters that none of its components uses."""
+    bases = {"target": Target, "weighting": Weighting, "variance": Variance, "times": Times, "matching": Matching}
+    spec |= {"target": target, "weighting": weighting}
+    parts = [base.named(spec.get(part, base.default)) for part, base in bases.items()]
+    used = {name for part in parts for name in annotations(part)} - {name for part in parts for name in part.replaces}
+    return Objective.make({k: v for k, v in spec.items() if k in bases or k in used})
 
 
 def answering(output: Tensor) -> Callable[..., Tensor]:

@@ -37,7 +37,7 @@ def tiny(train: list = TRAIN) -> Data:
 
 
 def baseline(name: str, dataset: Data) -> Baseline:
-    return Baseline.make({"method": name, "dataset": dataset})
+    return Baseline.named(name)(dataset)
 
 
 def half_added(count: int, total: int, of: int) -> Fraction:

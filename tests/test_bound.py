@@ -1,6 +1,7 @@
 """The variational bound, term by term and as a whole."""
 
 import math
+from dataclasses import dataclass
 from itertools import product
 
 import mpmath
@@ -11,6 +12,7 @@ from oracles import PLANE, SCHEDULES, GaussianDenoiser, alpha_bar, betas, level_
 from torch.distributions import Normal, kl_divergence
 
 from ddpm import bound, rng
+from ddpm.parameters import Count
 from ddpm.spaces import Pixels
 from ddpm.stages import likelihood
 
@@ -24,11 +26,12 @@ def grey(levels: int) -> Pixels:
     return Pixels((1, 2, 2), levels)
 
 
+@dataclass(frozen=True)
 class Fine(Pixels):
     """Grey levels as many as one likes, for a decoder that is a density."""
 
     method = "fine"
-    limits = {"levels": (2, None)}
+    levels: Count = 256
 
 
 def scalar(x: float, requires_grad: bool = False) -> Tensor:

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from oracles import randn, time
+from oracles import make_objective, randn, time
 
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import ClassifierFree
-from ddpm.objectives import Objective
 from ddpm.schedules import Cosine, Linear
 
 Tensor = torch.Tensor
@@ -29,7 +28,7 @@ class Network:
 def test_prediction(clip: bool) -> None:
     """x̂0 = (x_t − σ ε̂)/α, clipped to [−1, 1], ε̂ that of the clipped x̂0, v = (head + 1)/2; the network sees y."""
     schedule, network, y = Cosine(), Network(heads=2), torch.tensor([3, 0, 2])
-    denoiser = Denoiser(network, Objective(target="eps", variance="learned"), schedule, clip)
+    denoiser = Denoiser(network, make_objective(target="eps", variance="learned"), schedule, clip)
     x_t, t = 2 * randn(0, 3, 1, 4, 4), time(30, 500, 900)
     found = denoiser(x_t, t, y)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -47,18 +46,18 @@ def test_prediction(clip: bool) -> None:
 def test_without_a_label() -> None:
     """No condition reaches the network as none, and a fixed variance gives no v."""
     network = Network()
-    assert Denoiser(network, Objective(target="x0"), Linear())(randn(0, 2, 1, 2, 2), time(7)).v is None
+    assert Denoiser(network, make_objective(target="x0"), Linear())(randn(0, 2, 1, 2, 2), time(7)).v is None
     assert network.asked[0][2] is None
 
 
 def test_evaluations_add_up() -> None:
     """Network evaluations, summed over calls and images; a guided denoiser counts both branches."""
-    denoiser = Denoiser(Network(), Objective(target="x0"), Linear())
+    denoiser = Denoiser(Network(), make_objective(target="x0"), Linear())
     assert denoiser.evaluated == 0
     for count, total in ((3, 3), (1, 4), (5, 9)):
         denoiser(randn(0, count, 1, 2, 2), time(7))
         assert denoiser.evaluated == total
-    guided = ClassifierFree(weight=2.0)(Denoiser(Network(), Objective(target="x0"), Linear()))
+    guided = ClassifierFree(weight=2.0)(Denoiser(Network(), make_objective(target="x0"), Linear()))
     for count, total in ((3, 6), (4, 14)):
         guided(randn(0, count, 1, 2, 2), time(7), torch.zeros(count, dtype=torch.int64))
         assert guided.evaluated == total

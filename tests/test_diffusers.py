@@ -15,11 +15,21 @@ from diffusers import (
     EDMEulerScheduler,
     HeunDiscreteScheduler,
 )
-from oracles import DIFFUSERS_SCHEDULES, EVERY, SCHEDULES, MixtureDenoiser, alpha_bar, grid, noises, randn, time
+from oracles import (
+    DIFFUSERS_SCHEDULES,
+    EVERY,
+    SCHEDULES,
+    MixtureDenoiser,
+    alpha_bar,
+    grid,
+    make_objective,
+    noises,
+    randn,
+    time,
+)
 from scipy import stats
 
 from ddpm.denoiser import Denoiser
-from ddpm.objectives import Objective
 from ddpm.samplers import DDIM, Ancestral, DPMSolver, Heun
 from ddpm.schedules import Schedule
 
@@ -227,7 +237,7 @@ def test_diffusers_edm() -> None:
     scheduler = EDMEulerScheduler()
     scheduler.set_timesteps(steps)
     scheduler.sigmas = schedule.level(schedule.grid(steps))
-    denoiser = Denoiser(network, Objective(target="F", sigma_data=0.5), schedule, clip=False)
+    denoiser = Denoiser(network, make_objective(target="F", sigma_data=0.5), schedule, clip=False)
     x, sampler = 80 * randn(22, 3, 1, 2, 2), DDIM(steps=steps)
     states = sampler.trajectory(denoiser, x, None, None)
     for t, noise, ours in zip(sampler.times(schedule), scheduler.timesteps, states, strict=False):

@@ -6,12 +6,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from oracles import DIGITS, EVERY, PLANE, GaussianDenoiser, exact_scales, last, noises, randn, time
+from oracles import DIGITS, EVERY, PLANE, GaussianDenoiser, exact_scales, last, make_objective, noises, randn, time
 
 from ddpm import bound
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import ClassifierFree
-from ddpm.objectives import Objective
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 
@@ -69,7 +68,7 @@ class Disguise:
 
 
 def disguised(target: str, schedule: Schedule, learned: bool = False, clip: bool = False) -> Denoiser:
-    objective = Objective(target=target, variance="learned" if learned else "fixed", sigma_data=STD)
+    objective = make_objective(target=target, variance="learned" if learned else "fixed", sigma_data=STD)
     return Denoiser(Disguise(target, schedule, learned), objective, schedule, clip)
 
 

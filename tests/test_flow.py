@@ -14,6 +14,7 @@ from oracles import (
     VectorDenoiser,
     last,
     log_normal,
+    make_objective,
     randn,
     time,
 )
@@ -21,7 +22,6 @@ from scipy import optimize, stats
 
 from ddpm import probability_flow
 from ddpm.denoiser import Denoiser
-from ddpm.objectives import Objective
 from ddpm.samplers import AdaptiveODE
 from ddpm.schedules import Schedule
 
@@ -242,7 +242,7 @@ def test_a_solver_that_does_not_converge_gives_nan(broken: str, monkeypatch: pyt
             return x * math.nan
         return x + torch.randn(x.shape, generator=generator, dtype=torch.float64)
 
-    denoiser = Denoiser(network, Objective(target="eps"), schedule)
+    denoiser = Denoiser(network, make_objective(target="eps"), schedule)
     assert last(AdaptiveODE(steps=3), denoiser, x).isnan().all()
     assert probability_flow.log_density(denoiser, x, time(1), None, torch.ones_like(x), 1e-4, 1e-4).isnan().all()
 
@@ -252,14 +252,14 @@ def test_a_solver_that_does_not_converge_gives_nan(broken: str, monkeypatch: pyt
 def test_every_target_in_single_precision(name: str, target: str) -> None:
     """The last time may be rounded below 1, where µ̃ must still have a meaning; the result is that of float64."""
     schedule = EVERY[name]()
-    objective = Objective(target=target)
+    objective = make_objective(target=target)
     exact = GaussianDenoiser(schedule, MEAN, STD)
 
     def network(x: Tensor, log_snr: Tensor, y: None) -> Tensor:
         t = schedule.time_at((-log_snr[0].double() / 2).exp())
-        x_t = x.double() / objective.parameterisation.input_scale(schedule, t)
+        x_t = x.double() / objective.target.input_scale(schedule, t)
         found = exact(x_t, t)
-        return objective.parameterisation.of(schedule, found.x0, found.eps, t).to(x.dtype)
+        return objective.target.of(schedule, found.x0, found.eps, t).to(x.dtype)
 
     x = randn(7, 5, 2).float() * float(schedule.prior_std)
     sampler = AdaptiveODE(steps=2, rtol=1e-5, atol=1e-5)

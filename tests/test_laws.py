@@ -10,11 +10,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from oracles import ANY, MixtureDenoiser, VectorDenoiser, maps
+from oracles import ANY, MixtureDenoiser, VectorDenoiser, make_objective, maps
 from scipy import stats
 
 from ddpm.denoiser import Denoiser
-from ddpm.objectives import Objective
 from ddpm.samplers import (
     DDIM,
     AdaptiveODE,
@@ -99,7 +98,7 @@ def denoiser(name: str, target: str = "") -> Denoiser:
     exact = VectorDenoiser(remembered(name), [1.0], [MEAN], [COVARIANCE])
     if not target:
         return exact
-    return Denoiser(network(exact.schedule, exact, target), Objective(target=target), exact.schedule, clip=False)
+    return Denoiser(network(exact.schedule, exact, target), make_objective(target=target), exact.schedule, clip=False)
 
 
 def errors(mean: Tensor, covariance: Tensor) -> tuple[float, float]:

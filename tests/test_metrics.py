@@ -18,7 +18,7 @@ from ddpm.metrics import extractors
 from ddpm.metrics.evaluator import Evaluator
 from ddpm.metrics.metric import Metric, Samples
 from ddpm.networks.classifier import Classifier
-from ddpm.pipeline import catalogue, config, fingerprints, measures, records
+from ddpm.pipeline import catalogue, config, declarations, fingerprints, measures, records, source
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.running import run_stage
 from ddpm.tables import columns
@@ -112,14 +112,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         copy = folder / path.relative_to(ROOT / "ddpm")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.symlink_to(path)
-    monkeypatch.setattr(fingerprints, "ROOT", folder)
+    monkeypatch.setattr(source, "ROOT", folder)
     caches = (
-        fingerprints.read,
+        source.read,
         fingerprints._reach,
         fingerprints.fingerprint,
-        fingerprints.describe,
-        fingerprints.methods,
-        catalogue.known_methods,
+        declarations.lineage,
+        declarations.describe,
+        declarations.methods,
     )
     for cached in caches:
         cached.cache_clear()
@@ -129,10 +129,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         cached.cache_clear()
 
 
-def add(package: Path, place: str, source: str) -> None:
+def add(package: Path, place: str, text: str) -> None:
     """A module of the package's folder, for those who read its source and for those who import it."""
     path = package / place
-    path.write_text(source, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"tests_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -144,7 +144,7 @@ def test_a_metric_is_one_class(package: Path) -> None:
     read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
     before = {job: config.check(read).job(*job)[1] for job in [("fidelity", "noise"), ("table", ""), ("data", "")]}
     add(package, "metrics/brightness.py", METRIC)
-    for cached in (fingerprints.methods, fingerprints.fingerprint):
+    for cached in (declarations.methods, fingerprints.fingerprint):
         cached.cache_clear()
     grid = config.check(read)
     assert "brightness" in grid.metrics and "brightness" in measures.shown("table.md")

@@ -9,7 +9,7 @@ import pytest
 from project import copy_project, snakemake_files
 
 from ddpm.pipeline import config
-from ddpm.pipeline.catalogue import datasets
+from ddpm.pipeline.registry import known
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_short_run(mnist: str, tmp_path: Path) -> None:
     assert list(table["status"]) == [*["ok"] * 5, "degenerate"]
     assert table["fid"].idxmin() == 0
     record = json.loads((results / "data/record.json").read_text())
-    declared = datasets()["mnist"].attributes
+    declared = known("dataset")["mnist"].attributes
     assert (declared["train"], declared["test"], declared["shape"]) == (60000, 10000, (1, 28, 28))
     assert (record["result"]["train"], record["result"]["test"]) == (60000, 10000)
     # Uniform grey levels, independent pixels, and pixels independent given the class.

@@ -7,11 +7,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from oracles import DIGITS, SCHEDULES, alpha_bar, answering, betas, level_log_probability, randn, time
+from oracles import DIGITS, SCHEDULES, alpha_bar, answering, betas, level_log_probability, make_objective, randn, time
 from torch.distributions import Normal, kl_divergence
 
 from ddpm.denoiser import Denoiser
-from ddpm.objectives import Objective, Target
+from ddpm.objectives import EDM, Noise, Objective, Preconditioned, Target
 from ddpm.schedules import Linear, Schedule
 from ddpm.spaces import Pixels
 
@@ -114,11 +114,11 @@ def test_gain(target: str, name: str) -> None:
 def test_network_output_becomes_x0(target: str, name: str) -> None:
     """`Denoiser` inverts the raw output; the network is conditioned on log SNR, one value per image."""
     schedule, (x0, eps, t) = SCHEDULES[name](), sample(TIMES)
-    objective, seen = Objective(target=target), []
+    objective, seen = make_objective(target=target), []
 
     def network(x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
         seen.append((log_snr, y))
-        return objective.parameterisation.of(schedule, x0, eps, t)
+        return objective.target.of(schedule, x0, eps, t)
 
     prediction = Denoiser(network, objective, schedule, clip=False)(schedule.noisy(x0, eps, t), t)
     torch.testing.assert_close(prediction.x0, x0, rtol=0, atol=1e-10)
@@ -137,7 +137,7 @@ def test_single_time_conditions_every_image() -> None:
         seen.append(log_snr)
         return x
 
-    Denoiser(network, Objective(target="eps"), schedule)(torch.zeros(3, *SHAPE), time(500))
+    Denoiser(network, make_objective(target="eps"), schedule)(torch.zeros(3, *SHAPE), time(500))
     assert seen[0].shape == (3,) and seen[0].dtype == torch.float32
     bar = alpha_bar("linear")[500]
     np.testing.assert_allclose(seen[0].numpy(), math.log(bar / (1 - bar)), rtol=1e-6)
@@ -163,7 +163,7 @@ def test_one_bound_in_five_disguises(name: str, steps: int) -> None:
     expected = steps / math.log(2) * np.array(factor) * error
     for target in TARGETS:
         output = predicted(target, schedule, x0, eps, x0_hat, t)
-        loss = Objective(target=target, weighting="vlb").loss(
+        loss = make_objective(target=target, weighting="vlb").loss(
             answering(output), schedule, x0, eps, t, None, space=DIGITS
         )
         assert loss.shape == (len(times),)
@@ -175,7 +175,7 @@ def test_one_bound_in_five_disguises(name: str, steps: int) -> None:
 def test_vlb_weights_as_document_000_prints_them(target: str, name: str) -> None:
     """000, L_x0, L_ε, L_s and L_µ: the factor before each squared error, in bits per dimension and summed over t."""
     bar, beta = alpha_bar(name), betas(name)
-    weight = Objective(target=target, weighting="vlb").weight(SCHEDULES[name](), time(*TIMES)).flatten()
+    weight = make_objective(target=target, weighting="vlb").weight(SCHEDULES[name](), time(*TIMES)).flatten()
     for i, t in enumerate(TIMES):
         alpha, now, before = 1 - beta[t - 1], bar[t], bar[t - 1]
         factor = {
@@ -193,7 +193,7 @@ def test_simplified_losses(target: str, name: str) -> None:
     """000, "Simplified losses": ‖ε − ε̂‖², (1 − ᾱ) ‖s − ŝ‖², ‖x0 − x̂0‖²; plain squared error for v and µ too."""
     schedule, (x0, eps, t) = SCHEDULES[name](), sample(TIMES)
     output = randn(6, *x0.shape)
-    loss = Objective(target=target).loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)
+    loss = make_objective(target=target).loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)
     for i, at in enumerate(TIMES):
         y = target_by_definition(target, name, 1000, x0[i], eps[i], at)
         weight = 1 - alpha_bar(name)[at] if target == "score" else 1
@@ -204,8 +204,8 @@ def test_score_loss_is_the_noise_loss() -> None:
     """000, "Simplified losses": (1 − ᾱ) ‖s − ŝ‖² is ‖ε − ε̂‖² for ŝ = −ε̂/σ."""
     schedule, (x0, eps, t) = SCHEDULES["linear"](), sample(TIMES)
     eps_hat = randn(7, *x0.shape)
-    by_noise = Objective(target="eps").loss(answering(eps_hat), schedule, x0, eps, t, None, space=DIGITS)
-    by_score = Objective(target="score").loss(
+    by_noise = make_objective(target="eps").loss(answering(eps_hat), schedule, x0, eps, t, None, space=DIGITS)
+    by_score = make_objective(target="score").loss(
         answering(-eps_hat / schedule.sigma(t)), schedule, x0, eps, t, None, space=DIGITS
     )
     torch.testing.assert_close(by_noise, by_score, rtol=1e-12, atol=0)
@@ -213,11 +213,11 @@ def test_score_loss_is_the_noise_loss() -> None:
 
 def test_variance_head_is_mapped_to_the_unit_interval() -> None:
     """Nichol & Dhariwal 2021: the head's −1 … 1 is v = 0 … 1; the first half of the channels is the target."""
-    objective = Objective(target="eps", variance="learned")
+    objective = make_objective(target="eps", variance="learned")
     output = torch.cat([torch.full((1, 3, 1, 1), 5.0), torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1)], dim=1)
     y, v = objective.outputs(answering(output), Linear(), output[:, :3], time(500), None)
     assert y.flatten().tolist() == [5, 5, 5] and v.flatten().tolist() == [0, 0.5, 1]
-    y, v = Objective(target="eps").outputs(answering(output), Linear(), output, time(500), None)
+    y, v = make_objective(target="eps").outputs(answering(output), Linear(), output, time(500), None)
     assert y is output and v is None
 
 
@@ -249,9 +249,11 @@ def test_learned_variance_loss(target: str, vlb_weight: float, name: str) -> Non
     x0_hat = x0 + 0.1 * randn(2, *x0.shape)
     v = torch.rand(x0.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     output = torch.cat([predicted(target, schedule, x0, eps, x0_hat, t), 2 * v - 1], dim=1)
-    learned = Objective(target=target, variance="learned", vlb_weight=vlb_weight)
+    learned = make_objective(target=target, variance="learned", vlb_weight=vlb_weight)
     loss = learned.loss(answering(output), schedule, x0, eps, t, None, Pixels(SHAPE, levels))
-    simple = Objective(target=target).loss(answering(output[:, :1]), schedule, x0, eps, t, None, Pixels(SHAPE, levels))
+    simple = make_objective(target=target).loss(
+        answering(output[:, :1]), schedule, x0, eps, t, None, Pixels(SHAPE, levels)
+    )
     x_t = schedule.noisy(x0, eps, t)
     for i, at in enumerate(times):
         term = learned_vlb(name, steps, levels, x0[i], x_t[i], x0_hat[i], v[i], at)
@@ -267,10 +269,10 @@ def test_the_means_gradient_is_the_simple_losss(target: str, name: str) -> None:
     x0 = x0.clamp(-1, 1)
     output = torch.cat([predicted(target, schedule, x0, eps, x0 + 0.1, t), randn(4, *x0.shape)], dim=1).requires_grad_()
     mean = output.detach()[:, :1].requires_grad_()
-    objective = Objective(target=target, variance="learned", vlb_weight=10.0)
+    objective = make_objective(target=target, variance="learned", vlb_weight=10.0)
     (both,) = torch.autograd.grad(objective.loss(answering(output), schedule, x0, eps, t, None, DIGITS).sum(), output)
     (alone,) = torch.autograd.grad(
-        Objective(target=target).loss(answering(mean), schedule, x0, eps, t, None, DIGITS).sum(), mean
+        make_objective(target=target).loss(answering(mean), schedule, x0, eps, t, None, DIGITS).sum(), mean
     )
     assert torch.equal(both[:, :1], alone)
     assert (both[:, 1:] != 0).all()
@@ -283,7 +285,7 @@ def test_the_variances_gradient(name: str) -> None:
     schedule, (x0, eps, t) = SCHEDULES[name](steps=steps), sample([at])
     x0_hat, head = x0 + 0.3 * randn(5, *x0.shape), randn(6, *x0.shape)
     output = torch.cat([predicted("eps", schedule, x0, eps, x0_hat, t), head], dim=1).requires_grad_()
-    loss = Objective(target="eps", variance="learned", vlb_weight=vlb_weight).loss(
+    loss = make_objective(target="eps", variance="learned", vlb_weight=vlb_weight).loss(
         answering(output), schedule, x0, eps, t, None, DIGITS
     )
     (gradient,) = torch.autograd.grad(loss.sum(), output)
@@ -309,7 +311,7 @@ def test_gradients_stay_finite(levels: int, far: float, dtype: torch.dtype) -> N
     for target, weighting, head in product(TARGETS, ["simple", "vlb"], [-1.0, 0.0, 1.0, 5.0]):
         mean = predicted(target, schedule, x0, eps, x0_hat, t)
         output = torch.cat([mean, torch.full_like(mean, head)], dim=1).to(dtype).requires_grad_()
-        objective = Objective(target=target, weighting=weighting, variance="learned", vlb_weight=1.0)
+        objective = make_objective(target=target, weighting=weighting, variance="learned", vlb_weight=1.0)
         loss = objective.loss(answering(output), schedule, x0.to(dtype), eps.to(dtype), t, None, Pixels(SHAPE, levels))
         (gradient,) = torch.autograd.grad(loss.sum(), output)
         wrong = (~gradient.isfinite()).nonzero().tolist()
@@ -322,34 +324,51 @@ def test_gradients_stay_finite(levels: int, far: float, dtype: torch.dtype) -> N
     [
         ({"target": "eps", "weighting": "snr"}, "weighting: 'snr'"),
         ({"target": "eps", "variance": "large"}, "variance: 'large'"),
-        ({"target": "eps", "vlb_weight": -1.0}, "vlb_weight: -1.0"),
-        ({"target": "eps", "vlb_weight": math.nan}, "vlb_weight: nan"),
+        ({"target": "eps", "matching": "plain"}, "matching: 'plain'; known are denoising, sliced"),
+        ({"target": "eps", "times": "even"}, "times: 'even'; known are importance, log-normal, uniform"),
+        ({"target": "eps", "variance": "learned", "vlb_weight": -1.0}, "vlb_weight: -1.0; it must be at least 0"),
+        ({"target": "eps", "variance": "learned", "vlb_weight": math.nan}, "vlb_weight: nan; it must be a finite"),
+        ({"target": "eps", "matching": "sliced"}, "target: 'eps'; with matching 'sliced' it must be 'score'"),
+        (
+            {"target": "score", "matching": "sliced", "variance": "learned"},
+            "variance: 'learned'; with matching 'sliced' it must be 'fixed'",
+        ),
+        ({"target": "eps", "weighting": "edm", "gamma": 3.0, "sigma_data": 1}, "gamma: 3.0; none of target eps, "),
+        ({"target": "eps", "variance": "learned", "weighting": "vlb", "vlb_weight": 1.0}, "vlb_weight: 1.0; none of"),
     ],
 )
 def test_bad_parameters_are_named(parameters: dict, message: str) -> None:
     """The message names the parameter and its value."""
     with pytest.raises(ValueError, match=re.escape(message)):
-        Objective(**parameters)
+        Objective.make(parameters)
+
+
+def test_a_parameter_goes_to_every_component_that_declares_it() -> None:
+    """σ_d of the target F and of EDM's weighting is one number of the configuration; each keeps its default alone."""
+    both = Objective.make({"target": "F", "weighting": "edm", "sigma_data": 0.3})
+    assert both == Objective(Preconditioned(0.3), EDM(0.3)) != Objective(Preconditioned(0.3), EDM())
+    assert both.target.sigma_data == both.weighting.sigma_data == 0.3
+    assert Objective(Noise()) == Objective.make({"target": "eps"})
 
 
 def test_unknown_target_is_named() -> None:
     """The message names the target and lists those that are known."""
     with pytest.raises(ValueError, match="'epsilon'; known are F, eps, mu, score, v, x0"):
-        _ = Objective(target="epsilon").parameterisation
+        Objective.make({"target": "epsilon"})
 
 
 @pytest.mark.parametrize(
     "objective",
     [
-        Objective(target="eps"),
-        Objective(target="score", matching="sliced"),
-        Objective(target="eps", variance="learned"),
-        Objective(target="eps", variance="learned", weighting="vlb"),
+        make_objective(target="eps"),
+        make_objective(target="score", matching="sliced"),
+        make_objective(target="eps", variance="learned"),
+        make_objective(target="eps", variance="learned", weighting="vlb"),
     ],
 )
 def test_labels_reach_the_network_in_training(objective: Objective) -> None:
     """Of every loss: the labels that it is given, unchanged."""
-    heads, seen = 2 if objective.learns_variance else 1, []
+    heads, seen = objective.variance.heads, []
 
     def network(x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
         seen.append(y)

@@ -6,11 +6,22 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from oracles import ANY, EVERY, FlowMatching, GaussianDenoiser, MixtureDenoiser, VectorDenoiser, last, laws, randn, time
+from oracles import (
+    ANY,
+    EVERY,
+    FlowMatching,
+    GaussianDenoiser,
+    MixtureDenoiser,
+    VectorDenoiser,
+    last,
+    laws,
+    make_objective,
+    randn,
+    time,
+)
 from scipy import optimize, stats
 
 from ddpm.denoiser import Denoiser
-from ddpm.objectives import Objective
 from ddpm.samplers import (
     DDIM,
     AdaptiveODE,
@@ -159,7 +170,7 @@ def test_steps_of_the_equations(noisy: bool, t: float, s: float) -> None:
     """003, "SDE Formulation - Backward Process": dx = [f x − g² s] dt + g dw̄, and half of g² s for the ODE; the last
     step is x̂0."""
     x, eps, z = randn(0, 3, 2), randn(1, 3, 2), randn(2, 3, 2)
-    denoiser = Denoiser(lambda *_: eps, Objective(target="eps"), VPSDE(), clip=False)
+    denoiser = Denoiser(lambda *_: eps, make_objective(target="eps"), VPSDE(), clip=False)
     beta = (0.1 + t / 1000 * 19.9) / 1000  # per unit of t, as f = −β/2 and g² = β
     score = -eps / math.sqrt(-math.expm1(-0.5 * (t / 1000) ** 2 * 19.9 - t / 1000 * 0.1))
     if noisy:

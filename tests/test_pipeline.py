@@ -140,23 +140,18 @@ def test_readme_library_example(tree: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_readme_new_sampler(tree: Path) -> None:
-    """The README's example of a new method, put into its file, is a sampler of the grid that runs."""
-    path = tree / "ddpm/samplers.py"
-    text = path.read_text()
+    """The README's example of a new method, in a file of its own, is a sampler of the grid that runs."""
+    (tree / "my_methods.py").write_text(readme_blocks()[1])
     (tree / "jump.yaml").write_text(
-        "results: results/jump\nsamplers: {jump: {method: jump, steps: 3}}\n"
+        "results: results/jump\nmethods: [my_methods.py]\nsamplers: {jump: {method: jump, steps: 3}}\n"
         "grid: [{objective: [eps], schedule: [linear], guidance: [none], sampler: [jump]}]\n"
     )
-    try:
-        path.write_text(f"{text}\n\n{readme_blocks()[1]}")
-        run = snakemake(tree, "results/jump/table.csv", overlay="jump.yaml")
-        assert run.returncode == 0, run.stdout + run.stderr
-        table = pd.read_csv(tree / "results/jump/table.csv")
-        assert list(table["sampler"].dropna()) == ["jump"]
-        assert list(table["status"]) == [*["ok"] * 5, "degenerate"]
-        assert table["nfe"].iloc[5] == 3
-    finally:
-        path.write_text(text)
+    run = snakemake(tree, "results/jump/table.csv", overlay="jump.yaml")
+    assert run.returncode == 0, run.stdout + run.stderr
+    table = pd.read_csv(tree / "results/jump/table.csv")
+    assert list(table["sampler"].dropna()) == ["jump"]
+    assert list(table["status"]) == [*["ok"] * 5, "degenerate"]
+    assert table["nfe"].iloc[5] == 3
 
 
 def test_a_node_uses_what_a_cancelled_copy_finished(tree: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from oracles import (
     betas,
     grid,
     last,
+    make_objective,
     noises,
     randn,
     start,
@@ -25,7 +26,6 @@ from oracles import (
 from scipy import stats
 
 from ddpm.denoiser import Denoiser
-from ddpm.objectives import Objective
 from ddpm.samplers import DDIM, Ancestral, Heun, Sampler
 from ddpm.schedules import VPSDE
 
@@ -223,7 +223,7 @@ def test_update_rules(name: str, target: str, t: int) -> None:
     bar, beta = alpha_bar(name), betas(name)[t - 1]
     alpha, now, before = 1 - beta, bar[t], bar[t - 1]
     x, output, z = randn(5, 2, 1, 2, 2), randn(6, 2, 1, 2, 2), randn(7, 2, 1, 2, 2)
-    denoiser = Denoiser(lambda *_: output, Objective(target=target), SCHEDULES[name](), clip=False)
+    denoiser = Denoiser(lambda *_: output, make_objective(target=target), SCHEDULES[name](), clip=False)
     mean = {
         "mu": output,
         "x0": (1 - before) * math.sqrt(alpha) / (1 - now) * x + beta * math.sqrt(before) / (1 - now) * output,
@@ -268,7 +268,7 @@ def test_images_keep_their_type(sampler: Sampler) -> None:
     schedule, x = SCHEDULES["cosine"](), randn(16, 2, 1, 2, 2)
     z = noises(17, *x.shape)
     drawn = [z() for _ in range(8)]
-    denoiser = Denoiser(lambda x, log_snr, y: 0.5 * x, Objective(target="eps"), schedule)
+    denoiser = Denoiser(lambda x, log_snr, y: 0.5 * x, make_objective(target="eps"), schedule)
     exact, single = iter(drawn), iter(drawn)
     expected = last(sampler, denoiser, x, lambda: next(exact))
     ours = last(sampler, denoiser, x.float(), lambda: next(single).float())

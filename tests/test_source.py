@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.pipeline import catalogue, config, fingerprints
+from ddpm.pipeline import config, declarations, fingerprints, registry, source
+from ddpm.pipeline.registry import known
 from ddpm.pipeline.stages import BASELINES
 
 ROOT = Path(__file__).parent.parent
@@ -20,13 +21,13 @@ Codes = dict[tuple[str, str], str]
 def forget() -> None:
     """Empty every cache of what was read from source."""
     for cached in (
-        fingerprints.read,
+        source.read,
         fingerprints._reach,
         fingerprints.fingerprint,
-        fingerprints.describe,
-        fingerprints.methods,
-        fingerprints.networks,
-        catalogue.known_methods,
+        declarations.lineage,
+        declarations.describe,
+        declarations.methods,
+        registry._composed,
     ):
         cached.cache_clear()
 
@@ -37,7 +38,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Codes]:
     copy = tmp_path_factory.mktemp("pristine") / "ddpm"
     shutil.copytree(ROOT / "ddpm", copy, ignore=shutil.ignore_patterns("__pycache__"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "ROOT", copy)
+        patch.setattr(source, "ROOT", copy)
         found = codes()
     forget()
     return copy, found
@@ -54,7 +55,7 @@ def package(pristine: tuple[Path, Codes], tmp_path: Path, monkeypatch: pytest.Mo
     """A copy of the package that fingerprints are read from."""
     copy = tmp_path / "ddpm"
     shutil.copytree(pristine[0], copy)
-    monkeypatch.setattr(fingerprints, "ROOT", copy)
+    monkeypatch.setattr(source, "ROOT", copy)
     forget()
     yield copy
     forget()
@@ -138,7 +139,7 @@ def test_comments_layout_and_docstrings_do_not_count(
 
 def test_a_copied_folder_has_the_same_fingerprints(package: Path, before: Codes) -> None:
     """Where the package lies does not count."""
-    assert package.is_relative_to(fingerprints.ROOT) and ROOT not in package.parents
+    assert package.is_relative_to(source.ROOT) and ROOT not in package.parents
     assert changed(before) == set()
 
 
@@ -164,7 +165,7 @@ def test_a_new_method_reruns_nothing(package: Path, before: Codes, module: str, 
         f.write("\n\n" + text)
     assert changed(before) == set()
     if module == "samplers.py":
-        assert catalogue.known_methods("sampler")["euler"].parameters.keys() == {"steps", "spacing", "eta", "extra"}
+        assert known("sampler")["euler"].parameters.keys() == {"steps", "spacing", "eta", "extra"}
 
 
 def test_a_network_that_no_job_uses_does_not_count(package: Path, before: Codes) -> None:
@@ -189,6 +190,12 @@ CHANGES = {
     "one schedule": ("schedules.py", "Cosine.betas", uses("train sample likelihood", "cosine", 1)),
     "the other schedule": ("schedules.py", "Linear.betas", uses("train sample likelihood", "linear", 1)),
     "one target": ("objectives.py", "PosteriorMean.coefficients", uses("train sample likelihood", "mu", 0)),
+    "one weighting": ("objectives.py", "Bound.of_x0", uses("train", "mu", 0)),
+    "a weighting that is not used": ("objectives.py", "EDM.of_x0", uses("")),
+    "one variance": ("objectives.py", "Learned.split", uses("train sample likelihood", "learned", 0)),
+    "a law of times": ("times.py", "Uniform.draw", uses("train")),
+    "a law of times that is not used": ("times.py", "Importance.draw", uses("")),
+    "a matching that is not used": ("objectives.py", "Sliced.error", uses("")),
     "the network": ("networks/unet.py", "ResidualBlock.forward", uses("train sample likelihood")),
     "what the network imports": ("networks/embedding.py", "Condition.forward", uses("train sample likelihood")),
     "the classifier": ("networks/classifier.py", "Classifier.features", uses("classifier fidelity")),
@@ -242,8 +249,8 @@ def test_a_parameters_default_counts(package: Path, before: Codes) -> None:
     """A class's fields are part of its code."""
     path = package / "samplers.py"
     text = path.read_text(encoding="utf-8")
-    assert text.count("eta: float = 0.0") == 1
-    path.write_text(text.replace("eta: float = 0.0", "eta: float = 0.5"), encoding="utf-8")
+    assert text.count("eta: Fraction = 0.0") == 1
+    path.write_text(text.replace("eta: Fraction = 0.0", "eta: Fraction = 0.5"), encoding="utf-8")
     assert changed(before) - {("figures", "")} == {
         (s, n) for s, n in before if s == "sample" and n.split("/")[3] == "ddim"
     }
@@ -275,7 +282,7 @@ HELPER = "def helper(f=None): return {value}\nclass Base:\n    x = {value}\ndef 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
 def test_a_name_is_followed_however_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """A change behind the name changes the fingerprint; a change beside it does not."""
-    monkeypatch.setattr(fingerprints, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     (tmp_path / "__init__.py").write_text("")
     (tmp_path / "a.py").write_text(text)
     (tmp_path / "c.py").write_text("from ddpm.b import helper\n")

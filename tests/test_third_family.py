@@ -12,15 +12,15 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from oracles import FlowMatching, GaussianDenoiser, log_normal, maps, randn, time
+from oracles import FlowMatching, GaussianDenoiser, log_normal, make_objective, maps, randn, time
 from test_bound import quadrature
 
 from ddpm import probability_flow, rng
 from ddpm.denoiser import Denoiser
 from ddpm.errors import UserError
-from ddpm.objectives import Objective, Target
-from ddpm.pipeline import catalogue, config
-from ddpm.pipeline.fingerprints import MethodSource
+from ddpm.objectives import Target
+from ddpm.pipeline import catalogue, config, registry
+from ddpm.pipeline.declarations import MethodSource
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM, AdaptiveODE, Ancestral, Heun, PlainLangevin
@@ -28,7 +28,6 @@ from ddpm.schedules import Schedule
 from ddpm.stages import likelihood, ode_likelihood
 from ddpm.stages import train as training
 from ddpm.stages.sample import chain
-from ddpm.times import Times
 
 ROOT = Path(__file__).parent.parent
 Tensor = torch.Tensor
@@ -39,21 +38,21 @@ MEAN, STD = 0.3, 0.5
 
 def network(schedule: Schedule, target: str) -> "torch.nn.Module":
     """What the best network of N(MEAN, STD²) answers, E[y | x_t], at every t in [1, T]."""
-    objective, exact = Objective(target=target), GaussianDenoiser(schedule, MEAN, STD)
+    objective, exact = make_objective(target=target), GaussianDenoiser(schedule, MEAN, STD)
 
     def answer(scaled: Tensor, log_snr: Tensor, y: None) -> Tensor:
         t = schedule.time_at((-0.5 * log_snr.double()).exp()).reshape(-1, *[1] * (scaled.ndim - 1))
         # ±30 stands for an infinite log SNR.
         t = torch.where(log_snr.reshape(t.shape) == -30, schedule.steps, t)
-        x_t = scaled / objective.parameterisation.input_scale(schedule, t)
+        x_t = scaled / objective.target.input_scale(schedule, t)
         found = exact(x_t, t)
-        return objective.parameterisation.of(schedule, found.x0, found.eps, t)
+        return objective.target.of(schedule, found.x0, found.eps, t)
 
     return answer
 
 
 def through(schedule: Schedule, target: str) -> Denoiser:
-    return Denoiser(network(schedule, target), Objective(target=target), schedule, clip=False)
+    return Denoiser(network(schedule, target), make_objective(target=target), schedule, clip=False)
 
 
 # ---- targets at T -----------------------------------------------------------------------------------------
@@ -83,11 +82,11 @@ def test_weights_up_to_the_end(target: str) -> None:
     schedule, t = FlowMatching(), torch.tensor([1.0, 30, 999, 1000]).double()
     snr, gain = (1000 - t) ** 2 / t**2, Target.make({"method": target}).gain(schedule, t)
     for weighting, expected in (("edm", 4 + snr), ("min-snr", snr.clamp(max=5.0))):
-        weight = Objective(target=target, weighting=weighting).weight(schedule, t)
+        weight = make_objective(target=target, weighting=weighting).weight(schedule, t)
         torch.testing.assert_close((weight * gain)[:3], expected[:3], rtol=1e-9, atol=0)
         assert weight[3] == 0 if target in ("eps", "score") else weight[3] * gain[3] == expected[3]
     # ½ (SNR_{t−1} − SNR_t), in bits and summed over T terms.
-    weight = Objective(target=target, weighting="vlb").weight(schedule, t)[1:]
+    weight = make_objective(target=target, weighting="vlb").weight(schedule, t)[1:]
     terms = 0.5 * ((1001 - t) ** 2 / (t - 1) ** 2 - snr)[1:] * 1000 / math.log(2)
     torch.testing.assert_close((weight * gain[1:])[:2], terms[:2], rtol=1e-8, atol=0)
     assert float(weight[2] * gain[3]) == pytest.approx(0 if target in ("eps", "score") else float(terms[2]), rel=1e-8)
@@ -106,12 +105,12 @@ OBJECTIVES = [
 @pytest.mark.parametrize("levels", [0, 17])
 def test_the_loss_is_finite_at_both_ends(parameters: dict, levels: int) -> None:
     """And its gradient, in single precision, with every law of times' first and last times."""
-    schedule, objective = FlowMatching(), Objective(**parameters)
+    schedule, objective = FlowMatching(), make_objective(**parameters)
     weight = torch.tensor(0.3, requires_grad=True)
 
     def answer(x: Tensor, log_snr: Tensor, y: None) -> Tensor:
         output = weight * x + log_snr.reshape(-1, 1, 1, 1) / 100
-        return torch.cat([output, output.tanh()], dim=1) if objective.learns_variance else output
+        return torch.cat([output, output.tanh()], dim=1) if objective.variance.heads == 2 else output
 
     x0, eps = randn(0, 4, 1, 2, 2).float().clamp(-1, 1), randn(1, 4, 1, 2, 2).float()
     loss = objective.loss(answer, schedule, x0, eps, time(1, 2, 999, 1000), None, levels, lambda: torch.ones_like(x0))
@@ -123,11 +122,11 @@ def test_the_loss_is_finite_at_both_ends(parameters: dict, levels: int) -> None:
 def test_times_of_training_stay_inside() -> None:
     """T is drawn; levels above any float64's reach T, where log SNR is −∞."""
     schedule, u = FlowMatching(), torch.tensor([1e-9, 0.5, 1 - 1e-9], dtype=torch.float64)
-    t, _ = Times.of(Objective(target="v"), schedule).draw(u)
+    t, _ = make_objective(target="v").times.on(schedule).draw(u)
     assert t.tolist() == [1, 501, 1000]
-    t, _ = Times.of(Objective(target="v", times="log-normal", level_mean=0.0, level_std=1.0), schedule).draw(u)
+    t, _ = make_objective(target="v", times="log-normal", level_mean=0.0, level_std=1.0).times.on(schedule).draw(u)
     assert t[0] >= 1 and float(t[1]) == pytest.approx(500, rel=1e-12) and t[2] <= 1000
-    t, _ = Times.of(Objective(target="v", times="log-normal", level_std=200.0), schedule).draw(u)
+    t, _ = make_objective(target="v", times="log-normal", level_std=200.0).times.on(schedule).draw(u)
     assert float(t[2]) == 1000
 
 
@@ -171,8 +170,10 @@ def test_annealed_langevin_requires_ve(monkeypatch: pytest.MonkeyPatch) -> None:
         "ve": MethodSource("own", "Own", {}, {"family": "VE"}),
         "silent": MethodSource("own", "Silent", {}, {}),
     }
-    known = catalogue.known_methods
-    monkeypatch.setattr(catalogue, "known_methods", lambda axis: known(axis) | (own if axis == "schedule" else {}))
+    known = registry.known
+    monkeypatch.setattr(
+        registry, "known", lambda kind, files=(): known(kind, files) | (own if kind == "schedule" else {})
+    )
 
     def reason(schedule: str, sampler: str, variance: str = "fixed") -> str:
         values = {

@@ -5,11 +5,10 @@ from collections import defaultdict, deque
 import numpy as np
 import pytest
 import torch
-from oracles import EVERY, randn
+from oracles import EVERY, make_objective, randn
 from scipy import stats
 
-from ddpm.objectives import Objective
-from ddpm.times import Importance, LogNormal, Times, Uniform
+from ddpm.times import Draws, Importance, LogNormal, Uniform
 
 Tensor = torch.Tensor
 
@@ -19,13 +18,18 @@ def places(count: int) -> Tensor:
     return (torch.arange(count, dtype=torch.float64) + 0.5) / count
 
 
-def importance(steps: int = 6) -> Importance:
-    found = Times.of(Objective(target="eps", times="importance"), EVERY["cosine"](steps=steps))
-    assert isinstance(found, Importance)
+def importance(steps: int = 6) -> Draws:
+    found = make_objective(target="eps", times="importance").times.on(EVERY["cosine"](steps=steps))
+    assert isinstance(found.law, Importance)
     return found
 
 
-def filled(steps: int = 6, seed: int = 0) -> tuple[Importance, np.ndarray]:
+def probabilities(times: Draws) -> Tensor:
+    """p_1 … p_T after what it has seen."""
+    return times.law.probabilities(times.memory)
+
+
+def filled(steps: int = 6, seed: int = 0) -> tuple[Draws, np.ndarray]:
     """A sampler that has seen ten losses of every t, and these losses (T, 10)."""
     times, losses = importance(steps), randn(seed, steps, 10).exp()
     times.learn(torch.arange(1, steps + 1).repeat_interleave(10).double(), losses.flatten())
@@ -34,8 +38,8 @@ def filled(steps: int = 6, seed: int = 0) -> tuple[Importance, np.ndarray]:
 
 def test_uniform() -> None:
     """Every t of 1 … T from an equal share of (0, 1), weight 1; the ends of the interval stay inside."""
-    times = Times.of(Objective(target="eps"), EVERY["cosine"](steps=7))
-    assert isinstance(times, Uniform)
+    times = make_objective(target="eps").times.on(EVERY["cosine"](steps=7))
+    assert isinstance(times.law, Uniform)
     t, weight = times.draw(places(700))
     assert t.tolist() == [1 + i // 100 for i in range(700)] and t.dtype == torch.float64
     assert weight.tolist() == [1] * 700
@@ -47,8 +51,8 @@ def test_uniform() -> None:
 def test_log_normal(name: str, mean: float, std: float) -> None:
     """ln(σ/α) ~ N(mean, std²) quantile by quantile, cut off at the levels of t = 1 and T; weight 1."""
     schedule, u = EVERY[name](), places(1001)
-    times = Times.of(Objective(target="eps", times="log-normal", level_mean=mean, level_std=std), schedule)
-    assert isinstance(times, LogNormal)
+    times = make_objective(target="eps", times="log-normal", level_mean=mean, level_std=std).times.on(schedule)
+    assert isinstance(times.law, LogNormal)
     t, weight = times.draw(u)
     assert t.dtype == torch.float64 and (weight == 1).all()
     low, high = (float(schedule.level(torch.tensor(float(i)).double()).log()) for i in (1, 1000))
@@ -66,7 +70,7 @@ def test_importance_begins_uniform() -> None:
     assert found.tolist() == [1 + i // 100 for i in range(600)]
     np.testing.assert_allclose(weight.numpy(), 1, rtol=1e-12)
     times.learn(t[-1:], torch.ones(1).double())
-    assert not np.allclose(times.probabilities().numpy(), 1 / 6, rtol=1e-2)
+    assert not np.allclose(probabilities(times).numpy(), 1 / 6, rtol=1e-2)
 
 
 def test_probabilities() -> None:
@@ -74,7 +78,7 @@ def test_probabilities() -> None:
     times, losses = filled()
     size = np.sqrt((losses**2).mean(1))
     expected = 0.999 * size / size.sum() + 0.001 / 6
-    np.testing.assert_allclose(times.probabilities().numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(probabilities(times).numpy(), expected, rtol=1e-12)
     t, weight = times.draw(places(1_000_000))
     np.testing.assert_allclose(np.bincount(t.long().numpy(), minlength=7)[1:] / 1e6, expected, atol=2e-6)
     np.testing.assert_allclose(weight.numpy(), 1 / (6 * expected[t.long().numpy() - 1]), rtol=1e-12)
@@ -85,7 +89,7 @@ def test_random_draws_have_the_distribution() -> None:
     """χ² of seeded uniform numbers (5 degrees of freedom, p = 0.001)."""
     times, _ = filled(seed=1)
     t, _ = times.draw(torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    expected = 20_000 * times.probabilities().numpy()
+    expected = 20_000 * probabilities(times).numpy()
     found = np.bincount(t.long().numpy(), minlength=7)[1:]
     assert ((found - expected) ** 2 / expected).sum() < stats.chi2.ppf(0.999, 5)
 
@@ -93,7 +97,7 @@ def test_random_draws_have_the_distribution() -> None:
 @pytest.mark.parametrize("method", ["uniform", "importance"])
 def test_weighted_loss_is_unbiased(method: str) -> None:
     """The mean of weight · L_t over the draws is the mean of L_t over t, whatever L is."""
-    times = filled()[0] if method == "importance" else Uniform(Objective(target="eps"), EVERY["cosine"](steps=6))
+    times = filled()[0] if method == "importance" else Uniform().on(EVERY["cosine"](steps=6))
     loss = torch.tensor([0.3, -1.0, 4.0, 100.0, 0.01, 2.0], dtype=torch.float64)
     t, weight = times.draw(places(1_000_000))
     assert float((weight * loss[t.long() - 1]).mean()) == pytest.approx(float(loss.mean()), rel=1e-4)
@@ -125,8 +129,8 @@ def test_the_last_ten_losses_are_kept(batch: int) -> None:
         full = all(len(queues[i]) == 10 for i in range(1, 7))
         size = np.array([np.sqrt(np.mean(np.square(queues[i]))) if queues[i] else 0 for i in range(1, 7)])
         expected = 0.999 * size / size.sum() + 0.001 / 6 if full else np.full(6, 1 / 6)
-        np.testing.assert_allclose(times.probabilities().numpy(), expected, rtol=1e-6)
-    assert full and not times.history.requires_grad
+        np.testing.assert_allclose(probabilities(times).numpy(), expected, rtol=1e-6)
+    assert full and not times.memory["history"].requires_grad
 
 
 def test_state_resumes() -> None:
@@ -138,14 +142,14 @@ def test_state_resumes() -> None:
         two.load({k: v.clone() for k, v in one.state().items()})
         for times in (one, two):
             times.learn(t[:50], randn(4, min(50, count)).abs())
-        assert torch.equal(one.probabilities(), two.probabilities())
-        assert torch.equal(one.seen, two.seen) and torch.equal(one.history, two.history)
-    assert Uniform(Objective(target="eps"), EVERY["linear"]()).state() == {}
+        assert torch.equal(probabilities(one), probabilities(two))
+        assert all(torch.equal(one.memory[name], two.memory[name]) for name in ("seen", "history"))
+    assert Uniform().on(EVERY["linear"]()).state() == {}
 
 
 def test_the_end_of_the_interval_is_the_last_time() -> None:
     """Σ p may round to less than 1: a place beyond it still stands for t = T."""
     times = importance(14)
     end = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    assert float(times.probabilities().cumsum(0)[-1]) < float(end)
+    assert float(probabilities(times).cumsum(0)[-1]) < float(end)
     assert times.draw(end)[0].tolist() == [14]

@@ -272,7 +272,7 @@ def test_stored_points_are_exact(tmp_path: Path) -> None:
         ({"weights": [0.5, 0.4]}, "weights: [0.5, 0.4] sum to 0.9; it must be 1"),
         ({"weights": [1.0]}, "weights: 1 weights, 2 means, 2 spreads; it must be one of each"),
         ({"spreads": [1.0, 0.0]}, "spreads: 0.0; it must be at least 1e-06"),
-        ({"means": [[1.0], [2.0]]}, "means: [[1.0], [2.0]]; each must be a point of the plane"),
+        ({"means": [[1.0], [2.0]]}, "means: [[1.0], [2.0]] is of type list; it must be a list of [float, float]"),
     ],
 )
 def test_impossible_mixtures(parameters: dict, message: str) -> None:

@@ -15,7 +15,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpm import tables
 from ddpm.datasets import dataset as data
-from ddpm.objectives import Objective
 from ddpm.pipeline import config, parallel, records
 from ddpm.pipeline import run as runs
 from ddpm.pipeline.grid import Grid
@@ -344,7 +343,7 @@ def test_networks_and_steps_have_their_own_draws() -> None:
 
 def times(u: torch.Tensor) -> list[float]:
     """The t of 1 … 10 that the places u stand for."""
-    return Uniform(Objective(target="eps"), Cosine(steps=10)).draw(u)[0].tolist()
+    return Uniform().on(Cosine(steps=10)).draw(u)[0].tolist()
 
 
 def test_signs_are_fair_and_of_their_step() -> None:

@@ -7,10 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from oracles import DIGITS, EVERY, PLANE, answering, exact_scales, level_log_probability, randn, time
+from oracles import DIGITS, EVERY, PLANE, answering, exact_scales, level_log_probability, make_objective, randn, time
 from torch.distributions import Normal, kl_divergence
 
-from ddpm.objectives import Objective, Target
+from ddpm.objectives import Target
 
 Tensor = torch.Tensor
 NAMES = list(EVERY)
@@ -74,7 +74,7 @@ def outputs(target: str, name: str, x0: Tensor, eps: Tensor, x0_hat: Tensor) -> 
 def test_target(target: str, name: str) -> None:
     """y by its definition, and x̂0 and ε̂ back from it, at real times too."""
     schedule, (x0, eps, t) = EVERY[name](), rows()
-    method = Target.make({"method": target, "sigma_data": STD})
+    method = make_objective(target, sigma_data=STD).target
     expected = torch.stack([definition(target, name, x0[i], eps[i], at) for i, at in enumerate(TIMES)])
     torch.testing.assert_close(method.of(schedule, x0, eps, t), expected, rtol=1e-7, atol=1e-9)
     x0_hat, eps_hat = method.invert(schedule, expected, schedule.noisy(x0, eps, t), t)
@@ -93,9 +93,9 @@ def test_edms_preconditioning(name: str) -> None:
         seen.append(x)
         return output
 
-    objective = Objective(target="F", sigma_data=STD)
+    objective = make_objective(target="F", sigma_data=STD)
     y, _ = objective.outputs(network, schedule, x_t, t, None)
-    x0_hat, _ = objective.parameterisation.invert(schedule, y, x_t, t)
+    x0_hat, _ = objective.target.invert(schedule, y, x_t, t)
     for i, at in enumerate(TIMES):
         sigma = scales(name, at)[1]
         skip, out = STD**2 / (sigma**2 + STD**2), sigma * STD / math.sqrt(sigma**2 + STD**2)
@@ -108,7 +108,7 @@ def test_edms_preconditioning(name: str) -> None:
 def test_network_sees_unit_scale(name: str, target: str) -> None:
     """x_t/√(α² + σ²) for every target but F, which divides by the data's own √(α² σ_d² + σ²)."""
     schedule, t = EVERY[name](), time(*TIMES)
-    scale = Target.make({"method": target, "sigma_data": STD}).input_scale(schedule, t).flatten()
+    scale = make_objective(target, sigma_data=STD).target.input_scale(schedule, t).flatten()
     for i, at in enumerate(TIMES):
         alpha, sigma = scales(name, at)
         expected = math.hypot(alpha * STD if target == "F" else alpha, sigma)
@@ -119,7 +119,7 @@ def test_network_sees_unit_scale(name: str, target: str) -> None:
 def test_f_is_minus_v(name: str) -> None:
     """Karras et al. 2022, appendix B: with σ_d = 1 on a VP schedule F = −v."""
     schedule, (x0, eps, t) = EVERY[name](), rows()
-    f, v = Target.make({"method": "F", "sigma_data": 1.0}), Target.make({"method": "v"})
+    f, v = make_objective("F", sigma_data=1.0).target, Target.make({"method": "v"})
     torch.testing.assert_close(f.of(schedule, x0, eps, t), -v.of(schedule, x0, eps, t), rtol=1e-12, atol=1e-12)
 
 
@@ -156,7 +156,7 @@ def test_weighting_is_the_same_for_every_target(weighting: str, name: str) -> No
     error = (x0 - x0_hat).square().flatten(1).mean(1).numpy()
     expected = np.array([per_x0(weighting, name, at) for at in TIMES]) * error
     for target in TARGETS:
-        objective = Objective(target=target, weighting=weighting, sigma_data=STD, gamma=3.0)
+        objective = make_objective(target=target, weighting=weighting, sigma_data=STD, gamma=3.0)
         network = answering(outputs(target, name, x0, eps, x0_hat))
         loss = objective.loss(network, schedule, x0, eps, t, None, space=DIGITS)
         np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-5, err_msg=target)
@@ -172,7 +172,7 @@ def test_weights_of_the_raw_error(name: str) -> None:
     )
 
     def weight(target: str, weighting: str) -> np.ndarray:
-        return Objective(target, weighting, sigma_data=STD).weight(schedule, t).flatten().numpy()
+        return make_objective(target, weighting, sigma_data=STD).weight(schedule, t).flatten().numpy()
 
     np.testing.assert_allclose(weight("F", "edm"), 1, rtol=1e-9)
     np.testing.assert_allclose(weight("eps", "min-snr"), np.minimum(snr, 5) / snr, rtol=1e-8)
@@ -193,13 +193,13 @@ def test_learned_variance_by_the_bound_alone(target: str, name: str) -> None:
     schedule, t = EVERY[name](steps=steps), time(*times)
     x0, eps, raw, head = (randn(i, len(times), 1, 2, 2) for i in range(4))
     output = torch.cat([raw, 0.5 * head], dim=1).requires_grad_()
-    objective = Objective(target=target, weighting="vlb", variance="learned", vlb_weight=123.0, sigma_data=STD)
+    objective = make_objective(target=target, weighting="vlb", variance="learned", vlb_weight=123.0, sigma_data=STD)
     loss = objective.loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)
     expected = []
     for i, at in enumerate(times):
         (alpha_s, sigma_s), (alpha, sigma) = (tuple(map(float, exact_scales(name, u, steps))) for u in (at - 1, at))
         x_t = alpha * x0[i] + sigma * eps[i]
-        p, q = (float(c) for c in objective.parameterisation.coefficients(schedule, time(at)))
+        p, q = (float(c) for c in objective.target.coefficients(schedule, time(at)))
         x0_hat = (q * x_t - sigma * output[i, :1]) / (alpha * q - sigma * p)
         step = sigma**2 - (alpha / alpha_s) ** 2 * sigma_s**2
         small, v = step * sigma_s**2 / sigma**2, (output[i, 1:] + 1) / 2
@@ -218,7 +218,7 @@ def test_the_bounds_decoder_trains_both_heads() -> None:
     schedule, t = EVERY["linear"](steps=40), time(1)
     x0 = torch.tensor([[[[-1.0, 0.25, 1.0]]]], dtype=torch.float64)
     eps, output = randn(4, *x0.shape), torch.cat([randn(5, *x0.shape), 0.3 * randn(6, *x0.shape)], dim=1)
-    objective = Objective(target="eps", weighting="vlb", variance="learned")
+    objective = make_objective(target="eps", weighting="vlb", variance="learned")
 
     def loss(output: Tensor) -> Tensor:
         return objective.loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)[0]
@@ -254,13 +254,13 @@ def curved(x: Tensor, log_snr: Tensor, y: None) -> Tensor:
 def test_sliced_score_matching_is_unbiased(weighting: str, name: str) -> None:
     """001, eq. 3.12: over all signs, w/D · (2 tr ∂s/∂x_t + ‖s‖²), the Jacobian written out."""
     schedule = EVERY[name]()
-    objective = Objective(target="score", matching="sliced", weighting=weighting)
+    objective = make_objective(target="score", matching="sliced", weighting=weighting)
     x0, eps, t = randn(0, 2, 3), randn(1, 2, 3), torch.tensor([[30.0], [700.0]]).double()
     signs = [torch.tensor(s).double().expand(2, 3) for s in product((-1, 1), repeat=3)]
     losses = [objective.loss(curved, schedule, x0, eps, t, None, PLANE, lambda s=s: s).detach() for s in signs]
     weight = objective.weight(schedule, t).flatten()
     for i in range(2):
-        scale = objective.parameterisation.input_scale(schedule, t[i])
+        scale = objective.target.input_scale(schedule, t[i])
 
         def score(x: Tensor, i: int = i, scale: Tensor = scale) -> Tensor:
             return curved(scale * x[None], schedule.log_snr(t[i]), None)[0]
@@ -287,7 +287,7 @@ def test_sliced_is_denoising_score_matching(name: str, t: float) -> None:
     def gradients(network: Callable[..., Tensor], parameters: Tensor) -> list[Tensor]:
         found = []
         for matching in ("denoising", "sliced"):
-            objective = Objective(target="score", matching=matching)
+            objective = make_objective(target="score", matching=matching)
             loss = objective.loss(network, schedule, 0.3 + 0.5 * z, eps, at, None, PLANE, lambda: torch.ones_like(z))
             found.append(torch.autograd.grad((w * loss).sum(), parameters)[0])
         return found

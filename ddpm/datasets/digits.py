@@ -1,11 +1,13 @@
 """scikit-learn's handwritten digits."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 
 from ddpm.datasets.dataset import Dataset, Split
+from ddpm.parameters import Interval
 
 Tensor = torch.Tensor
 
@@ -22,8 +24,7 @@ class Digits(Dataset):
     shape = (1, 8, 8)
     train = 898
     test = 899
-    limits = {"seed": (0, 4294967295)}  # as scikit-learn takes them
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, le=4294967295)] = 0  # as scikit-learn takes them
 
     def load(self) -> tuple[Split, Split]:
         from sklearn.datasets import load_digits

@@ -2,14 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from ddpm import rng
 from ddpm.datasets.dataset import Dataset, Split
 from ddpm.exact import Mixture
+from ddpm.parameters import Count, Index, Interval, Len, NonNegative
 
 Tensor = torch.Tensor
+# Of Gaussians and squares: not a point.
+Width = Annotated[float, Interval(ge=1e-6)]
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,9 @@ class Points(Dataset):
     space = {"method": "points"}
     std = 4.0
     shape = (2,)
-    limits = {"seed": (0, None), "train": (1, None), "test": (2, None)}
-    seed: int = 0
-    train: int = 10000
-    test: int = 2000
+    seed: Index = 0
+    train: Count = 10000
+    test: Annotated[int, Interval(ge=2)] = 2000
 
     def load(self) -> tuple[Split, Split]:
         halves = []
@@ -65,16 +68,11 @@ class GaussianMixture(Gaussians):
     """
 
     method = "mixture"
-    limits = {"weights": (1e-9, 1), "spreads": (1e-6, None)}
     paired = (("weights", "means", "spreads"),)
     shares = ("weights",)
-    weights: tuple[float, ...] = (0.8, 0.2)
-    means: tuple[tuple[float, float], ...] = ((5.0, 5.0), (-5.0, -5.0))
-    spreads: tuple[float, ...] = (1.0, 1.0)
-
-    def check(self) -> None:
-        if any(len(mean) != 2 for mean in self.means):
-            raise ValueError(f"means: {list(map(list, self.means))}; each must be a point of the plane, [x, y]")
+    weights: Annotated[tuple[Annotated[float, Interval(ge=1e-9, le=1)], ...], Len(1)] = (0.8, 0.2)
+    means: Annotated[tuple[tuple[float, float], ...], Len(1)] = ((5.0, 5.0), (-5.0, -5.0))
+    spreads: Annotated[tuple[Width, ...], Len(1)] = (1.0, 1.0)
 
     @property
     def classes(self) -> int:
@@ -91,10 +89,9 @@ class Ring(Gaussians):
     """`count` Gaussians of equal weight and standard deviation `spread` on a circle of `radius`."""
 
     method = "ring"
-    limits = {"count": (1, None), "radius": (0, None), "spread": (1e-6, None)}
-    count: int = 8
-    radius: float = 6.0
-    spread: float = 0.5
+    count: Count = 8
+    radius: NonNegative = 6.0
+    spread: Width = 0.5
 
     @property
     def classes(self) -> int:
@@ -117,9 +114,8 @@ class Moons(Points):
 
     method = "moons"
     classes = 2
-    limits = {"radius": (0, None), "spread": (0, None)}
-    radius: float = 5.0
-    spread: float = 0.4
+    radius: NonNegative = 5.0
+    spread: NonNegative = 0.4
 
     def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         labels = (u[:, 0] < 0.5).long()
@@ -134,9 +130,8 @@ class Circles(Points):
 
     method = "circles"
     classes = 2
-    limits = {"radius": (0, None), "spread": (0, None)}
-    radius: float = 6.0
-    spread: float = 0.3
+    radius: NonNegative = 6.0
+    spread: NonNegative = 0.3
 
     def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         labels = (u[:, 0] < 0.5).long()
@@ -151,11 +146,10 @@ class Spiral(Points):
     """
 
     method = "spiral"
-    limits = {"arms": (1, None), "turns": (0, None), "radius": (0, None), "spread": (0, None)}
-    arms: int = 2
-    turns: float = 1.25
-    radius: float = 8.0
-    spread: float = 0.25
+    arms: Count = 2
+    turns: NonNegative = 1.25
+    radius: NonNegative = 8.0
+    spread: NonNegative = 0.25
 
     @property
     def classes(self) -> int:
@@ -173,8 +167,7 @@ class Checkerboard(Points):
 
     method = "checkerboard"
     classes = 8
-    limits = {"side": (1e-6, None)}
-    side: float = 3.0
+    side: Width = 3.0
 
     def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         square = u[:, 0] * 8

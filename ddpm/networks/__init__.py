@@ -1,28 +1,48 @@
-"""Networks: called as network(x, log_snr, y) → output of x's height and width.
+"""Networks: one class each, below `ddpm.networks.network.Network`, in any module of this package."""
 
-`ddpm.networks.<name>` holds the class whose `method` is that name. Its constructor takes the images' shape
-(C, H, W), the number of heads (2 where a variance is learned), the number of classes (0: unconditional),
-and then the parameters that the configuration may set, within what the class may declare of them (`limits` and the
-others of `ddpm.methods`, and `attended`).
-"""
-
+from functools import cache
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
+from pkgutil import iter_modules
+from typing import Any, get_type_hints
 
 import torch
-from torch import nn
 
-from ddpm.limits import conflicts
+from ddpm import extensions
+from ddpm.methods import declarations
+from ddpm.networks.network import Network
+from ddpm.parameters import cast, conflicts
 
 
-def build(spec: dict, shape: tuple[int, ...], heads: int, classes: int) -> nn.Module:
-    """The network that `spec` describes: {"method": name, parameter: value, ...}."""
-    spec = dict(spec)
+@cache
+def parameters(network: type[Network]) -> dict[str, Parameter]:
+    """The arguments of the constructor that a configuration may set."""
+    hints, arguments = get_type_hints(network.__init__, include_extras=True), signature(network).parameters
+    return {
+        name: argument.replace(annotation=hints[name])
+        for name, argument in arguments.items()
+        if argument.kind is Parameter.KEYWORD_ONLY
+    }
+
+
+def build(spec: dict, shape: tuple[int, ...], heads: int, classes: int) -> Network:
+    """The network that `spec` describes: {"method": name, parameter: value, ...}, and {"modules": files} where it is
+    declared in files of the user's own."""
+    spec: dict[str, Any] = dict(spec)
     name = spec.pop("method")
-    module = import_module(f"ddpm.networks.{name}")
-    network = next(c for c in vars(module).values() if getattr(c, "method", None) == name)
-    defaults = {name: p.default for name, p in signature(network).parameters.items()}
-    for mistake in conflicts(defaults | spec, vars(network), ()):
-        raise ValueError(f"network: {mistake}")
+    for file in spec.pop("modules", ()):
+        extensions.load(file)
+    for module in iter_modules(__path__, f"{__name__}."):
+        import_module(module.name)
+    network = Network.named(name)
+    known = parameters(network)
+    if unknown := sorted(spec.keys() - known):
+        raise ValueError(f"network: unknown parameter {unknown[0]!r} of {name}; known are {', '.join(known)}")
+    try:
+        values = {k: cast(k, p.annotation, spec.get(k, p.default)) for k, p in known.items()}
+        for mistake in conflicts(values, declarations(network), ()):
+            raise ValueError(mistake)
+    except ValueError as e:
+        raise ValueError(f"network: {e}") from None
     # On channels-last memory sampling takes about four fifths of the time on a CPU.
-    return network(shape, heads, classes, **spec).to(memory_format=torch.channels_last)
+    return network(shape=shape, heads=heads, classes=classes, **values).to(memory_format=torch.channels_last)

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddpm.networks.embedding import Condition
+from ddpm.networks.network import Network
+from ddpm.parameters import Count, Index
 
 Tensor = torch.Tensor
 
@@ -28,16 +30,17 @@ class Block(nn.Module):
         return x + self.outer(F.silu(self.inner(h)))
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """(x (B, *shape), log SNR (B,), y (B,) or None) → (B, heads · shape[0], *shape[1:]).
 
     width:  of every hidden layer and of the condition;  depth: number of residual blocks.
     """
 
     method = "mlp"
-    limits = {"width": (1, None), "depth": (0, None)}
 
-    def __init__(self, shape: tuple[int, ...], heads: int = 1, classes: int = 0, width: int = 128, depth: int = 3):
+    def __init__(
+        self, shape: tuple[int, ...], heads: int = 1, classes: int = 0, *, width: Count = 128, depth: Index = 3
+    ):
         super().__init__()
         self.shape = (heads * shape[0], *shape[1:])
         self.classes = classes

@@ -4,11 +4,15 @@ One skip connection per resolution instead of one per block: on 8×8 images a st
 equal training time ends at a lower loss.
 """
 
+from typing import Annotated
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ddpm.networks.embedding import Condition
+from ddpm.networks.network import Network
+from ddpm.parameters import Count, Index, Len
 
 Tensor = torch.Tensor
 
@@ -99,7 +103,7 @@ class Level(nn.Module):
         return h
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """(x (B, C, H, W), log SNR (B,), y (B,) or None) → (B, heads · C, H, W) for images of `shape` (C, H, W).
 
     heads:       1, or 2 where the network predicts a variance as well.
@@ -111,8 +115,6 @@ class UNet(nn.Module):
     """
 
     method = "unet"
-    limits = {"width": (1, None), "multipliers": (1, None), "blocks": (1, None), "attention": (0, None)}
-    # Levels, the multipliers that they number, what those multiply, and the heads that share the product evenly.
     attended = (("attention", "multipliers", "width", 4),)
 
     def __init__(
@@ -120,17 +122,18 @@ class UNet(nn.Module):
         shape: tuple[int, int, int],
         heads: int = 1,
         classes: int = 0,
-        width: int = 32,
-        multipliers: tuple[int, ...] = (1, 2),
-        blocks: int = 1,
-        attention: tuple[int, ...] = (),
+        *,
+        width: Count = 32,
+        multipliers: Annotated[tuple[Count, ...], Len(1)] = (1, 2),
+        blocks: Count = 1,
+        attention: tuple[Index, ...] = (),
     ):
         super().__init__()
         self.classes = classes
         self.condition = Condition(4 * width, classes)
         widths = [width * m for m in multipliers]
         self.first = nn.Conv2d(shape[0], widths[0], 3, padding=1)
-        self.levels = Level(0, widths, blocks, tuple(attention), 4 * width)
+        self.levels = Level(0, widths, blocks, attention, 4 * width)
         self.norm = normalise(widths[0])
         self.last = nn.Conv2d(widths[0], heads * shape[0], 3, padding=1)
         nn.init.zeros_(self.last.weight)

@@ -1,20 +1,26 @@
-"""What methods there are, as their source declares them, and what is wrong with a configuration of them. No torch."""
+"""What is wrong with a configuration of methods, and which of them cannot work together. No torch."""
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator
 from itertools import chain, product
 
 from ddpm import terminal
 from ddpm.errors import UserError
-from ddpm.limits import conflicts, outside
-from ddpm.pipeline import fingerprints, measures
-
-AXES = {
-    "objective": ("objectives", "ddpm.objectives"),
-    "schedule": ("schedules", "ddpm.schedules"),
-    "guidance": ("guidances", "ddpm.guidance"),
-    "sampler": ("samplers", "ddpm.samplers"),
-}
+from ddpm.parameters import cast, conflicts, unmet, unused
+from ddpm.pipeline import measures
+from ddpm.pipeline.declarations import MethodSource, describe, found_in
+from ddpm.pipeline.registry import (
+    AXES,
+    KINDS,
+    PARTS,
+    Files,
+    complete,
+    composed,
+    files_of,
+    key_of,
+    known,
+    parts_of,
+    source_of,
+)
 
 
 class ConfigError(UserError):
@@ -23,60 +29,6 @@ class ConfigError(UserError):
     def __init__(self, messages: list[str]):
         self.messages = messages
         super().__init__("\n".join(messages))
-
-
-@cache
-def known_methods(axis: str) -> dict[str, fingerprints.MethodSource]:
-    """The methods of an axis by name; an objective's are its targets."""
-    module = AXES[axis][1]
-    return fingerprints.methods(module, "Target" if axis == "objective" else axis.capitalize())
-
-
-def datasets() -> dict[str, fingerprints.MethodSource]:
-    """The datasets by name."""
-    return fingerprints.methods("ddpm.datasets", "Dataset")
-
-
-def source_of(axis: str, value: dict) -> fingerprints.MethodSource:
-    """The source that declares an axis value's parameters: its method's class, or `Objective`."""
-    return (
-        fingerprints.describe(AXES[axis][1], "Objective")
-        if axis == "objective"
-        else known_methods(axis)[value["method"]]
-    )
-
-
-def cast(kind: str, value: object) -> object:
-    """The value in its declared type, so that 1 and 1.0 are one job; TypeError where it does not fit."""
-    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise TypeError(kind) from None
-    if kind.startswith("tuple[") and isinstance(value, list | tuple):
-        inner = kind.removeprefix("tuple[").removesuffix("]")
-        kinds = [inner.removesuffix(", ...")] * len(value) if inner.endswith(", ...") else inner.split(", ")
-        if len(kinds) != len(value):
-            raise TypeError(kind)
-        return [cast(k, v) for k, v in zip(kinds, value, strict=True)]
-    plain = {"int": int, "str": str, "bool": bool}.get(kind)
-    if plain is not None and isinstance(value, plain) and not (kind == "int" and isinstance(value, bool)):
-        return value
-    raise TypeError(kind)
-
-
-def _in_words(kind: str) -> str:
-    """A declared type as YAML has it: `tuple[tuple[float, float], ...]` is `a list of [float, float]`."""
-    if not kind.startswith("tuple["):
-        return kind
-    inner = kind.removeprefix("tuple[").removesuffix("]")
-    return f"a list of {_in_words(inner.removesuffix(', ...'))}" if inner.endswith(", ...") else f"[{inner}]"
-
-
-def complete(declared: fingerprints.MethodSource, value: dict) -> dict:
-    """All parameters of a method: the configured ones, the others at their defaults."""
-    named = {k: v for k, v in value.items() if k in ("method", "name")}
-    return named | {n: cast(p.type, value.get(n, p.default)) for n, p in declared.parameters.items()}
 
 
 def mistakes(config: dict, malformed: bool = False, more: Iterable[Iterator[str]] = ()) -> Iterator[str]:
@@ -97,14 +49,14 @@ def mistakes(config: dict, malformed: bool = False, more: Iterable[Iterator[str]
 
 def _checks(config: dict) -> Iterator[Iterator[str]]:
     """Every check by itself."""
-    for axis, (section, _) in AXES.items():
-        key = "target" if axis == "objective" else "method"
-        methods = config.get(section)
-        for name, value in methods.items() if isinstance(methods, dict) else ():
-            known = known_methods(axis)
-            yield _of_method(f"{section}.{name}", key, value, known, lambda v, a=axis: source_of(a, v))
-    known = fingerprints.networks()
-    yield _of_method("network", "method", config.get("network"), known, lambda v, d=known: d[v["method"]])
+    files = files_of(config)
+    yield _of_files(files)
+    for axis, section in AXES.items():
+        values = config.get(section)
+        for name, value in values.items() if isinstance(values, dict) else ():
+            where = f"{section}.{name}"
+            yield _of_objective(where, value, files) if axis == "objective" else _of_method(where, axis, value, files)
+    yield _of_method("network", "network", config.get("network"), files)
     yield _of_data(config)
     yield _of_points(config)
     yield _of_labels(config)
@@ -126,8 +78,8 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
 
 def given(config: dict) -> set[str]:
     """What the data give to who requires something (`ddpm.pipeline.measures`); nothing where they are unknown."""
-    known = datasets().get(config["data"]["name"])
-    return set() if known is None else measures.given(known.attributes)
+    dataset = known("dataset", tuple(config["data"].get("modules", ()))).get(config["data"]["name"])
+    return set() if dataset is None else measures.given(dataset.attributes)
 
 
 def continuous(config: dict) -> bool:
@@ -166,14 +118,14 @@ def _of_extractor(config: dict) -> Iterator[str]:
 
 
 def _of_data(config: dict) -> Iterator[str]:
-    yield from _of_method("data", "name", config["data"], datasets(), lambda v: datasets()[v["name"]])
+    yield from _of_method("data", "dataset", config["data"], files_of(config))
 
 
 def _dataset(config: dict) -> dict:
     """What the dataset declares, with its parameters: `shape`, `train` and `test` may be None."""
     if any(_of_data(config)):
         raise LookupError("reported with the dataset itself")
-    declared = datasets()[config["data"]["name"]]
+    declared = source_of("dataset", config["data"])
     return declared.attributes | complete(declared, config["data"])
 
 
@@ -249,7 +201,7 @@ def _of_results(config: dict) -> Iterator[str]:
 
 def _of_block(where: str, config: dict, block: dict) -> Iterator[str]:
     """Names that no section defines, and samplers that do not fit their schedules."""
-    undefined = [(a, s, n) for a, (s, _) in AXES.items() for n in block[a] if n not in config[s]]
+    undefined = [(a, s, n) for a, s in AXES.items() for n in block[a] if n not in config[s]]
     for axis, section, name in undefined:
         yield f"{where}.{axis}: {name!r} is not defined under {section}; defined are {', '.join(config[section])}"
     if not undefined:
@@ -261,7 +213,7 @@ def _of_pairs(config: dict) -> Iterator[str]:
     reasons = {}
     for block in config["grid"]:
         for row in product(*(block[axis] for axis in AXES)):
-            values = {axis: config[section][name] for (axis, (section, _)), name in zip(AXES.items(), row, strict=True)}
+            values = {axis: config[section][name] for (axis, section), name in zip(AXES.items(), row, strict=True)}
             if not (reason := incompatibility(values)):
                 return
             reasons["/".join(row)] = reason
@@ -275,38 +227,90 @@ def _of_lengths(where: str, config: dict, block: dict) -> Iterator[str]:
         values = ("schedule", config["schedules"][schedule]), ("sampler", config["samplers"][sampler])
         try:
             total, wanted = (complete(source_of(axis, value), value)["steps"] for axis, value in values)
-        except (TypeError, KeyError):
+        except (ValueError, KeyError):
             continue  # reported with the method itself
         if wanted > total:
             yield f"{where}: sampler {sampler!r} takes {wanted} steps, but schedule {schedule!r} has T = {total}"
 
 
-def _of_method(where: str, key: str, value: dict, known: dict, declared: Callable) -> Iterator[str]:
+def _of_files(files: Files) -> Iterator[str]:
+    """Files of methods that are not there, cannot be read, or declare no method, or one of a name that is taken."""
+    if not files:
+        return
+    places = {(kind, name): source.place for kind in KINDS for name, source in known(kind).items()}
+    for file in files:
+        found = 0
+        for kind, (_, base) in KINDS.items():
+            for name, module, cls in found_in(file, base):
+                place, found = describe(module, cls).place, found + 1
+                if (taken := places.setdefault((kind, name), place)) != place:
+                    yield f"methods: the {kind} {name!r} stands in {taken} and in {place}; give one another name"
+        if not found:
+            yield f"methods: {file} declares no method; one is a class below {', '.join(b for _, b in KINDS.values())}"
+
+
+def _of_method(where: str, axis: str, value: dict, files: Files) -> Iterator[str]:
     """What is wrong with one method and its parameters."""
+    key, methods_ = key_of(axis), known(axis, files)
     if value[key] is None:  # reported by the schema
         return
-    if value[key] not in known:
-        yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(known)}"
+    if value[key] not in methods_:
+        yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(methods_)}"
         return
-    method, found = declared(value), []
-    parameters, limits, choices = method.parameters, *(method.attributes.get(k, {}) for k in ("limits", "choices"))
-    for name, given in value.items():
-        if name not in parameters:
-            if name != key:
-                found.append(f"{name}: unknown key; known are {', '.join(parameters) or 'none'}")
-            continue
-        kind = parameters[name].type
+    method = methods_[value[key]]
+    given = {k: v for k, v in value.items() if k not in (key, "modules")}
+    found = [
+        f"{name}: unknown key; known are {', '.join(method.parameters) or 'none'}"
+        for name in given
+        if name not in method.parameters
+    ]
+    yield from (f"{where}.{mistake}" for mistake in _of_parameters(method, given, found))
+
+
+def _of_parameters(method: MethodSource, given: dict, found: list[str]) -> list[str]:
+    """What was found before, and what is wrong with the parameters themselves."""
+    values = {}
+    for name, parameter in method.parameters.items():
         try:
-            if mistake := outside(name, cast(kind, given), limits.get(name), choices.get(name)):
-                found.append(mistake)
-            elif given == [] and parameters[name].default:
-                found.append(f"{name}: []; it must name at least one")
-        except TypeError:
-            hint = " (YAML reads 2e-4 as text: write 2.0e-4)" if kind == "float" and isinstance(given, str) else ""
-            found.append(f"{name}: {given!r} is of type {type(given).__name__}; it must be {_in_words(kind)}{hint}")
-    if not found:
-        found += conflicts(complete(method, value), method.attributes, value)
-    yield from (f"{where}.{mistake}" for mistake in found)
+            values[name] = cast(name, parameter.annotation, given.get(name, parameter.default))
+        except ValueError as e:
+            missing = parameter.required and name not in given
+            found.append(f"{name}: the key is missing" if missing else str(e))
+    return found or list(conflicts(values, method.attributes, given))
+
+
+def _of_objective(where: str, value: dict, files: Files) -> Iterator[str]:
+    """What is wrong with an objective: its components, parameters that none of them has, and their values."""
+    if value["target"] is None:  # reported by the schema
+        return
+    everything = {part: known(part, files) for part in PARTS}
+    unknown = [p for p in PARTS if p in value and not (isinstance(value[p], str) and value[p] in everything[p])]
+    for part in unknown:
+        yield f"{where}.{part}: {value[part]!r} is unknown; known are {', '.join(everything[part])}"
+    if unknown:
+        return
+    parts = parts_of(value, files)
+    names = {part: source.attributes["method"] for part, source in parts.items()}
+    source, found = composed(value, files), []
+    for name in value.keys() - source.parameters.keys() - {"modules"}:
+        users = {f"{part} {n}": s for part in PARTS for n, s in everything[part].items() if name in s.parameters}
+        if not users:
+            found.append(f"{name}: unknown key; known are {', '.join(source.parameters)}")
+            continue
+        try:
+            shown = cast(name, next(iter(users.values())).parameters[name].annotation, value[name])
+        except ValueError as e:
+            found.append(str(e))
+            continue
+        replacing = [
+            f"{part} {names[part]}" for part in PARTS if name in (parts[part].attributes.get("replaces") or ())
+        ]
+        found.append(unused(name, shown, ", or ".join(users), " and ".join(replacing)))
+    needs = {part: source.attributes.get("needs") or {} for part, source in parts.items()}
+    found += unmet(names, needs)
+    yield from (
+        f"{where}.{m}" for m in _of_parameters(source, {k: v for k, v in value.items() if k != "modules"}, found)
+    )
 
 
 def incompatibility(values: dict[str, dict]) -> str:

@@ -12,6 +12,7 @@ from ddpm.errors import UserError
 from ddpm.pipeline import project
 from ddpm.pipeline.catalogue import ConfigError, mistakes
 from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.registry import located, readable
 
 SCHEMA = project.find("workflow/schemas/config.schema.yaml")
 # More than any configuration: how deep a file may be nested, and how many values it may hold, aliases written out.
@@ -147,6 +148,8 @@ def _messages(error: object) -> Iterator[str]:
         elif isinstance(found, bool) and value == "string":
             hint = " (YAML reads on, off, yes and no as true and false: quote them)"
         yield f"{prefix}{_shown(found)} is of type {type(found).__name__}; it must be {value}{hint}"
+    elif rule is None:  # a key that a job has, and a configuration must not
+        yield f"{where}.modules: {_shown(found)}; files of methods are named at the top level, under methods"
     elif rule == "enum":
         yield f"{prefix}{_shown(found)}; it must be one of {', '.join(map(str, value))}"
     elif rule == "pattern" and where == "results":
@@ -211,7 +214,9 @@ def check(config: dict, *more: Callable[[dict], Iterator[str]]) -> Grid:
     errors = sorted(validator.iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
     found = [message for e in errors for message in _messages(e)]
     rest = _blank(config, errors)
-    found += mistakes(rest, bool(errors), [function(rest) for function in more])
+    rest, unreadable = readable(rest)
+    rest, found = located(rest), found + unreadable
+    found += mistakes(rest, bool(found), [function(rest) for function in more])
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
-    return Grid(_floats(config, schema))
+    return Grid(_floats({k: v for k, v in located(config).items() if k != "methods"}, schema))

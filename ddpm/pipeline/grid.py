@@ -10,7 +10,8 @@ from functools import cached_property
 from itertools import product
 
 from ddpm.pipeline import fingerprints, measures
-from ddpm.pipeline.catalogue import AXES, complete, continuous, given, incompatibility, source_of
+from ddpm.pipeline.catalogue import continuous, given, incompatibility
+from ddpm.pipeline.registry import AXES, complete, source_of
 from ddpm.pipeline.stages import AGGREGATES, BASELINES, EXECUTION, STAGES, Job
 
 
@@ -87,8 +88,7 @@ class Grid:
         for block in self.config["grid"]:
             for row in product(*(block[axis] for axis in AXES)):
                 values = {
-                    axis: self.config[section][name]
-                    for (axis, (section, _)), name in zip(AXES.items(), row, strict=True)
+                    axis: self.config[section][name] for (axis, section), name in zip(AXES.items(), row, strict=True)
                 }
                 reason = incompatibility(values)
                 for seed in self.config["seeds"]:
@@ -157,14 +157,14 @@ class Grid:
 
     def axis(self, axis: str, name: str) -> dict:
         """One axis value with all its parameters."""
-        value = self.config[AXES[axis][0]][name]
+        value = self.config[AXES[axis]][name]
         return complete(source_of(axis, value), value)
 
     @cached_property
     def used(self) -> dict:
         """The configuration without the axis values that no block of the grid names."""
         found = dict(self.config)
-        for axis, (section, _) in AXES.items():
+        for axis, section in AXES.items():
             named = {name for block in self.config["grid"] for name in block[axis]}
             found[section] = {name: value for name, value in self.config[section].items() if name in named}
         return found

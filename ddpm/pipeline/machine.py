@@ -4,24 +4,44 @@ import hashlib
 import os
 import pickletools
 import re
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 from ddpm.pipeline.devices import gpus
+from ddpm.pipeline.registry import files_of
+from ddpm.pipeline.source import modules_in
 
 # What Inception's state dict holds among others, and the file of it that torch-fidelity and pytorch-fid use.
 LAYERS = {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"}
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
+# What imports files of methods and says, in one line each, which of them fail.
+IMPORT = """
+import sys
+from ddpm.errors import UserError
+from ddpm.extensions import load
+
+said = sys.stdout
+sys.stdout = sys.stderr
+for file in sys.argv[1:]:
+    try:
+        load(file)
+    except UserError as e:
+        print(e, file=said)
+"""
+
 
 def checks(cluster: bool) -> list[Callable[[dict], Iterator[str]]]:
     """What to check a configuration with before its jobs run: here, or on a cluster, whose nodes this machine is none
     of (ddpm/pipeline/preflight.py asks Slurm about them)."""
-    return [_inception, _folder] + [_devices] * (not cluster)
+    return [_inception, _folder, _imports] + [_devices] * (not cluster)
 
 
 def load_inception(config: dict) -> None:
@@ -44,6 +64,16 @@ def _folder(config: dict) -> Iterator[str]:
     folder = Path(config["results"])
     if file := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
         yield f"results: {config['results']!r}, but {file} is a file; it must be a folder"
+
+
+def _imports(config: dict) -> Iterator[str]:
+    """Files of methods that cannot be imported, in a process of its own: they import torch."""
+    files = [module for file in files_of(config) for module in modules_in(file)]
+    if not files or not find_spec("torch"):  # with --sdm conda torch need not be here
+        return
+    run = subprocess.run([sys.executable, "-c", IMPORT, *files], capture_output=True, text=True)
+    lines = run.stdout.splitlines() if run.returncode == 0 else [f"their import ends Python: status {run.returncode}"]
+    yield from (f"methods: {line}" for line in lines)
 
 
 def _devices(config: dict) -> Iterator[str]:

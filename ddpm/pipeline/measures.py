@@ -7,24 +7,24 @@ with `labels`; and `classifier`, the trained one of clean images, which labelled
 from collections.abc import Iterator
 from math import prod
 
-from ddpm.pipeline import fingerprints
+from ddpm.pipeline.declarations import methods
 
 
 def metrics() -> dict[str, dict]:
     """The metrics by name → what their classes declare (`ddpm.metrics.metric`), in the table's order: those whose
     direction is ↓ first."""
-    found = {name: m.attributes for name, m in fingerprints.methods("ddpm.metrics", "Metric").items()}
+    found = {name: m.attributes for name, m in methods("ddpm.metrics", "Metric").items()}
     return dict(sorted(found.items(), key=lambda item: item[1]["direction"] != "↓"))
 
 
 def extractors() -> dict[str, dict]:
     """The feature extractors by name → what their classes declare (`ddpm.metrics.extractors`)."""
-    return {name: e.attributes for name, e in fingerprints.methods("ddpm.metrics", "Extractor").items()}
+    return {name: e.attributes for name, e in methods("ddpm.metrics", "Extractor").items()}
 
 
 def baselines() -> dict[str, dict]:
     """The baselines by name → what their classes declare (`ddpm.baselines`)."""
-    return {name: b.attributes for name, b in fingerprints.methods("ddpm.baselines", "Baseline").items()}
+    return {name: b.attributes for name, b in methods("ddpm.baselines", "Baseline").items()}
 
 
 def toplines() -> dict[str, str]:
@@ -44,7 +44,7 @@ def toplined() -> dict[str, str]:
 
 def given(dataset: dict) -> set[str]:
     """What a dataset that declares this gives to whoever requires something."""
-    space = fingerprints.methods("ddpm.spaces", "Space")[dataset["space"]["method"]].attributes
+    space = methods("ddpm.spaces", "Space")[dataset["space"]["method"]].attributes
     found = {"images" if space["images"] else "points"}
     found |= {"discrete"} if space["discrete"] else set()
     return found | ({"labels", "classifier"} if dataset["classes"] else set())

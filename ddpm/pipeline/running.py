@@ -40,7 +40,7 @@ def run_stage(
     """Run one job, alone: a second live copy of it waits. A valid result is left as it is, unless `again`."""
     fix_threads(job)
     layout, name = Layout(Path(results)), job.get("name", "")
-    files = fingerprints.snapshot()
+    files = fingerprints.snapshot(STAGES[stage].roots(job))
     if (now := fingerprints.fingerprint(STAGES[stage].roots(job))) != code:
         raise UserError(f"{stage} {name}: its code was edited after it was planned ({code} → {now}): run again")
     # One of several that train together: who launched them holds the lock and the lease.
@@ -81,7 +81,7 @@ def _compute(
 ) -> None:
     """The stage itself, with the code that `files` were."""
     import_module(STAGES[stage].entry[0])
-    if fingerprints.snapshot() != files:
+    if fingerprints.snapshot(STAGES[stage].roots(job)) != files:
         raise UserError(f"{stage} {job.get('name', '')}: the code was edited while it was loaded: run again")
     with explained(stage, job):
         execute(stage, job, code, layout, device, checkpoint_seconds)

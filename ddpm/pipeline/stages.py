@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ddpm.pipeline import fingerprints
-from ddpm.pipeline.catalogue import AXES, complete, datasets, known_methods, source_of
+from ddpm.pipeline.declarations import found_in
 from ddpm.pipeline.records import IMPORTS, versions
+from ddpm.pipeline.registry import classes, complete, source_of
 
 if TYPE_CHECKING:
     from ddpm.pipeline.grid import Cell, Grid
@@ -102,22 +103,15 @@ class Stage:
 
 def declared(module: str, base: str, names: Iterable[str] | None = None) -> set[Root]:
     """The classes of the methods below `base` that are of these names, or all of them."""
-    found = fingerprints.methods(module, base)
-    return {(method.module, method.name) for name, method in found.items() if names is None or name in names}
+    return {(inner, cls) for name, inner, cls in found_in(module, base) if names is None or name in names}
 
 
-def on_axes(part: dict) -> set[Root]:
-    """The classes of the axis values in a job, or in its model."""
-    found = {
-        (AXES[axis][1], source_of(axis, part[axis]).name)
-        for axis in ("schedule", "guidance", "sampler")
-        if axis in part
-    }
+def on_axes(part: dict, trains: bool = False) -> set[Root]:
+    """The classes of the axis values and of the network in a job, or in its model; only training uses all that an
+    objective is made of."""
+    found = {root for axis in ("schedule", "guidance", "sampler") if axis in part for root in classes(axis, part[axis])}
     if "objective" in part:
-        objective, network = part["objective"], part["network"]["method"]
-        found.add(("ddpm.objectives", known_methods("objective")[objective["target"]].name))
-        found.add(("ddpm.times", fingerprints.methods("ddpm.times", "Times")[objective["times"]].name))
-        found.add((f"ddpm.networks.{network}", fingerprints.networks()[network].name))
+        found |= {*classes("objective" if trains else "model", part["objective"]), *classes("network", part["network"])}
     return found
 
 
@@ -136,14 +130,13 @@ class DataStage(Stage):
 
     def job(self, grid: Grid, name: str = "") -> dict:
         data = grid.config["data"]
-        return {"data": complete(datasets()[data["name"]], data)}
+        return {"data": complete(source_of("dataset", data), data)}
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         return {}
 
     def methods(self, job: dict) -> set[Root]:
-        dataset = datasets()[job["data"]["name"]]
-        return {(dataset.module, dataset.name)}
+        return set(classes("dataset", job["data"]))
 
 
 class ClassifierStage(Stage):
@@ -188,7 +181,7 @@ class TrainStage(Stage):
             "name": name,
             "objective": grid.axis("objective", network.objective),
             "schedule": grid.axis("schedule", network.schedule),
-            "network": complete(fingerprints.networks()[spec["method"]], spec),
+            "network": complete(source_of("network", spec), spec),
             "training": training | ({"label_dropout": dropout} if conditional else {}),
             "conditional": conditional,
             "seed": network.seed,
@@ -196,7 +189,7 @@ class TrainStage(Stage):
         }
 
     def methods(self, job: dict) -> set[Root]:
-        return on_axes(job)
+        return on_axes(job, trains=True)
 
     def processes(self, job: dict) -> int:
         return job["training"]["processes"]

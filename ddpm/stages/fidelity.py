@@ -56,7 +56,7 @@ def evaluate(run: Run) -> Outcome:
             found = f"{run.inputs['samples']}: {len(samples.images)} images"
             raise UserError(f"{found}; the configuration says {count}: delete it and run again")
     else:
-        baseline = Baseline.make({"method": name, "dataset": measure.dataset})
+        baseline = Baseline.named(name)(measure.dataset)
         samples = Samples(baseline.draw(count), topline=baseline.topline if baseline.real else None)
         exact = baseline.bits_per_dim(measure.dataset.test.images)
     # ---- the metrics

@@ -26,10 +26,10 @@ def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
     """The trained network `name` as a denoiser; x̂0 is clipped to the space's bounds, where it says so."""
     record = read_record(layout.record("train", name))
     job, result = record["job"], record["result"]
-    objective, schedule = Objective(**job["objective"]), Schedule.make(job["schedule"])
+    objective, schedule = Objective.make(job["objective"]), Schedule.make(job["schedule"])
     space = Space.read(result["space"])
-    heads, classes = 2 if objective.learns_variance else 1, result["classes"] if job["conditional"] else 0
-    network = networks.build(job["network"], space.shape, heads, classes)
+    classes = result["classes"] if job["conditional"] else 0
+    network = networks.build(job["network"], space.shape, objective.variance.heads, classes)
     network.load_state_dict(read_tensors(layout.output("train", name))[0])
     return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=space.clips)
 

@@ -17,7 +17,7 @@ from ddpm.pipeline import parallel
 from ddpm.pipeline.parallel import Group
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.schedules import Schedule
-from ddpm.times import Times
+from ddpm.times import Draws
 
 Tensor = torch.Tensor
 
@@ -93,10 +93,10 @@ class Batches:
 
 def build(job: dict, dataset: Data) -> nn.Module:
     """The network of a training job, its weights drawn from the job's name."""
-    objective = Objective(**job["objective"])
+    objective = Objective.make(job["objective"])
     torch.manual_seed(rng.key("weights", job["name"]) & (2**63 - 1))
-    heads = 2 if objective.learns_variance else 1
-    return networks.build(job["network"], dataset.shape, heads, dataset.classes if job["conditional"] else 0)
+    classes = dataset.classes if job["conditional"] else 0
+    return networks.build(job["network"], dataset.shape, objective.variance.heads, classes)
 
 
 class State:
@@ -105,7 +105,7 @@ class State:
     network θ, its average θ_ema, Adam's moments, what the law of times has learned, and the loss since the last `row`.
     """
 
-    def __init__(self, network: nn.Module, settings: dict, times: Times, device: str):
+    def __init__(self, network: nn.Module, settings: dict, times: Draws, device: str):
         self.network, self.times = network, times
         self.average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
         rate = settings["learning_rate"]
@@ -171,9 +171,9 @@ def train(run: Run) -> Outcome | None:
     settings, device = run.settings, run.device
     group = parallel.join(settings["processes"], device)
     dataset = data.read(run.inputs["data"])
-    schedule, objective = Schedule.make(run.job["schedule"]), Objective(**run.job["objective"])
+    schedule, objective = Schedule.make(run.job["schedule"]), Objective.make(run.job["objective"])
     require_noise(run.job, schedule, dataset)
-    batches, times = Batches(dataset, run.job, torch.device(device)), Times.of(objective, schedule)
+    batches, times = Batches(dataset, run.job, torch.device(device)), objective.times.on(schedule)
     state = State(build(run.job, dataset).to(device), settings, times, device)
     # ---- what an interrupted job has already
     first = 0

@@ -1,0 +1,19 @@
+"""The base of the networks that a configuration names."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ddpm.methods import Named
+
+
+class Network(Named, nn.Module):
+    """Called as network(x, log_snr, y) → output of x's height and width, with `heads` times its channels.
+
+    A constructor takes by name `shape`, (C, H, W) of the images or (D,) of points, `heads` (2 where a variance is
+    learned) and `classes` (0: unconditional), and by name alone the parameters that a configuration may set, annotated
+    and with defaults (see `ddpm.parameters`).
+    """
+
+    # (levels, the list whose entries they number, what those multiply, the heads that share the product evenly).
+    attended: ClassVar[tuple[tuple[str, str, str, int], ...]] = ()

@@ -1,0 +1,57 @@
+"""The JSON schema of a configuration for editors: the form of its sections, and what the methods declare. No torch."""
+
+import yaml
+
+from ddpm.parameters import adapter, plain
+from ddpm.pipeline.config import SCHEMA
+from ddpm.pipeline.declarations import MethodSource, Parameter
+from ddpm.pipeline.registry import AXES, PARTS, Files, key_of, known
+
+
+def editor(files: Files = ()) -> dict:
+    """The schema of config.yaml; files: those of methods of the user's own."""
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    schema["description"] = "Made by `ddpm schema` from what the methods declare."
+    sections = schema["properties"]
+    names = {"type": "object", "minProperties": 1, "propertyNames": {"$ref": "#/$defs/name"}}
+    for axis, section in AXES.items():
+        inner = _objective(files) if axis == "objective" else _any_of(axis, files)
+        sections[section] = names | {"additionalProperties": inner}
+    sections["data"], sections["network"] = _any_of("dataset", files), _any_of("network", files)
+    return schema
+
+
+def _any_of(kind: str, files: Files) -> dict:
+    """One of the methods of a kind."""
+    return {"oneOf": [_method(name, key_of(kind), source) for name, source in known(kind, files).items()]}
+
+
+def _method(name: str, key: str, source: MethodSource) -> dict:
+    """One method and its parameters."""
+    required = [key, *(k for k, p in source.parameters.items() if p.required)]
+    properties = {key: {"const": name}} | {k: _parameter(p) for k, p in source.parameters.items()}
+    form = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"title": name, "description": source.summary} | form
+
+
+def _parameter(parameter: Parameter) -> dict:
+    """One parameter, as pydantic describes it."""
+    default = {} if parameter.required else {"default": plain(parameter.default)}
+    return adapter(parameter.annotation).json_schema() | default
+
+
+def _objective(files: Files) -> dict:
+    """An objective: its components, and their parameters where one that declares them is chosen."""
+    properties, rules = {}, []
+    components = [(part, name, source) for part in PARTS for name, source in known(part, files).items()]
+    for part in PARTS:
+        properties[part] = {
+            "oneOf": [{"const": name, "description": source.summary} for p, name, source in components if p == part]
+        }
+    for parameter in {k: None for *_, source in components for k in source.parameters}:
+        users = [(part, name, source) for part, name, source in components if parameter in source.parameters]
+        properties[parameter] = _parameter(users[0][2].parameters[parameter])
+        chosen = [{"required": [part], "properties": {part: {"const": name}}} for part, name, _ in users]
+        rules.append({"if": {"required": [parameter]}, "then": {"anyOf": chosen}})
+    form = {"type": "object", "properties": properties, "required": ["target"], "additionalProperties": False}
+    return form | {"allOf": rules}
