@@ -284,7 +284,7 @@ def test_impossible_mixtures(parameters: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"network": {"method": "unet", "depth": None}}, "network.method: 'unet' takes images"),
+        ({"networks": {"mlp": {"method": "unet", "depth": None}}}, "networks.mlp.method: 'unet' takes images"),
         ({"fidelity": {"extractor": "inception"}}, "fidelity.extractor: 'inception' takes images"),
         ({"guidances": {"none": {"method": "classifier"}}}, "guidances.none.method: the guide of 'classifier' takes"),
         ({"data": {"means": [[1, 2], "far"]}}, "data.means: [[1, 2], 'far']"),

@@ -65,7 +65,7 @@ def samples_figure(layout: Layout, grid: Grid, renderer: Renderer, samples: dict
         cell = grid.runs[name]
         if cell.seed == grid.config["seeds"][0]:
             score = "diverged" if value is None else f"{title} {value:.3g}"
-            rows.append((renderer.label(cell.row), score, samples[name]))
+            rows.append((renderer.label(cell.parts), score, samples[name]))
     renderer.overview(rows, f"{grid.config['data']['name']}: samples, best {title} first", path)
 
 
@@ -75,9 +75,7 @@ def training_figure(layout: Layout, grid: Grid, path: Path) -> None:
     for network in grid.networks.values():
         frame = pd.read_csv(layout.output("train", network.name, "loss"))
         frame["loss"] = frame["loss"].rolling(5, min_periods=1).mean()
-        frames.append(
-            frame.assign(network=f"{network.objective} · {network.schedule} · {network.labels}", seed=network.seed)
-        )
+        frames.append(frame.assign(network=" · ".join(network.parts), seed=network.seed))
     curves = pd.concat(frames, ignore_index=True)
     sns.set_theme(style="whitegrid", context="paper")
     figure = sns.relplot(

@@ -48,9 +48,9 @@ class Images:
         ]
 
     @staticmethod
-    def label(row: tuple[str, ...]) -> str:
+    def label(parts: tuple[str, ...]) -> str:
         """The names of one row of the table."""
-        return " · ".join(row)
+        return " · ".join(parts)
 
     def cell(self, images: Tensor, path: Path) -> None:
         """The first 100 images of one cell."""

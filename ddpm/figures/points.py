@@ -123,10 +123,10 @@ class Clouds:
         return "shares of the modes: " + (" · " if modes <= 4 else " … ").join(f"{s:.3f}" for s in shown)
 
     @staticmethod
-    def label(row: tuple[str, ...]) -> str:
+    def label(parts: tuple[str, ...]) -> str:
         """The names of one row of the table, in two lines."""
-        objective, schedule, guidance, sampler = row
-        return f"{objective} · {schedule}\n{sampler}" + (f" · {guidance}" if guidance != "none" else "")
+        objective, schedule, guidance, *rest = parts
+        return f"{objective} · {schedule}\n{' · '.join(rest)}" + (f" · {guidance}" if guidance != "none" else "")
 
     def cell(self, images: Tensor, path: Path) -> None:
         """All points of one cell over the density."""

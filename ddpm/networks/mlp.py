@@ -37,6 +37,7 @@ class MLP(Network):
     """
 
     method = "mlp"
+    images = False
 
     def __init__(
         self, shape: tuple[int, ...], heads: int = 1, classes: int = 0, *, width: Count = 128, depth: Index = 3

@@ -15,5 +15,7 @@ class Network(Named, nn.Module):
     and with defaults (see `ddpm.parameters`).
     """
 
+    # Whether it takes images alone; otherwise it takes points too.
+    images: ClassVar[bool] = True
     # (levels, the list whose entries they number, what those multiply, the heads that share the product evenly).
     attended: ClassVar[tuple[tuple[str, str, str, int], ...]] = ()

@@ -19,6 +19,7 @@ from ddpm.pipeline.registry import (
     key_of,
     known,
     parts_of,
+    settled,
     source_of,
 )
 
@@ -56,7 +57,9 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
         for name, value in values.items() if isinstance(values, dict) else ():
             where = f"{section}.{name}"
             yield _of_objective(where, value, files) if axis == "objective" else _of_method(where, axis, value, files)
-    yield _of_method("network", "network", config.get("network"), files)
+    if "network" in config:
+        yield _of_method("network", "network", config["network"], files)
+    yield _of_networks(config)
     yield _of_data(config)
     yield _of_points(config)
     yield _of_labels(config)
@@ -87,13 +90,28 @@ def continuous(config: dict) -> bool:
     return "points" in given(config)
 
 
+def _networks(config: dict) -> Iterator[tuple[str, dict]]:
+    """Where a network stands, and what stands there."""
+    if "network" in config:
+        yield "network", config["network"]
+    yield from ((f"networks.{name}", value) for name, value in config.get("networks", {}).items())
+
+
+def _of_networks(config: dict) -> Iterator[str]:
+    """One of two networks that is named as the other."""
+    if "network" in config and (name := config["network"]["method"]) in config.get("networks", {}):
+        yield f"networks.{name}: `network` is called {name!r} as well, after its method; give this one another name"
+
+
 def _of_points(config: dict) -> Iterator[str]:
     """What only images can be used with."""
     if not continuous(config):
         return
     points = f"takes images, and data.name {config['data']['name']!r} gives points"
-    if config["network"]["method"] == "unet":
-        yield f"network.method: 'unet' {points}: it must be mlp"
+    fitting = [name for name, source in known("network", files_of(config)).items() if not source.attributes["images"]]
+    for where, value in _networks(config):
+        if value["method"] not in fitting:
+            yield f"{where}.method: {value['method']!r} {points}: it must be {' or '.join(fitting)}"
     used = {name for block in config["grid"] for name in block["guidance"]}
     for name, value in config["guidances"].items():
         if name in used and value["method"] == "classifier":
@@ -201,7 +219,8 @@ def _of_results(config: dict) -> Iterator[str]:
 
 def _of_block(where: str, config: dict, block: dict) -> Iterator[str]:
     """Names that no section defines, and samplers that do not fit their schedules."""
-    undefined = [(a, s, n) for a, s in AXES.items() for n in block[a] if n not in config[s]]
+    config = settled(config)
+    undefined = [(a, s, n) for a, s in AXES.items() for n in block.get(a, ()) if n not in config[s]]
     for axis, section, name in undefined:
         yield f"{where}.{axis}: {name!r} is not defined under {section}; defined are {', '.join(config[section])}"
     if not undefined:
@@ -210,13 +229,13 @@ def _of_block(where: str, config: dict, block: dict) -> Iterator[str]:
 
 def _of_pairs(config: dict) -> Iterator[str]:
     """A grid without any pair that can work."""
-    reasons = {}
+    reasons, config = {}, settled(config)
     for block in config["grid"]:
         for row in product(*(block[axis] for axis in AXES)):
             values = {axis: config[section][name] for (axis, section), name in zip(AXES.items(), row, strict=True)}
             if not (reason := incompatibility(values)):
                 return
-            reasons["/".join(row)] = reason
+            reasons["/".join(row[:-1])] = reason
     for name, reason in list(reasons.items())[:1]:
         yield f"grid: none of its {len(reasons)} cells can work; {name}: {reason}"
 

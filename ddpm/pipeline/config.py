@@ -12,7 +12,7 @@ from ddpm.errors import UserError
 from ddpm.pipeline import project
 from ddpm.pipeline.catalogue import ConfigError, mistakes
 from ddpm.pipeline.grid import Grid
-from ddpm.pipeline.registry import located, readable
+from ddpm.pipeline.registry import located, readable, settled
 
 SCHEMA = project.find("workflow/schemas/config.schema.yaml")
 # More than any configuration: how deep a file may be nested, and how many values it may hold, aliases written out.
@@ -134,6 +134,9 @@ def _messages(error: object) -> Iterator[str]:
             hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
             name = str(extra) if str(extra).isprintable() else repr(extra)
             yield f"{where}.{name}: unknown key{hint}" if where else f"{name}: unknown key{hint}"
+    elif rule == "anyOf":
+        keys = " or ".join(repr(key) for option in value for key in option["required"])
+        yield f"{prefix}the key {keys} is missing"
     elif rule == "required":
         for missing in (k for k in value if k not in found):
             yield f"{prefix}the key {missing!r} is missing"
@@ -219,4 +222,4 @@ def check(config: dict, *more: Callable[[dict], Iterator[str]]) -> Grid:
     found += mistakes(rest, bool(found), [function(rest) for function in more])
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
-    return Grid(_floats({k: v for k, v in located(config).items() if k != "methods"}, schema))
+    return Grid(_floats(settled({k: v for k, v in located(config).items() if k != "methods"}), schema))

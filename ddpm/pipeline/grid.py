@@ -17,16 +17,21 @@ from ddpm.pipeline.stages import AGGREGATES, BASELINES, EXECUTION, STAGES, Job
 
 @dataclass(frozen=True)
 class Network:
-    """One trained network: it serves every cell of its objective, schedule and kind of labels."""
+    """One trained network: it serves every cell of its objective, schedule, kind of labels and architecture.
+
+    parts: the names in `name`; that of the architecture only where it is not the default of the configuration.
+    """
 
     objective: str
     schedule: str
     labels: str  # "unconditional", or "conditional": trained with label dropout
+    architecture: str  # one of `networks`
     seed: int
+    parts: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return f"{self.objective}/{self.schedule}/{self.labels}/seed{self.seed}"
+        return "/".join(self.parts) + f"/seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,28 @@ class Guide:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the grid for one seed; `reason` says why a pair that cannot work is not run."""
+    """One cell of the grid for one seed; `reason` says why a pair that cannot work is not run.
+
+    parts: the names in `name`; that of the network only where it is not the default of the configuration.
+    """
 
     objective: str
     schedule: str
     guidance: str
     sampler: str
+    network: str
     seed: int
+    parts: tuple[str, ...]
     reason: str = ""
 
     @property
-    def row(self) -> tuple[str, str, str, str]:
-        """The four axis names: what one row of the table stands for."""
-        return self.objective, self.schedule, self.guidance, self.sampler
+    def row(self) -> tuple[str, ...]:
+        """The names on the axes: what one row of the table stands for."""
+        return tuple(getattr(self, axis) for axis in AXES)
 
     @property
     def name(self) -> str:
-        return "/".join(self.row) + f"/seed{self.seed}"
+        return "/".join(self.parts) + f"/seed{self.seed}"
 
 
 class Grid:
@@ -92,8 +102,12 @@ class Grid:
                 }
                 reason = incompatibility(values)
                 for seed in self.config["seeds"]:
-                    found[Cell(*row, seed, reason)] = None
+                    found[Cell(*row, seed, self._parts(*row), reason)] = None
         return list(found)
+
+    def _parts(self, *names: str) -> tuple[str, ...]:
+        """The names without the last, the network's, where that is the configuration's default."""
+        return names[:-1] if names[-1] == self.config["network"] else names
 
     @cached_property
     def runs(self) -> dict[str, Cell]:
@@ -145,7 +159,8 @@ class Grid:
     def network(self, cell: Cell) -> Network:
         """The network that a cell samples from: labels where its guidance asks for them."""
         guidance = source_of("guidance", self.config["guidances"][cell.guidance])
-        return Network(cell.objective, cell.schedule, guidance.attributes["labels"], cell.seed)
+        names = cell.objective, cell.schedule, guidance.attributes["labels"], cell.network
+        return Network(*names, cell.seed, self._parts(*names))
 
     @property
     def pictures(self) -> list[str]:

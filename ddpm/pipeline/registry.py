@@ -12,7 +12,13 @@ from ddpm.parameters import cast, plain
 from ddpm.pipeline.declarations import MethodSource, Parameter, describe, found_in, methods
 
 # The axes, and the section of the configuration that defines their values.
-AXES = {"objective": "objectives", "schedule": "schedules", "guidance": "guidances", "sampler": "samplers"}
+AXES = {
+    "objective": "objectives",
+    "schedule": "schedules",
+    "guidance": "guidances",
+    "sampler": "samplers",
+    "network": "networks",
+}
 # What an objective is made of; the first has no default.
 PARTS = ("target", "weighting", "variance", "times", "matching")
 # What a name may stand for, the module or package that holds ours, and their base class.
@@ -106,7 +112,7 @@ def source_of(axis: str, value: dict) -> MethodSource:
 def classes(axis: str, value: dict) -> Iterator[tuple[str, str]]:
     """(module, class) of every method that an axis value of a job names, an objective's components included.
 
-    axis: one of `AXES`, "network", "dataset", or "model": what of an objective has a part in sampling and evaluation.
+    axis: one of `AXES`, "dataset", or "model": what of an objective has a part in sampling and evaluation.
     """
     files = tuple(value.get("modules", ()))
     if axis in ("objective", "model"):
@@ -136,8 +142,20 @@ def located(config: dict) -> dict:
         for axis, section in AXES.items()
         if isinstance(config.get(section), dict)
     }
-    single = {s: modules(kind, config.get(s)) for s, kind in (("network", "network"), ("data", "dataset"))}
+    single = {s: modules(kind, config[s]) for s, kind in (("network", "network"), ("data", "dataset")) if s in config}
     return config | sections | single
+
+
+def settled(config: dict) -> dict:
+    """The configuration with `network`, named by its method, before what else is under `networks`, and with the name of
+    the first of them as `network`, and in every block that names none."""
+    networks = {config["network"]["method"]: config["network"]} if "network" in config else {}
+    networks |= config.get("networks", {})
+    if not networks:
+        raise LookupError("reported by the schema")
+    first = next(iter(networks))
+    blocks = [{"network": [first]} | block for block in config["grid"]]
+    return config | {"network": first, "networks": networks, "grid": blocks}
 
 
 def key_of(axis: str) -> str:

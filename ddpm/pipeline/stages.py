@@ -173,7 +173,7 @@ class TrainStage(Stage):
         return grid.network(cell).name
 
     def job(self, grid: Grid, name: str) -> dict:
-        network, spec = grid.networks[name], grid.config["network"]
+        network = grid.networks[name]
         training = dict(grid.config["training"])
         conditional = network.labels == "conditional"
         dropout = training.pop("label_dropout")
@@ -181,7 +181,7 @@ class TrainStage(Stage):
             "name": name,
             "objective": grid.axis("objective", network.objective),
             "schedule": grid.axis("schedule", network.schedule),
-            "network": complete(source_of("network", spec), spec),
+            "network": grid.axis("network", network.architecture),
             "training": training | ({"label_dropout": dropout} if conditional else {}),
             "conditional": conditional,
             "seed": network.seed,

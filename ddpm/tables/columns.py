@@ -1,6 +1,7 @@
 """The table's columns, which follow from the metrics (`ddpm.metrics.metric`). No torch."""
 
 from ddpm.pipeline.measures import metrics, shown, toplined
+from ddpm.pipeline.registry import AXES
 
 # The metrics that have a column, and of these the ones that real images have a topline of: name → title.
 SHOWN = shown("table.md", "table.csv")
@@ -13,7 +14,7 @@ def _plain(direction: str) -> list[str]:
 
 
 COLUMNS = [
-    *("dataset", "objective", "schedule", "guidance", "sampler", "steps", "nfe", "seeds", "samples"),
+    *("dataset", *AXES, "steps", "nfe", "seeds", "samples"),
     *(f"{name}{end}" for name in TOPLINED for end in ("", "_std", "_over_topline")),
     "topline",
     *(f"{name}_topline{end}" for name in TOPLINED for end in ("", "_low", "_high")),

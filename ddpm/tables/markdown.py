@@ -32,7 +32,8 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
     real = table.iloc[0]
     runs = table[~table["status"].isin(["n/a"])].iloc[len(grid.baselines) :]
     done = int(runs["status"].isin(FINISHED).sum())
-    columns = [c for c in READING if table[c].notna().any()]
+    one = {"network"} if table["network"].nunique() == 1 else set()
+    columns = [c for c in READING if c not in one and table[c].notna().any()]
     things = "points" if continuous(grid.config) else "images"
     exact = (
         " Of real data it is −log p of the test half under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""

@@ -10,7 +10,7 @@ from ddpm.pipeline.grid import Network
 from ddpm.pipeline.results import Results
 from ddpm.tables.markdown import markdown
 
-AXES = ["objective", "schedule"]
+AXES = ["objective", "schedule", "network"]
 COLUMNS = ["measure", *AXES, "against", "seeds", "images", "difference", "standard_error", "std"]
 # Stage → what `measure` calls it: the column of the table that it explains.
 MEASURES = {"likelihood": "nll_bits_per_dim", "ode_likelihood": "nll_ode_bits_per_dim"}
@@ -36,23 +36,24 @@ def differences(results: Results) -> pd.DataFrame:
     for stage, measure in MEASURES.items():
         read = {of: _read(results, stage, networks) for of, networks in _networks(results, stage).items()}
         found = {of: images for of, images in read.items() if images is not None}
+        several = len({architecture for *_, architecture in found}) > 1
         best = min(found, key=lambda of: found[of].to_numpy().mean(), default=None)
         for of, images in found.items():
             if of != best:
                 paired = images - found[best]
                 each = paired.mean(axis="columns")
-                row = {"measure": measure, **dict(zip(AXES, of, strict=True)), "against": "/".join(best)}
+                row = {"measure": measure, **dict(zip(AXES, of, strict=True)), "against": "/".join(best if several else best[:2])}
                 row |= {"seeds": paired.shape[1], "images": len(paired), "difference": each.mean()}
                 rows.append(row | {"standard_error": each.std() / len(each) ** 0.5, "std": paired.mean().std()})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _networks(results: Results, stage: str) -> dict[tuple[str, str], list[Network]]:
-    """Objective and schedule → their networks, one per seed."""
+def _networks(results: Results, stage: str) -> dict[tuple[str, ...], list[Network]]:
+    """Objective, schedule and architecture → their networks, one per seed."""
     grid, found = results.grid, {}
-    for name in {"likelihood": grid.names["likelihood"], "ode_likelihood": grid.names["ode_likelihood"]}[stage]:
+    for name in grid.names[stage]:
         network = grid.networks[name]
-        found.setdefault((network.objective, network.schedule), []).append(network)
+        found.setdefault((network.objective, network.schedule, network.architecture), []).append(network)
     return found
 
 

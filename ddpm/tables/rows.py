@@ -4,6 +4,7 @@ import pandas as pd
 
 from ddpm.pipeline.grid import Cell
 from ddpm.pipeline.measures import baselines, toplines
+from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.verdict import degenerate
 from ddpm.tables.columns import COLUMNS, MEASURES, SHOWN, SPREADS, TOPLINED
@@ -24,7 +25,7 @@ def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tup
 def _row(results: Results, cells: list[Cell]) -> dict:
     """One row of the table from the cells of all its seeds."""
     first, grid = cells[0], results.grid
-    row = dict(zip(("objective", "schedule", "guidance", "sampler"), first.row, strict=True))
+    row = dict(zip(AXES, first.row, strict=True))
     row["seeds"] = len(cells)
     if first.reason:
         return row | {"status": "n/a", "reason": first.reason}

@@ -77,9 +77,9 @@ Job.remove_existing_output = Job.cleanup = leave_outputs
 
 wildcard_constraints:
     guide=r"[^/]+/seed\d+",
-    network=r"[^/]+/[^/]+/[^/]+/seed\d+",
-    cell=r"[^/]+/[^/]+/[^/]+/[^/]+/seed\d+",
-    batch=r"baselines|[^/]+/[^/]+/[^/]+/seed\d+",
+    network=r"[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
+    cell=r"[^/]+/[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
+    batch=r"baselines|[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
 
 
 def plan():
