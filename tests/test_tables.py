@@ -123,11 +123,12 @@ def test_rows_come_in_order(table: pd.DataFrame) -> None:
 
 def test_columns_are_those_of_the_design(table: pd.DataFrame) -> None:
     """The columns that others read, in this order."""
-    axes, spent = ["dataset", "objective", "schedule", "guidance", "sampler"], ["steps", "nfe", "seeds", "samples"]
+    axes = ["dataset", "objective", "schedule", "guidance", "sampler", "network"]
+    spent = ["steps", "nfe", "seeds", "samples"]
     found = ["fid", "fid_std", "fid_binarized", "fid_binarized_std", "nll_bits_per_dim", "nll_std", "fid_over_topline"]
     assert list(table.columns) == columns.COLUMNS
-    assert list(table.columns[:10]) == [*axes, *spent, "fid"]
-    assert set(found) <= set(table.columns[9:-2])
+    assert list(table.columns[:11]) == [*axes, *spent, "fid"]
+    assert set(found) <= set(table.columns[10:-2])
     assert list(table.columns[-2:]) == ["status", "reason"]
 
 
