@@ -271,8 +271,9 @@ class Learned(Variance):
 
 # ---- matching -------------------------------------------------------------------------------------------------
 
-# x_t → ŷ and v or None.
+# x_t → ŷ and v or None; and what gives random signs of x_t's shape, or None.
 Predict = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+Signs = Callable[[], Tensor] | None
 
 
 class Matching(Component):
@@ -280,9 +281,7 @@ class Matching(Component):
 
     default = "denoising"
 
-    def error(
-        self, predict: Predict, x_t: Tensor, y: Tensor, signs: Callable[[], Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def error(self, predict: Predict, x_t: Tensor, y: Tensor, signs: Signs) -> tuple[Tensor, Tensor, Tensor | None]:
         """‖y − ŷ‖² by dimension, or what has its expectation up to a constant; then ŷ, and v or None."""
         raise NotImplementedError
 
@@ -292,9 +291,7 @@ class Denoising(Matching):
 
     method = "denoising"
 
-    def error(
-        self, predict: Predict, x_t: Tensor, y: Tensor, signs: Callable[[], Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def error(self, predict: Predict, x_t: Tensor, y: Tensor, signs: Signs) -> tuple[Tensor, Tensor, Tensor | None]:
         y_hat, v = predict(x_t)
         return (y_hat - y).square(), y_hat, v
 
@@ -308,9 +305,7 @@ class Sliced(Matching):
     method = "sliced"
     needs = {"target": "score", "variance": "fixed"}
 
-    def error(
-        self, predict: Predict, x_t: Tensor, y: Tensor, signs: Callable[[], Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def error(self, predict: Predict, x_t: Tensor, y: Tensor, signs: Signs) -> tuple[Tensor, Tensor, Tensor | None]:
         x_t, v = x_t.detach().requires_grad_(), signs()
         score, _ = predict(x_t)
         (product,) = torch.autograd.grad((v * score).sum(), x_t, create_graph=True)
@@ -381,7 +376,7 @@ class Objective:
         t: Tensor,
         y: Tensor | None,
         space: Space,
-        signs: Callable[[], Tensor] | None = None,
+        signs: Signs = None,
     ) -> Tensor:
         """The training loss of every image, shape (B,): a mean over its dimensions.
 

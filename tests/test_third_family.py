@@ -12,7 +12,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from oracles import FlowMatching, GaussianDenoiser, log_normal, make_objective, maps, randn, time
+from oracles import DIGITS, PLANE, FlowMatching, GaussianDenoiser, log_normal, make_objective, maps, randn, time
 from test_bound import quadrature
 
 from ddpm import probability_flow, rng
@@ -25,6 +25,7 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM, AdaptiveODE, Ancestral, Heun, PlainLangevin
 from ddpm.schedules import Schedule
+from ddpm.spaces import Space
 from ddpm.stages import likelihood, ode_likelihood
 from ddpm.stages import train as training
 from ddpm.stages.sample import chain
@@ -102,8 +103,8 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize("parameters", OBJECTIVES, ids=str)
-@pytest.mark.parametrize("levels", [0, 17])
-def test_the_loss_is_finite_at_both_ends(parameters: dict, levels: int) -> None:
+@pytest.mark.parametrize("space", [PLANE, DIGITS])
+def test_the_loss_is_finite_at_both_ends(parameters: dict, space: Space) -> None:
     """And its gradient, in single precision, with every law of times' first and last times."""
     schedule, objective = FlowMatching(), make_objective(**parameters)
     weight = torch.tensor(0.3, requires_grad=True)
@@ -113,7 +114,7 @@ def test_the_loss_is_finite_at_both_ends(parameters: dict, levels: int) -> None:
         return torch.cat([output, output.tanh()], dim=1) if objective.variance.heads == 2 else output
 
     x0, eps = randn(0, 4, 1, 2, 2).float().clamp(-1, 1), randn(1, 4, 1, 2, 2).float()
-    loss = objective.loss(answer, schedule, x0, eps, time(1, 2, 999, 1000), None, levels, lambda: torch.ones_like(x0))
+    loss = objective.loss(answer, schedule, x0, eps, time(1, 2, 999, 1000), None, space, lambda: torch.ones_like(x0))
     assert loss.shape == (4,) and loss.isfinite().all()
     (gradient,) = torch.autograd.grad(loss.sum(), weight)
     assert gradient.isfinite()
@@ -211,7 +212,7 @@ def test_bound_of_gaussian_data(target: str, monkeypatch: pytest.MonkeyPatch) ->
         rng, "normal", lambda key, index, draw, shape: eps.flatten(1).repeat(1, math.prod(shape)).reshape(-1, *shape)
     )
     denoiser = through(schedule, target) if target else GaussianDenoiser(schedule, MEAN, STD)
-    parts = likelihood.vlb(denoiser, MEAN + STD * z, torch.arange(len(z)), 0, 0, steps, False, batch=64)
+    parts = likelihood.vlb(denoiser, MEAN + STD * z, torch.arange(len(z)), 0, PLANE, steps, False, batch=64)
     ours = {part: float(weights @ value.numpy()) for part, value in parts.items() if part != "terms"}
     t = np.arange(1, steps + 1)
     alpha, sigma = 1 - t / steps, t / steps
@@ -253,7 +254,7 @@ def test_ode_likelihood_in_bits() -> None:
     """The stage's own number for continuous data: −log2 of the density at t = 1, per dimension."""
     schedule = FlowMatching()
     x = MEAN + STD * randn(6, 4, 3)
-    found = ode_likelihood.ode(GaussianDenoiser(schedule, MEAN, STD), x, torch.arange(4), 0, 0, 1, 1e-8, 1e-8)
+    found = ode_likelihood.ode(GaussianDenoiser(schedule, MEAN, STD), x, torch.arange(4), 0, PLANE, 1, 1e-8, 1e-8)
     expected = -log_normal(x, 0.999 * MEAN, (0.999 * STD) ** 2 + 1e-6).mean(1) / math.log(2)
     assert found.isfinite().all()
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)

@@ -270,13 +270,13 @@ def _of_files(files: Files) -> Iterator[str]:
 
 def _of_method(where: str, axis: str, value: dict, files: Files) -> Iterator[str]:
     """What is wrong with one method and its parameters."""
-    key, methods_ = key_of(axis), known(axis, files)
+    key, choices = key_of(axis), known(axis, files)
     if value[key] is None:  # reported by the schema
         return
-    if value[key] not in methods_:
-        yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(methods_)}"
+    if value[key] not in choices:
+        yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(choices)}"
         return
-    method = methods_[value[key]]
+    method = choices[value[key]]
     given = {k: v for k, v in value.items() if k not in (key, "modules")}
     found = [
         f"{name}: unknown key; known are {', '.join(method.parameters) or 'none'}"
@@ -311,7 +311,7 @@ def _of_objective(where: str, value: dict, files: Files) -> Iterator[str]:
     parts = parts_of(value, files)
     names = {part: source.attributes["method"] for part, source in parts.items()}
     source, found = composed(value, files), []
-    for name in value.keys() - source.parameters.keys() - {"modules"}:
+    for name in (n for n in value if n not in source.parameters and n != "modules"):
         users = {f"{part} {n}": s for part in PARTS for n, s in everything[part].items() if name in s.parameters}
         if not users:
             found.append(f"{name}: unknown key; known are {', '.join(source.parameters)}")
