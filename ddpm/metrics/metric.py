@@ -3,24 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from ddpm.methods import Method
-from ddpm.metrics.evaluator import Evaluator
-
-Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What is measured: images as they are stored, and the labels (N,) that were asked for, where any were.
-
-    topline: of real images, how their classes come, `stratified` or `by chance`; None of all others.
-    """
-
-    images: Tensor
-    labels: Tensor | None = None
-    topline: str | None = None
+from ddpm.metrics.evaluator import Evaluator, Samples
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ddpm.metrics.distances import sliced_wasserstein
-from ddpm.metrics.evaluator import Evaluator
-from ddpm.metrics.metric import Metric, Samples
+from ddpm.metrics.evaluator import Evaluator, Samples
+from ddpm.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
