@@ -41,7 +41,7 @@ def test_planning_reads_what_the_classes_are(base: type, read) -> None:
     classes, declared = {c.method: c for c in base.all()}, read()
     assert declared.keys() == classes.keys()
     for name, attributes in declared.items():
-        for key in ("title", "direction", "requires", "topline", "shown", "counted", "real"):
+        for key in ("title", "direction", "wants", "topline", "shown", "counted", "real"):
             assert attributes.get(key) == getattr(classes[name], key, None), (name, key)
 
 
@@ -50,7 +50,7 @@ def test_what_metrics_declare() -> None:
     for name, declared in measures.metrics().items():
         assert declared["direction"] in "↓↑" and declared["title"], name
         assert declared["shown"] in ("table.md", "table.csv", "record"), name
-        assert set(declared["requires"]) <= {"images", "points", "discrete", "labels", "classifier"}, name
+        assert set(declared["wants"]) <= {"images", "points", "discrete", "labels", "classifier"}, name
     directions = [declared["direction"] for declared in measures.metrics().values()]
     assert directions == sorted(directions, key="↓↑".index)
 
@@ -61,7 +61,7 @@ def test_readme_lists_the_metrics() -> None:
     expected = []
     for name in columns.SHOWN:
         declared = measures.metrics()[name]
-        needs = ", ".join(NEEDS.get(need, need) for need in declared["requires"])
+        needs = ", ".join(NEEDS.get(need, need) for need in declared["wants"])
         expected.append((name, declared["direction"], needs, declared["title"]))
     assert rows == expected
 

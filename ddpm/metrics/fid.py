@@ -38,7 +38,7 @@ class FidBinarized(Fid):
 
     method = "fid_binarized"
     title = "FID Bin."
-    requires = ("images",)
+    wants = ("images",)
     binarized = True
 
 
@@ -59,6 +59,6 @@ class FidTrainBinarized(FidTrain):
 
     method = "fid_train_binarized"
     title = "FID Bin. to the training split"
-    requires = ("images",)
+    wants = ("images",)
     shown = "record"
     binarized = True

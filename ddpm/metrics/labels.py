@@ -16,7 +16,7 @@ class LabelAccuracy(Metric):
     method = "label_accuracy"
     title = "Label accuracy"
     direction = "↑"
-    requires = ("classifier",)
+    wants = ("classifier",)
 
     def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
         if samples.labels is None:
@@ -31,7 +31,7 @@ class Diversity(Metric):
     method = "diversity"
     title = "Diversity"
     direction = "↑"
-    requires = ("classifier",)
+    wants = ("classifier",)
 
     def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
         ours = within_classes(evaluator.sample_features(samples), evaluator.sample_labels(samples))
