@@ -23,7 +23,7 @@ class Baseline(Named):
     """Base of the baselines: each is a law over images, or points, and knows no more than the training half.
 
     title:   its name in the table, where that is not `method`.
-    wants: what the data must be or have, see `ddpm.pipeline.measures`.
+    wants:   what the data must be or have, see `ddpm.pipeline.measures`.
     topline: how its classes come, `stratified` or `by chance`: the topline that it is divided by.
     real:    whether it is this topline itself, whose FID is the mean over many sets (`ddpm.metrics.toplines`).
     """

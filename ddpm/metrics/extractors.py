@@ -113,7 +113,7 @@ class Extractor(Method):
 
     Planning reads the class's attributes without importing it, so they are literals:
 
-    wants: what it needs of the data, see `ddpm.pipeline.measures`.
+    wants:    what it needs of the data, see `ddpm.pipeline.measures`.
     counted:  how many features it has: a number, `coordinates` for one per coordinate of an image, or the key of the
               configuration that says so.
     batch:    how many images it takes at once.

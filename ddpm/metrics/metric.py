@@ -15,7 +15,7 @@ class Metric(Method):
 
     title:     what a heading calls it.
     direction: `↓` where less is better, `↑` where more is. In the table the former stand before the bits/dim.
-    wants:  what it needs, of `ddpm.pipeline.measures`: it is left out where the data cannot give it.
+    wants:     what it needs, of `ddpm.pipeline.measures`: it is left out where the data cannot give it.
     topline:   whether `compute` gives real images a mean and its interval, NAME, NAME_low and NAME_high; the table has
                the multiples of them, and the spread over seeds.
     shown:     where it stands: `table.md` (and table.csv), `table.csv` alone, or in the `record` alone.
