@@ -23,13 +23,13 @@ class Baseline(Named):
     """Base of the baselines: each is a law over images, or points, and knows no more than the training half.
 
     title:   its name in the table, where that is not `method`.
-    requires: what the data must be or have, see `ddpm.pipeline.measures`.
+    wants:   what the data must be or have, see `ddpm.pipeline.measures`.
     topline: how its classes come, `stratified` or `by chance`: the topline that it is divided by.
     real:    whether it is this topline itself, whose FID is the mean over many sets (`ddpm.metrics.toplines`).
     """
 
     title: ClassVar[str] = ""
-    requires: ClassVar[tuple[str, ...]] = ()
+    wants: ClassVar[tuple[str, ...]] = ()
     topline: ClassVar[str] = "by chance"
     real: ClassVar[bool] = False
     dataset: Data
@@ -89,7 +89,7 @@ class ClassHistogram(Baseline):
     """
 
     method = "class-histogram"
-    requires = ("discrete", "labels")
+    wants = ("discrete", "labels")
 
     def groups(self) -> tuple[Tensor, int]:
         """The class of every training image, and how many classes there are."""
@@ -131,7 +131,7 @@ class Histogram(ClassHistogram):
     """Independent pixels: p(x) = Π_d p(x_d), the class histogram of a single class."""
 
     method = "histogram"
-    requires = ("discrete",)
+    wants = ("discrete",)
 
     def groups(self) -> tuple[Tensor, int]:
         return torch.zeros_like(self.dataset.train.groups), 1

@@ -41,10 +41,7 @@ class Space(Method):
     @classmethod
     def fit(cls, spec: dict, train: Tensor) -> Self:
         """The space that a dataset declares as `spec`, for a training split that is stored as `train` (N, ...)."""
-        kinds = {kind.method: kind for kind in cls.all()}
-        if spec.get("method") not in kinds:
-            raise ValueError(f"space: {spec.get('method')!r}; known are {', '.join(sorted(kinds))}")
-        return cls.read(spec | kinds[spec["method"]].measure(train))
+        return cls.read(spec | cls.named(spec["method"]).measure(train))
 
     @classmethod
     def read(cls, spec: dict) -> Self:

@@ -15,8 +15,8 @@ from oracles import DIGITS, PLANE, randn
 from ddpm.baselines import Baseline
 from ddpm.datasets.dataset import Data, Split
 from ddpm.metrics import extractors
-from ddpm.metrics.evaluator import Evaluator
-from ddpm.metrics.metric import Metric, Samples
+from ddpm.metrics.evaluator import Evaluator, Samples
+from ddpm.metrics.metric import Metric
 from ddpm.networks.classifier import Classifier
 from ddpm.pipeline import catalogue, config, declarations, fingerprints, measures, records, source
 from ddpm.pipeline.layout import Layout
@@ -41,7 +41,7 @@ def test_planning_reads_what_the_classes_are(base: type, read) -> None:
     classes, declared = {c.method: c for c in base.all()}, read()
     assert declared.keys() == classes.keys()
     for name, attributes in declared.items():
-        for key in ("title", "direction", "requires", "topline", "shown", "counted", "real"):
+        for key in ("title", "direction", "wants", "topline", "shown", "counted", "real"):
             assert attributes.get(key) == getattr(classes[name], key, None), (name, key)
 
 
@@ -50,7 +50,7 @@ def test_what_metrics_declare() -> None:
     for name, declared in measures.metrics().items():
         assert declared["direction"] in "↓↑" and declared["title"], name
         assert declared["shown"] in ("table.md", "table.csv", "record"), name
-        assert set(declared["requires"]) <= {"images", "points", "discrete", "labels", "classifier"}, name
+        assert set(declared["wants"]) <= {"images", "points", "discrete", "labels", "classifier"}, name
     directions = [declared["direction"] for declared in measures.metrics().values()]
     assert directions == sorted(directions, key="↓↑".index)
 
@@ -61,7 +61,7 @@ def test_readme_lists_the_metrics() -> None:
     expected = []
     for name in columns.SHOWN:
         declared = measures.metrics()[name]
-        needs = ", ".join(NEEDS.get(need, need) for need in declared["requires"])
+        needs = ", ".join(NEEDS.get(need, need) for need in declared["wants"])
         expected.append((name, declared["direction"], needs, declared["title"]))
     assert rows == expected
 
@@ -170,6 +170,21 @@ def test_the_identity_has_one_feature_per_coordinate(tmp_path: Path) -> None:
     assert found.shape[1] == measures.features("identity", (1, 8, 8), {})
     on_plane = Evaluator(data_of(PLANE, points), spec, nowhere)
     assert torch.equal(on_plane.features(points), points.double()) and on_plane.extractor.hash == "identity"
+
+
+def test_samples_go_through_the_extractor_once(tmp_path: Path) -> None:
+    """However many metrics ask for their features; other samples go through again, and so do binarized ones."""
+    counted = Evaluator(data_of(DIGITS, torch.zeros(3, 1, 8, 8)), {"extractor": "identity"}, None)
+    calls, real = [], type(counted).features
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "features", lambda *of: calls.append(of) or real(*of))
+        counted.__dict__["extractor"] = extractors.Identity()
+        for samples in (Samples(torch.ones(5, 1, 8, 8)), Samples(torch.zeros(5, 1, 8, 8))):
+            found = [counted.sample_features(samples, binarized) for binarized in (False, True, False, True)]
+            assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+            found.append(counted.sample_features(samples))
+            assert torch.equal(found[0], found[4]) and torch.equal(found[0], real(counted, samples.images))
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize(("shape", "side"), [((1, 8, 8), 8), ((3, 8, 6), [8, 6]), ((1, 6, 8), [6, 8]), ((2,), 0)])

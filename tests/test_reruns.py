@@ -125,7 +125,7 @@ EDITS = {
         of("fidelity", "baselines") | BOTH,
     ),
     "FID": ("ddpm/metrics/extractors.py", "(images >= 128)", "(images > 127)", MEASURED),
-    "the table": ("ddpm/tables/__init__.py", '"status": "n/a"', '"status": str("n/a")', TABLE),
+    "the table": ("ddpm/tables/rows.py", '"status": "n/a"', '"status": str("n/a")', TABLE),
     "the pictures": ("ddpm/figures/canvas.py", "len(columns) + 0.6", "len(columns) + 0.7", FIGURES),
     "the bound": ("ddpm/stages/likelihood.py", "math.sqrt(len(x0))", "math.sqrt(1.0 * len(x0))", BOUND),
     "a schedule": (

@@ -226,6 +226,20 @@ def test_a_change_of_code_touches_exactly_the_jobs_that_run_it(
     assert changed(before) - {("figures", "")} == expected - {("figures", "")}
 
 
+def test_the_extractor_that_a_job_names_counts(package: Path) -> None:
+    """`identity`, which nothing names but the configuration."""
+
+    def found() -> dict[str, str]:
+        forget()
+        toy = config.check(config.read(ROOT / "config.yaml", ROOT / "workflow" / "config" / "toy.yaml"))
+        return {stage: toy.job(stage, name)[1] for stage, name in (("fidelity", "noise"), ("classifier", ""))}
+
+    before = found()
+    insert(package / "metrics" / "extractors.py", "Identity.__call__", "pass")
+    after = found()
+    assert after["fidelity"] != before["fidelity"] and after["classifier"] == before["classifier"]
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

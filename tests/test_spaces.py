@@ -107,5 +107,5 @@ def test_a_dataset_gives_the_shape() -> None:
     found = Space.fit({"method": "pixels", "levels": 17}, torch.zeros(5, 1, 8, 6, dtype=torch.uint8))
     assert found == Pixels((1, 8, 6), 17)
     assert isinstance(Space.fit({"method": "points"}, torch.zeros(5, 3)), Points)
-    with pytest.raises(ValueError, match=r"space: 'voxels'; known are .*pixels, points"):
+    with pytest.raises(ValueError, match=r"method: 'voxels'; known are .*pixels, points"):
         Space.fit({"method": "voxels"}, torch.zeros(5, 3))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,18 @@ from ddpm.metrics.distances import enough, statistics
 from ddpm.metrics.extractors import Extractor, TrainedClassifier, binarize
 
 Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What is measured: images as they are stored, and the labels (N,) that were asked for, where any were.
+
+    topline: of real images, how their classes come, `stratified` or `by chance`; None of all others.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    topline: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +58,19 @@ class Evaluator:
         for batch in stored.split(size):
             images = self.dataset.space.to_images(batch).to(self.device)
             yield binarize(images) if binarized else images
+
+    def sample_features(self, samples: Samples, binarized: bool = False) -> Tensor:
+        """The features of what is measured, (N, D), float64, computed once for all metrics."""
+        return self._sample_features(samples, binarized)
+
+    @lru_cache(maxsize=2)  # noqa: B019 - plain and binarized
+    def _sample_features(self, samples: Samples, binarized: bool) -> Tensor:
+        return self.features(samples.images, binarized)
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def sample_labels(self, samples: Samples) -> Tensor:
+        """The labels that the classifier sees in what is measured, int64 (N,)."""
+        return self.predict(samples.images)
 
     @torch.no_grad()
     def features(self, stored: Tensor, binarized: bool = False) -> Tensor:

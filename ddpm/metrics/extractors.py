@@ -113,13 +113,13 @@ class Extractor(Method):
 
     Planning reads the class's attributes without importing it, so they are literals:
 
-    requires: what it needs of the data, see `ddpm.pipeline.measures`.
+    wants:    what it needs of the data, see `ddpm.pipeline.measures`.
     counted:  how many features it has: a number, `coordinates` for one per coordinate of an image, or the key of the
               configuration that says so.
     batch:    how many images it takes at once.
     """
 
-    requires: ClassVar[tuple[str, ...]] = ()
+    wants: ClassVar[tuple[str, ...]] = ()
     counted: ClassVar[int | str] = "coordinates"
     batch: ClassVar[int] = 512
     weights: str = ""
@@ -140,7 +140,7 @@ class TrainedClassifier(Extractor):
     """The layer below the logits of the classifier that the `classifier` stage trains; `weights` is its file."""
 
     method = "classifier"
-    requires = ("classifier",)
+    wants = ("classifier",)
     counted = "classifier.features"
 
     @cached_property
@@ -164,7 +164,7 @@ class Inception(Extractor):
     """torch-fidelity's Inception-v3 (Szegedy et al. 2016), with the weights of the field's FID."""
 
     method = "inception"
-    requires = ("images",)
+    wants = ("images",)
     counted = 2048
     batch = 64
 

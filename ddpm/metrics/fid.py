@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ddpm.metrics.distances import frechet, statistics
-from ddpm.metrics.evaluator import Evaluator
-from ddpm.metrics.metric import Metric, Samples
+from ddpm.metrics.evaluator import Evaluator, Samples
+from ddpm.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Fid(Metric):
     def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
         name = self.method
         if samples.topline is None:
-            ours = statistics(evaluator.features(samples.images, self.binarized))
+            ours = statistics(evaluator.sample_features(samples, self.binarized))
             return {name: frechet(ours, evaluator.real_statistics(self.split, self.binarized))}
         if not self.topline:
             return {}
@@ -38,7 +38,7 @@ class FidBinarized(Fid):
 
     method = "fid_binarized"
     title = "FID Bin."
-    requires = ("images",)
+    wants = ("images",)
     binarized = True
 
 
@@ -59,6 +59,6 @@ class FidTrainBinarized(FidTrain):
 
     method = "fid_train_binarized"
     title = "FID Bin. to the training split"
-    requires = ("images",)
+    wants = ("images",)
     shown = "record"
     binarized = True

@@ -3,14 +3,10 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
 from ddpm.datasets.dataset import reference
 from ddpm.metrics.distances import within_classes
-from ddpm.metrics.evaluator import Evaluator
-from ddpm.metrics.metric import Metric, Samples
-
-Tensor = torch.Tensor
+from ddpm.metrics.evaluator import Evaluator, Samples
+from ddpm.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -20,12 +16,12 @@ class LabelAccuracy(Metric):
     method = "label_accuracy"
     title = "Label accuracy"
     direction = "↑"
-    requires = ("classifier",)
+    wants = ("classifier",)
 
     def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
         if samples.labels is None:
             return {}
-        return {self.method: float((evaluator.predict(samples.images) == samples.labels).double().mean())}
+        return {self.method: float((evaluator.sample_labels(samples) == samples.labels).double().mean())}
 
 
 @dataclass(frozen=True)
@@ -35,16 +31,14 @@ class Diversity(Metric):
     method = "diversity"
     title = "Diversity"
     direction = "↑"
-    requires = ("classifier",)
+    wants = ("classifier",)
 
     def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
-        return {self.method: _within(evaluator, samples.images) / _of_real(evaluator)}
-
-
-def _within(evaluator: Evaluator, images: Tensor) -> float:
-    return within_classes(evaluator.features(images), evaluator.predict(images))
+        ours = within_classes(evaluator.sample_features(samples), evaluator.sample_labels(samples))
+        return {self.method: ours / _of_real(evaluator)}
 
 
 @lru_cache(maxsize=1)
 def _of_real(evaluator: Evaluator) -> float:
-    return _within(evaluator, reference(evaluator.dataset, "test"))
+    images = reference(evaluator.dataset, "test")
+    return within_classes(evaluator.features(images), evaluator.predict(images))

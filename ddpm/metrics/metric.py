@@ -3,24 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from ddpm.methods import Method
-from ddpm.metrics.evaluator import Evaluator
-
-Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What is measured: images as they are stored, and the labels (N,) that were asked for, where any were.
-
-    topline: of real images, how their classes come, `stratified` or `by chance`; None of all others.
-    """
-
-    images: Tensor
-    labels: Tensor | None = None
-    topline: str | None = None
+from ddpm.metrics.evaluator import Evaluator, Samples
 
 
 @dataclass(frozen=True)
@@ -31,7 +15,7 @@ class Metric(Method):
 
     title:     what a heading calls it.
     direction: `↓` where less is better, `↑` where more is. In the table the former stand before the bits/dim.
-    requires:  what it needs, of `ddpm.pipeline.measures`: it is left out where the data cannot give it.
+    wants:     what it needs, of `ddpm.pipeline.measures`: it is left out where the data cannot give it.
     topline:   whether `compute` gives real images a mean and its interval, NAME, NAME_low and NAME_high; the table has
                the multiples of them, and the spread over seeds.
     shown:     where it stands: `table.md` (and table.csv), `table.csv` alone, or in the `record` alone.
@@ -39,7 +23,7 @@ class Metric(Method):
 
     title: ClassVar[str] = ""
     direction: ClassVar[str] = "↓"
-    requires: ClassVar[tuple[str, ...]] = ()
+    wants: ClassVar[tuple[str, ...]] = ()
     topline: ClassVar[bool] = False
     shown: ClassVar[str] = "table.md"
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ddpm.metrics.distances import sliced_wasserstein
-from ddpm.metrics.evaluator import Evaluator
-from ddpm.metrics.metric import Metric, Samples
+from ddpm.metrics.evaluator import Evaluator, Samples
+from ddpm.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class SlicedWasserstein(Metric):
 
     method = "sliced_wasserstein"
     title = "Sliced Wasserstein distance"
-    requires = ("points",)
+    wants = ("points",)
 
     def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
         return {self.method: sliced_wasserstein(samples.images, evaluator.dataset.test.images)}

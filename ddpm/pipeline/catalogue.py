@@ -80,7 +80,7 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
 
 
 def given(config: dict) -> set[str]:
-    """What the data give to who requires something (`ddpm.pipeline.measures`); nothing where they are unknown."""
+    """What the data give to whoever wants something (`ddpm.pipeline.measures`); nothing where they are unknown."""
     dataset = known("dataset", tuple(config["data"].get("modules", ()))).get(config["data"]["name"])
     return set() if dataset is None else measures.given(dataset.attributes)
 

@@ -1,6 +1,6 @@
 """What can be measured of which data, as metrics, extractors and baselines declare it. No torch.
 
-What they may require: of the data that they are `images` or `points`, `discrete` (so that one has a probability) or
+What they may want: of the data that they are `images` or `points`, `discrete` (so that one has a probability) or
 with `labels`; and `classifier`, the trained one of clean images, which labelled data have.
 """
 
@@ -43,7 +43,7 @@ def toplined() -> dict[str, str]:
 
 
 def given(dataset: dict) -> set[str]:
-    """What a dataset that declares this gives to whoever requires something."""
+    """What a dataset that declares this gives to whoever wants something."""
     space = methods("ddpm.spaces", "Space")[dataset["space"]["method"]].attributes
     found = {"images" if space["images"] else "points"}
     found |= {"discrete"} if space["discrete"] else set()
@@ -51,14 +51,14 @@ def given(dataset: dict) -> set[str]:
 
 
 def possible(declared: dict[str, dict], there: set[str]) -> list[str]:
-    """Those of what is declared that require no more than is there."""
-    return [name for name, attributes in declared.items() if there.issuperset(attributes["requires"])]
+    """Those of what is declared that want no more than is there."""
+    return [name for name, attributes in declared.items() if there.issuperset(attributes["wants"])]
 
 
 def needs(extractor: str, there: set[str]) -> list[str]:
     """What has to be made for the metrics that are possible, and for the extractor: `classifier`, or nothing."""
     asked = [metrics()[name] for name in possible(metrics(), there)] + [extractors()[extractor]]
-    return ["classifier"] if any("classifier" in declared["requires"] for declared in asked) else []
+    return ["classifier"] if any("classifier" in declared["wants"] for declared in asked) else []
 
 
 def features(extractor: str, shape: tuple[int, ...], config: dict) -> int:
@@ -74,7 +74,7 @@ def features(extractor: str, shape: tuple[int, ...], config: dict) -> int:
 
 def mistakes(extractor: str, name: str, there: set[str]) -> Iterator[str]:
     """An extractor that the data named `name` cannot have."""
-    lacking = set(extractors()[extractor]["requires"]) - there
+    lacking = set(extractors()[extractor]["wants"]) - there
     others, where = " or ".join(possible(extractors(), there)), f"fidelity.extractor: {extractor!r}"
     if "images" in lacking:
         yield f"{where} takes images, and data.name {name!r} gives points: it must be {others}"

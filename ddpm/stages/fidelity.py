@@ -13,8 +13,8 @@ import torch
 from ddpm.baselines import Baseline
 from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
-from ddpm.metrics.evaluator import Evaluator
-from ddpm.metrics.metric import Metric, Samples
+from ddpm.metrics.evaluator import Evaluator, Samples
+from ddpm.metrics.metric import Metric
 from ddpm.pipeline.records import canonical, read_tensors
 from ddpm.pipeline.run import Outcome, Run
 
