@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Baseline(Named):
-    """Base of the baselines: each is a law over images, or points, and knows no more than the training half.
+    """Base of the baselines: each is a law over images, or points, and knows no more than the training split.
 
     title:   its name in the table, where that is not `method`.
     wants:   what the data must be or have, see `ddpm.pipeline.measures`.
@@ -45,7 +45,7 @@ class Baseline(Named):
 
 @dataclass(frozen=True)
 class Real(Baseline):
-    """The ceiling: real images of the training half, every class in proportion (`ddpm.metrics.toplines`)."""
+    """The ceiling: real images of the training split, every class in proportion (`ddpm.metrics.toplines`)."""
 
     method = "real"
     title = "real data"
@@ -66,7 +66,7 @@ class RealByChance(Real):
 
 
 @dataclass(frozen=True)
-class Noise(Baseline):
+class UniformNoise(Baseline):
     """The floor: uniform over all grey levels, log2 of their number in bits/dim; of points, over their rectangle."""
 
     method = "noise"

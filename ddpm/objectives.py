@@ -86,7 +86,7 @@ class CleanImage(Target):
         return one, 0 * one
 
 
-class Noise(Target):
+class NoiseTarget(Target):
     """y = ε (000, "Noise prediction"; Ho et al. 2020)."""
 
     method = "eps"

@@ -27,7 +27,7 @@ CLASSES = 3
 
 
 def tiny(train: list = TRAIN) -> Data:
-    """A data set of 1 × 2 pixels; every possible image is in the test half."""
+    """A data set of 1 × 2 pixels; every possible image is in the test split."""
     images, labels = zip(*train, strict=True)
     everything = torch.tensor(list(product(range(LEVELS), repeat=2)), dtype=torch.uint8).reshape(-1, 1, 1, 2)
     half = Split(torch.tensor(images, dtype=torch.uint8).reshape(-1, 1, 1, 2), torch.tensor(labels))
@@ -175,7 +175,7 @@ def test_class_draws_keep_the_pixels_of_a_class_together() -> None:
 
 
 def test_real_images_and_points_have_no_law(digits: Data) -> None:
-    """The ceiling is the training half itself, stratified; points have noise over their rectangle, and no bits/dim."""
+    """The ceiling is the training split itself, stratified; points have noise over their rectangle, and no bits/dim."""
     real = baseline("real", digits)
     assert (
         torch.equal(real.draw(20), stratified(digits.train, 20, "real row"))

@@ -156,7 +156,7 @@ def other_images() -> Grid:
 def test_a_checkpoint_of_another_configuration(
     layouts: tuple[Layout, Layout], capsys: pytest.CaptureFixture, grid: Callable[[], Grid], reason: str
 ) -> None:
-    """The file, the key and both values are named, and the job starts anew."""
+    """The file, the key and both values are named, and the job starts from the beginning."""
     one, two = layouts
     kept = interrupt("sample", CELL, one, 2)
     capsys.readouterr()
@@ -176,7 +176,9 @@ def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: p
     capsys.readouterr()
     run("sample", CELL, one)
     said = capsys.readouterr().err
-    assert "checkpoint discarded: it was made from other weights" in said and "the job starts anew" in said
+    assert (
+        "checkpoint discarded: it was made from other weights" in said and "the job starts from the beginning" in said
+    )
 
 
 def test_a_checkpoint_of_other_packages(
@@ -232,7 +234,10 @@ def test_a_torn_checkpoint_does_not_replace_a_whole_one(
         path.write_bytes(path.read_bytes()[:100])
     seen = counted(monkeypatch, "sample")
     run("sample", CELL, one)
-    assert "nothing to go on from, the job starts anew" in capsys.readouterr().err and len(seen) == BATCHES["sample"]
+    assert (
+        "nothing to go on from, the job starts from the beginning" in capsys.readouterr().err
+        and len(seen) == BATCHES["sample"]
+    )
     run("sample", CELL, two)
     assert result("sample", CELL, one) == result("sample", CELL, two)
 

@@ -43,7 +43,7 @@ def said(overlay: str, base: str = "digits", *more: object) -> list[str]:
 
 OUT = "leave it out (an overlay sets it to null)"
 MEAN = "FID needs more images than"
-REAL = "the row of real data takes as many from the train half of"
+REAL = "the row of real data takes as many from the train split of"
 LATE = {
     "heads": (
         "network: {width: 30, attention: [0]}",
@@ -78,48 +78,48 @@ LATE = {
     "Inception on digits": (
         "fidelity: {extractor: inception}",
         f"fidelity.extractor: 'inception' has 2048 features; {MEAN} that, but sampling.images is 898 and the train "
-        "half of 'digits' holds 898: take an extractor of at most 897",
+        "split of 'digits' holds 898: take an extractor of at most 897",
     ),
     "features and the split": (
         "classifier: {features: 898}",
-        f"classifier.features: 898 features; {MEAN} that, but sampling.images is 898 and the train half of 'digits' "
+        f"classifier.features: 898 features; {MEAN} that, but sampling.images is 898 and the train split of 'digits' "
         "holds 898: it must be at most 897",
     ),
     "features and the test split": (
         "{data: {test: 64}, fidelity: {extractor: classifier}, likelihood: {images: 64}, ode_likelihood: {images: 0}}",
-        f"classifier.features: 64 features; {MEAN} that, but sampling.images is 2000 and the test half of 'mixture' "
+        f"classifier.features: 64 features; {MEAN} that, but sampling.images is 2000 and the test split of 'mixture' "
         "holds 64: it must be at most 63",
         "points",
     ),
     "images and the split": (
         "sampling: {images: 899}",
-        "sampling.images: 899; the row of real data takes as many from the train half of 'digits': "
+        "sampling.images: 899; the row of real data takes as many from the train split of 'digits': "
         "it must be at most 898",
     ),
     "images and MNIST": (
         "sampling: {images: 60001}",
-        "sampling.images: 60001; the row of real data takes as many from the train half of 'mnist': "
+        "sampling.images: 60001; the row of real data takes as many from the train split of 'mnist': "
         "it must be at most 60000",
         "mnist",
     ),
     "images and points": (
         "data: {train: 1999}",
-        "sampling.images: 2000; the row of real data takes as many from the train half of 'mixture': "
+        "sampling.images: 2000; the row of real data takes as many from the train split of 'mixture': "
         "it must be at most 1999",
         "points",
     ),
     "bound": (
         "likelihood: {images: 900}",
-        "likelihood.images: 900; they are taken from the test half of 'digits': it must be at most 899",
+        "likelihood.images: 900; they are taken from the test split of 'digits': it must be at most 899",
     ),
     "bound on MNIST": (
         "likelihood: {images: 10001}",
-        "likelihood.images: 10001; they are taken from the test half of 'mnist': it must be at most 10000",
+        "likelihood.images: 10001; they are taken from the test split of 'mnist': it must be at most 10000",
         "mnist",
     ),
     "flow": (
         "ode_likelihood: {images: 2001}",
-        "ode_likelihood.images: 2001; they are taken from the test half of 'mixture': it must be at most 2000",
+        "ode_likelihood.images: 2001; they are taken from the test split of 'mixture': it must be at most 2000",
         "points",
     ),
     "one image": (

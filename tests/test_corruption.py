@@ -201,7 +201,8 @@ def test_a_checkpoint_knows_its_bytes(made: dict[str, Path], tmp_path: Path, cap
     assert about["digest"] not in {checkpoint.digest(*other) for other in others}
     shutil.copytree(made["interrupted"] / "results", tmp_path / "results")
     layout = Layout(tmp_path / "results/tiny")
-    recorder = records.Recorder("train", *grid().job("train", TRAINED), layout.inputs("train", TRAINED))
+    job, code = grid().job("train", TRAINED)
+    recorder = records.Recorder("train", job, code, layout.inputs("train", TRAINED, job))
     held = checkpoint.Checkpoint(layout.checkpoint("train", TRAINED), recorder)
     assert held.load()[1]["at"] == 20
     records.write_tensors(held.path, tensors | {name: flipped}, about)

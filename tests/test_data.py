@@ -53,7 +53,7 @@ def test_digits_are_dealt_into_two_halves(digits: tuple[data.Split, data.Split])
 
 
 def test_digits_are_stratified(digits: tuple[data.Split, data.Split]) -> None:
-    """Every label stands in both halves equally often, give or take one image."""
+    """Every label stands in both splits equally often, give or take one image."""
     counts = [half.labels.bincount(minlength=10) for half in digits]
     assert (counts[0] - counts[1]).abs().max() <= 1
     assert (counts[0] + counts[1]).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]

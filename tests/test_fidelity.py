@@ -382,7 +382,7 @@ def test_a_cells_samples_are_measured_against_both_halves(
 def test_diversity_is_the_variance_within_predicted_classes(
     layout: Layout, digits: data.Data, measure: Evaluator
 ) -> None:
-    """Σ ‖f − mean of its class‖²/(N − classes), as a multiple of the test half's."""
+    """Σ ‖f − mean of its class‖²/(N − classes), as a multiple of the test split's."""
 
     def within(images: torch.Tensor) -> float:
         features, labels = measure.features(images).numpy(), measure.predict(images).numpy()

@@ -146,7 +146,7 @@ def expected_bound(layout: Layout, name: str, times: int, large: bool) -> tuple[
 @pytest.mark.parametrize("times", [7, STEPS])
 @pytest.mark.parametrize(("objective", "variance"), [("eps", "small"), ("eps", "large"), ("learned", "small")])
 def test_the_bound_from_the_weights(trained: Layout, objective: str, variance: str, times: int) -> None:
-    """Every number of the record, every image's parts and every term; the test half, and the variance asked for."""
+    """Every number of the record, every image's parts and every term; the test split, and the variance asked for."""
     name = NETWORKS[objective]
     found = measured("likelihood", name, trained, likelihood={"times": times, "variance": variance})
     each, terms = expected_bound(trained, name, times, variance == "large")
@@ -219,7 +219,7 @@ def expected_flow(layout: Layout, name: str, rows: list[int], probes: int) -> Ar
 
 @pytest.mark.parametrize(("objective", "probes"), [("eps", 1), ("eps", 2), ("learned", 1)])
 def test_the_flow_from_the_weights(trained: Layout, objective: str, probes: int) -> None:
-    """Every image's bits/dim, their mean and its standard error, on the test half, without clipping."""
+    """Every image's bits/dim, their mean and its standard error, on the test split, without clipping."""
     name = NETWORKS[objective]
     found = measured("ode_likelihood", name, trained, ode_likelihood={"probes": probes})
     expected = expected_flow(trained, name, list(range(6)), probes)

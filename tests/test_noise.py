@@ -136,7 +136,7 @@ def test_keys_draws_and_images_are_independent() -> None:
 
 @pytest.mark.parametrize("lag", [1, 2, 4, 2**15])
 def test_pixels_of_an_image_are_independent(lag: int) -> None:
-    """Correlations along one stream, also between the two halves of the Box–Muller pairs (lag n/2)."""
+    """Correlations along one stream, also between the two splits of the Box–Muller pairs (lag n/2)."""
     z = rng.normal(KEY, torch.tensor([3]), 0, (2**16,))[0].double().numpy()
     bound = 5 / math.sqrt(len(z) - lag)
     assert abs(np.corrcoef(z[lag:], z[:-lag])[0, 1]) < bound

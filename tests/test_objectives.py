@@ -11,7 +11,7 @@ from oracles import DIGITS, SCHEDULES, alpha_bar, answering, betas, level_log_pr
 from torch.distributions import Normal, kl_divergence
 
 from ddpm.denoiser import Denoiser
-from ddpm.objectives import EDM, Noise, Objective, Preconditioned, Target
+from ddpm.objectives import EDM, NoiseTarget, Objective, Preconditioned, Target
 from ddpm.schedules import Linear, Schedule
 from ddpm.spaces import Pixels
 
@@ -348,7 +348,7 @@ def test_a_parameter_goes_to_every_component_that_declares_it() -> None:
     both = Objective.make({"target": "F", "weighting": "edm", "sigma_data": 0.3})
     assert both == Objective(Preconditioned(0.3), EDM(0.3)) != Objective(Preconditioned(0.3), EDM())
     assert both.target.sigma_data == both.weighting.sigma_data == 0.3
-    assert Objective(Noise()) == Objective.make({"target": "eps"})
+    assert Objective(NoiseTarget()) == Objective.make({"target": "eps"})
 
 
 def test_unknown_target_is_named() -> None:

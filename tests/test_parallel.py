@@ -148,7 +148,7 @@ def test_a_failure_in_one_process_is_one_message(folders: list[Path]) -> None:
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 2
     lines = [line for line in said.splitlines() if line.startswith("ddpm: ")]
-    assert any("images.safetensors: is no whole file of tensors" in line for line in lines)
+    assert any("images.safetensors: is not a valid file of tensors" in line for line in lines)
     assert lines[-1].startswith("ddpm: training in 2 processes failed (process ")
     assert "Traceback" not in said
 

@@ -20,7 +20,7 @@ def test_table(tree: Path) -> None:
     reference = [*real, "noise", "histogram", "class-histogram"]
     assert list(table["objective"]) == [*reference, "eps", "eps", "learned", "learned", "score"]
     assert list(table["status"]) == ["ok"] * 5 + ["degenerate"] * 2 + ["ok", "n/a", "degenerate"]
-    assert table["reason"].str.contains("times as far from the test half as noise is")[[5, 6, 9]].all()
+    assert table["reason"].str.contains("times as far from the test split as noise is")[[5, 6, 9]].all()
     assert "variance" in table.loc[8, "reason"]
     assert list(table.loc[:1, "fid_over_topline"]) == [1, 1]
     assert table["fid"].idxmin() == 0

@@ -188,13 +188,13 @@ def test_a_half_replaced_result_stays_kept(tmp_path: Path) -> None:
         path.write_bytes(b"old")
     records.Recorder("train", JOB, "0" * 16, {}).finish(record, files[:-1])
     old = {path.name: path.read_bytes() for path in files}
-    folder = history.keep(layout, "train", name)
+    folder = history.archive(layout, "train", name)
     with records.atomic(files[0]) as temporary:
         temporary.write_bytes(b"new")
-    history.unused(folder, record)
+    history.discard(folder, record)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == old
     for path in files:
         path.unlink()
         path.hardlink_to(folder / path.name)
-    history.unused(folder, record)
+    history.discard(folder, record)
     assert not folder.exists() and {p.name: p.read_bytes() for p in files} == old

@@ -106,11 +106,11 @@ def test_weights_that_cannot_be_inceptions_are_refused(tmp_path: Path) -> None:
     wrong = {
         "nowhere.pth": "does not exist",
         ".": "is a folder",
-        "text.pth": "is no whole file of torch.save",
-        "empty.pth": "is no whole file of torch.save",
-        "damaged.pth": "is no whole file of torch.save",
-        "locked.pth": "is no whole file of torch.save",
-        "cut.pth": "is no whole file of torch.save",
+        "text.pth": "is not a valid file of torch.save",
+        "empty.pth": "is not a valid file of torch.save",
+        "damaged.pth": "is not a valid file of torch.save",
+        "locked.pth": "is not a valid file of torch.save",
+        "cut.pth": "is not a valid file of torch.save",
         "other.pth": "holds other tensors",
         "pt_inception-2015-12-05-6726825d.pth": f"is truncated or corrupt (its SHA-256 begins with {found})",
     }
@@ -227,7 +227,7 @@ def test_a_record_that_lacks_something_is_no_record(tmp_path: Path, change: dict
     path = forged(layout, "train", name, change, TRAIN)
     with pytest.raises(UserError) as caught:
         records.read_record(path, "train")
-    assert str(caught.value) == f"{path}: not a record of ddpm, {lacking}; run again, what lies there is kept"
+    assert str(caught.value) == f"{path}: not a record of ddpm, {lacking}; run again, the existing file is preserved"
     results = Results(grid, layout)
     assert [str(r) for r in results.todo["train", name] if r.kind == "record"] == [
         f"record.json: not a record of ddpm, {lacking}"

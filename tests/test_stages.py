@@ -268,7 +268,7 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
     else:
         assert "labels" not in found
     result = records.read_record(layout.record("sample", cell))["result"]
-    # Clipped, every image reaches the bounds; E‖x − E x‖² of grey levels, as a multiple of the training half's.
+    # Clipped, every image reaches the bounds; E‖x − E x‖² of grey levels, as a multiple of the training split's.
     spread = [images.double().var(0, correction=0).sum() for images in (found["images"], stored["train_images"])]
     assert result.pop("spread") == pytest.approx(float(spread[0] / spread[1]), rel=1e-6)
     assert result.pop("reach") == pytest.approx(float(x.abs().max()), rel=1e-5)
@@ -371,7 +371,7 @@ def within(features: np.ndarray, guessed: np.ndarray) -> float:
 
 
 def test_fidelity_is_numpys(layout: Layout) -> None:
-    """FID to both halves, plain and binarized, diversity and label accuracy of a cell, from files to record."""
+    """FID to both splits, plain and binarized, diversity and label accuracy of a cell, from files to record."""
     execute("classifier", *grid().job("classifier"), layout)
     name = "v/short/conditional/seed0"
     execute("train", *grid().job("train", name), layout)

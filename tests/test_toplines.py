@@ -211,7 +211,7 @@ def test_all_of_the_training_half_is_one_set() -> None:
 
 
 def test_chance_on_the_digits() -> None:
-    """N = 300 new images of the training half with multinomial classes, drawn by numpy: the same ratio, near two."""
+    """N = 300 new images of the training split with multinomial classes, drawn by numpy: the same ratio, near two."""
     rng, digits = np.random.default_rng(0), load_digits()
     projected = digits.images.reshape(-1, 64) @ rng.normal(size=(64, 12)) / 30
     order = rng.permutation(1797)

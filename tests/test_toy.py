@@ -251,7 +251,7 @@ def test_shapes_of_the_laws() -> None:
 
 
 def test_stored_points_are_exact(tmp_path: Path) -> None:
-    """Continuous data are neither scaled nor rounded; the record holds the test half's bits/dim under its own law."""
+    """Continuous data are neither scaled nor rounded; the record holds the test split's bits/dim under its own law."""
     layout, spec = Layout(tmp_path), {"name": "ring", "train": 30, "test": 50, "radius": 2.0}
     execute("data", {"data": spec}, "0" * 16, layout)
     found, (train, test) = data.read(layout.output("data")), points.Ring(train=30, test=50, radius=2.0).load()

@@ -48,8 +48,8 @@ def test_variance() -> None:
             "samples reach 1.29e+03 times as far as the data",
         ),
         ({"reach": 1.0, "spread": 0.0099}, {"fid": 1.0}, {"fid": 40.0}, "samples have 0.0099 of the data's variance"),
-        (FINE, {"fid": 90.0}, {"fid": 40.0}, "samples are 1.5 times as far from the test half as noise is"),
-        (FINE, {"fid": 19.7}, {"fid": 40.0}, "samples are 0.7 times as far from the test half as noise is"),
+        (FINE, {"fid": 90.0}, {"fid": 40.0}, "samples are 1.5 times as far from the test split as noise is"),
+        (FINE, {"fid": 19.7}, {"fid": 40.0}, "samples are 0.7 times as far from the test split as noise is"),
         # Of points the sliced Wasserstein distance, whatever their mean and covariance say.
         (FINE, {"fid": 0.1, "sliced_wasserstein": 0.71}, {"fid": 40.0, "sliced_wasserstein": 1.0}, "samples are 0.71"),
         (FINE, {"fid": 90.0, "sliced_wasserstein": 0.69}, {"fid": 40.0, "sliced_wasserstein": 1.0}, ""),

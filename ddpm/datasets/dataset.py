@@ -74,16 +74,16 @@ def read(path: Path) -> Data:
     tensors, about = read_tensors(path)
     if not {"space", "classes"} <= about.keys():
         raise UserError(f"{path}: does not say its space and classes; delete it and run again")
-    train, test = (Split(tensors[f"{half}_images"], tensors.get(f"{half}_labels")) for half in ("train", "test"))
+    train, test = (Split(tensors[f"{split}_images"], tensors.get(f"{split}_labels")) for split in ("train", "test"))
     return Data(train, test, Space.read(about["space"]), about["classes"])
 
 
-def reference(dataset: Data, half: str, count: int | None = None) -> Tensor:
-    """Real images of one half in a seeded order (MNIST's own order matters), the first `count` of them."""
-    images = getattr(dataset, half).images
+def reference(dataset: Data, split: str, count: int | None = None) -> Tensor:
+    """Real images of one split in a seeded order (MNIST's own order matters), the first `count` of them."""
+    images = getattr(dataset, split).images
     if count is not None and count > len(images):
-        raise UserError(f"images: {count} wanted, but the {half} half holds {len(images)}")
-    return images[rng.permutation(len(images), "reference", half)][:count]
+        raise UserError(f"images: {count} wanted, but the {split} split holds {len(images)}")
+    return images[rng.permutation(len(images), "reference", split)][:count]
 
 
 def proportional(sizes: Tensor, count: int) -> Tensor:

@@ -60,7 +60,7 @@ class MNIST(Dataset):
                 size = (raw / name).stat().st_size
                 raise UserError(
                     f"{raw / name}: not MNIST's file: SHA-256 {found[:12]}… ({size} bytes), not {expected[:12]}….\n"
-                    f"It is torn or another file: delete {raw} and run again."
+                    f"It is truncated or another file: delete {raw} and run again."
                 )
         train, test = Torchvision(root, train=True), Torchvision(root, train=False)
         return Split(train.data[:, None], train.targets), Split(test.data[:, None], test.targets)

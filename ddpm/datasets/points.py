@@ -31,13 +31,13 @@ class Points(Dataset):
     test: Annotated[int, Interval(ge=2)] = 2000
 
     def load(self) -> tuple[Split, Split]:
-        halves = []
-        for half, count in (("train", self.train), ("test", self.test)):
-            key, index = rng.key("points", half, self.seed), torch.arange(count)
+        splits = []
+        for split, count in (("train", self.train), ("test", self.test)):
+            key, index = rng.key("points", split, self.seed), torch.arange(count)
             u, z = rng.uniform(key, index, 0, (2,)), rng.normal(key, index, 1, (2,), torch.float64)
             points, labels = self.place(u, z)
-            halves.append(Split(points.float(), labels))
-        return halves[0], halves[1]
+            splits.append(Split(points.float(), labels))
+        return splits[0], splits[1]
 
     def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Points float64 (N, 2) and labels int64 (N,) from uniform (N, 2) and standard normal (N, 2) numbers."""

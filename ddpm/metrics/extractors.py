@@ -22,7 +22,7 @@ class ClassifierExtractor(FeatureExtractorBase):
 
     Points, float32 (B, D), go through the same way.
 
-    Features are divided by s = √(trace Σ_train / D), so that they have mean variance 1 on the training half:
+    Features are divided by s = √(trace Σ_train / D), so that they have mean variance 1 on the training split:
     FID keeps its order and gets a scale that does not depend on the classifier's last layer.
     """
 

@@ -1,10 +1,10 @@
-"""Toplines: the FID against the test half that fresh real images get at the same N, its mean and its interval.
+"""Toplines: the FID against the test split that fresh real images get at the same N, its mean and its interval.
 
 A row of the table can be no better than N new images of the data's own law would be, and those do not get 0: with
 deviations δ of mean and covariance from the law, FID is near its least value a quadratic form in δ_N − δ_test, so that
 it grows as 1/N + 1/N_test. There are two toplines, because N new images may come in two ways:
 
-stratified: N images with classes in the training half's proportions, by largest remainder, as rows that are given
+stratified: N images with classes in the training split's proportions, by largest remainder, as rows that are given
     labels have them (`sampling.draw_labels`).
 by chance: class counts k ~ Multinomial(N, proportions), as a sampler that is given no labels has them. With few classes
     far apart this costs much: with m_c the means of the classes about the mean of all, p_c their shares, M_c their
@@ -12,9 +12,9 @@ by chance: class counts k ~ Multinomial(N, proportions), as a sampler that is gi
 
         E[FID] − E[FID stratified] = 1/N (Σ_c p_c ‖m_c‖² + ½ Σ_ij Var_p(M_ij)/(λ_i + λ_j))
 
-Both are distances to one and the same test half, as every row's. Images of the training half are new to the test half,
-though not to an extractor that was trained on them, and what separates the two halves (MNIST's have other writers)
-belongs to the topline: a model can learn no more than the training half.
+Both are distances to one and the same test split, as every row's. Images of the training split are new to the test
+split, though not to an extractor that was trained on them, and what separates the two splits (MNIST's have other
+writers) belongs to the topline: a model can learn no more than the training split.
 """
 
 import numpy as np
@@ -73,19 +73,19 @@ def topline(
 ) -> tuple[float, float, float]:
     """The mean FID of `count` new real images, and the interval in which 95 % of such sets fall.
 
-    features (n, D), labels (n,): all images of the training half; `to`: statistics of the test half.
+    features (n, D), labels (n,): all images of the training split; `to`: statistics of the test split.
 
     The mean is over draws without replacement, each of them a fresh set: no image stands twice in it, as in a
-    bootstrap, whose centre is the training half and not the data's law, and whose mean is greater in the ratio
+    bootstrap, whose centre is the training split and not the data's law, and whose mean is greater in the ratio
     (2/n + 1/N_test)/(1/n + 1/N_test) at N = n. Where chance asks for k_c images of a class that holds n_c < k_c, all of
     these are weighted by k_c/n_c.
 
     The spread is the delete-d jackknife's (Shao & Wu 1989): the sets above overlap, at N = n they are all one set, so
     they vary too little. A part s_c of a class with 1/s_c = 1/k_c + 1/n_c, weighted by k_c/s_c, has a mean of variance
-    V_c (1/s_c − 1/n_c) = V_c/k_c about the class's mean in the training half: as much as k_c images vary about the law.
-    It covers most of the mean's own error too, since the training half lies farther from the test half than the law
+    V_c (1/s_c − 1/n_c) = V_c/k_c about the class's mean in the training split, as k_c images have about the law's.
+    It covers most of the mean's own error too, since the training split lies farther from the test split than the law
     does, and FID is steeper there. On Gaussian classes the interval holds 91 to 96 % of fresh sets' FIDs, and 86 %
-    where the halves differ by far more than by chance and N = n.
+    where the splits differ by far more than by chance and N = n.
 
     A quadratic form in normal variables is nearly gamma distributed, with its mean and variance (Satterthwaite 1946).
     """

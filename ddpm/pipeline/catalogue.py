@@ -67,8 +67,8 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
     schedules = config.get("schedules")
     for name in schedules if isinstance(schedules, dict) else ():
         yield _of_end(config, name)
-    for section, half in (("sampling", "train"), ("likelihood", "test"), ("ode_likelihood", "test")):
-        yield _of_count(config, section, half)
+    for section, split in (("sampling", "train"), ("likelihood", "test"), ("ode_likelihood", "test")):
+        yield _of_count(config, section, split)
     yield _of_features(config)
     yield _of_training(config)
     yield _of_weights(config)
@@ -157,12 +157,12 @@ def _of_end(config: dict, name: str) -> Iterator[str]:
         yield f"schedules.{name}.{mistake}"
 
 
-def _of_count(config: dict, section: str, half: str) -> Iterator[str]:
-    """More images than the half that they are taken from holds."""
-    wanted, there, name = config[section]["images"], _dataset(config)[half], config["data"]["name"]
+def _of_count(config: dict, section: str, split: str) -> Iterator[str]:
+    """More images than the split that they are taken from holds."""
+    wanted, there, name = config[section]["images"], _dataset(config)[split], config["data"]["name"]
     if there is not None and wanted > there:
         of = "the row of real data takes as many" if section == "sampling" else "they are taken"
-        yield f"{section}.images: {wanted}; {of} from the {half} half of {name!r}: it must be at most {there}"
+        yield f"{section}.images: {wanted}; {of} from the {split} split of {name!r}: it must be at most {there}"
     if section == "ode_likelihood" and wanted == 1:
         yield "ode_likelihood.images: 1; a standard error takes two: it must be 0 (not measured) or at least 2"
 
@@ -175,13 +175,13 @@ def _of_features(config: dict) -> Iterator[str]:
     features, counted = measures.features(extractor, data["shape"], config), measures.extractors()[extractor]["counted"]
     configured = "." in str(counted)
     key = f"{counted}: " if configured else f"fidelity.extractor: {extractor!r} has "
-    halves = [(data[half], half) for half in ("train", "test") if data[half] is not None]
-    fewest, half = min(halves, default=(features + 1, ""))
+    splits = [(data[split], split) for split in ("train", "test") if data[split] is not None]
+    fewest, split = min(splits, default=(features + 1, ""))
     if fewest <= features:
         cure = "it must be" if configured else "take an extractor of"
         yield (
             f"{key}{features} features; FID needs more images than that, but sampling.images is {images} and the "
-            f"{half} half of {config['data']['name']!r} holds {fewest}: {cure} at most {fewest - 1}"
+            f"{split} split of {config['data']['name']!r} holds {fewest}: {cure} at most {fewest - 1}"
         )
     elif images <= features:
         yield (

@@ -29,8 +29,8 @@ class Checkpoint:
     """The checkpoint of the job that `recorder` times.
 
     It belongs to this job, code, inputs, versions of packages and kind of device.
-    A file that is torn, corrupt or belongs to anything else is discarded with a message that says why; the one before
-    it is kept as `previous` and stands in for it.
+    A file that is truncated, corrupt or belongs to anything else is discarded with a message that says why; the one
+    before it is kept as `previous` and stands in for it.
     """
 
     def __init__(self, path: Path, recorder: Recorder, seconds: float = SECONDS):
@@ -58,11 +58,11 @@ class Checkpoint:
             print(f"{path}: going on from this checkpoint, {state.get('at', 0)} done", file=sys.stderr)
             return tensors, state
         if discarded:
-            print(f"{self.path.parent}: nothing to go on from, the job starts anew", file=sys.stderr)
+            print(f"{self.path.parent}: nothing to go on from, the job starts from the beginning", file=sys.stderr)
         return None
 
     def _read(self, path: Path) -> tuple[dict, dict]:
-        """Tensors and state of one file; UserError where it is torn or another job's."""
+        """Tensors and state of one file; UserError where it is truncated or another job's."""
         tensors, about = read_tensors(path)
         if not isinstance(about, dict) or about.keys() != {"identity", "state", "digest"}:
             raise UserError("it does not say what it belongs to")

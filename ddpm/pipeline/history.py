@@ -34,7 +34,7 @@ def _link(old: Path, new: Path) -> None:
         shutil.copy2(old, new)
 
 
-def keep(layout: Layout, stage: str, name: str = "") -> Path | None:
+def archive(layout: Layout, stage: str, name: str = "") -> Path | None:
     """Link what lies at a job's place into `results/replaced/`: its folder there; None where nothing lay there.
 
     What is not whole is kept as that, where nothing is put back from, and what is wrong with it is said.
@@ -51,7 +51,7 @@ def keep(layout: Layout, stage: str, name: str = "") -> Path | None:
     for path in files:
         _link(path, folder / path.name)
     for path, why in bad.items():
-        print(f"{path}: {why}; made again, what lies there is kept in {folder}", file=sys.stderr)
+        print(f"{path}: {why}; made again, the existing file is preserved in {folder}", file=sys.stderr)
     return folder
 
 
@@ -104,7 +104,7 @@ def clear(layout: Layout, *files: Path) -> None:
                     print(f"{path}: is no {wanted}, as it should be; set aside in {folder}", file=sys.stderr)
 
 
-def unused(folder: Path | None, record: Path) -> None:
+def discard(folder: Path | None, record: Path) -> None:
     """Nothing was replaced after all: remove the second names, if everything kept is still in its place."""
     names = list(folder.iterdir()) if folder else []
     with suppress(OSError):
@@ -137,12 +137,12 @@ def restore(record: Path, place: Path) -> None:
         os.removedirs(record.parent)
 
 
-def retire(layout: Layout) -> None:
+def archive_tables(layout: Layout) -> None:
     """Set the tables aside: they are of results that are about to change. Another job may do so at the same time."""
     files = layout.record("table"), *layout.outputs("table")
     clear(layout, *files)
     with suppress(FileNotFoundError):
-        keep(layout, "table")
+        archive(layout, "table")
     for path in files:
         path.unlink(missing_ok=True)
 

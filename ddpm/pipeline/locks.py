@@ -1,6 +1,6 @@
 """One live copy of a job at a time, on one machine or on several that share a folder. No torch.
 
-Slurm may start a job anew while its first copy still runs (a lost slurmd), and so may a restarted Snakemake. `flock`
+Slurm may start a job again while its first copy still runs (a lost slurmd), and so may a restarted Snakemake. `flock`
 is not to be relied on over NFS, so the lock is a file that appears by link(2), which is atomic there too, and whose
 holder touches it every few seconds. Its name counts up: `lock-1`, `lock-2`, …; the highest is the valid one. A dead
 holder's lock is succeeded by the next number, so that two who find the same dead one cannot both succeed it.
@@ -113,7 +113,7 @@ def _acquire(folder: Path, beat: float, stale: float) -> Path:
                 last = _newest(folder)
                 before, mine = folder / f"lock-{last}", folder / f"lock-{last + 1}"
                 if not last or watch.dead(before):
-                    if _succeeds(own, mine, before if last else None, watch):
+                    if _takes_over(own, mine, before if last else None, watch):
                         return mine
                     continue
                 if not said and before.exists():
@@ -131,7 +131,7 @@ def _acquire(folder: Path, beat: float, stale: float) -> Path:
             own.unlink(missing_ok=True)
 
 
-def _succeeds(own: Path, mine: Path, before: Path | None, watch: _Watch) -> bool:
+def _takes_over(own: Path, mine: Path, before: Path | None, watch: _Watch) -> bool:
     """Whether this process now holds the lock `mine`, as the one that succeeds the dead holder of `before`."""
     if not _linked(own, mine):
         return False

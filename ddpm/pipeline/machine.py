@@ -113,7 +113,7 @@ def _weights(path: Path) -> str:
     except OSError as e:
         return f"cannot be read ({e.strerror})"
     except (ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return "is no whole file of torch.save"
+        return "is not a valid file of torch.save"
     return ""
 
 

@@ -37,6 +37,7 @@ RESULTS = {
 }
 COSTS = {"started": str, "seconds": int | float, "phases": dict, "peak_memory_mb": int | float}
 DEPTH = 20
+PRESERVED = "run again, the existing file is preserved"
 # The packages that numbers depend on, and the names by which code imports those that have another one.
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "torchdiffeq", "numpy", "scipy", "scikit-learn")
 IMPORTS = {"torch-fidelity": "torch_fidelity", "scikit-learn": "sklearn"}
@@ -102,7 +103,7 @@ def write_tensors(path: Path, tensors: dict, about: dict | None = None) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict, dict]:
-    """Tensors by name and what the file says of itself; UserError where it is missing or torn."""
+    """Tensors by name and what the file says of itself; UserError where it is missing or truncated."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -111,7 +112,7 @@ def read_tensors(path: Path) -> tuple[dict, dict]:
             tensors, metadata = {name: f.get_tensor(name) for name in names}, f.metadata() or {}
         return tensors, json.loads(metadata.get("about", "{}"))
     except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(f"{path}: is no whole file of tensors ({e}); delete it and run again") from None
+        raise UserError(f"{path}: is not a valid file of tensors ({e}); delete it and run again") from None
 
 
 class OtherFormat(UserError):
@@ -125,7 +126,7 @@ def digest(record: dict) -> str:
 
 
 def read_record(path: str | Path, stage: str = "") -> dict:
-    """A record; UserError where it is missing, torn, edited, of another format, or lacks what every record has.
+    """A record; UserError where it is missing, truncated, edited, of another format, or lacks what every record has.
 
     With `stage`: also where it lacks numbers that the results of this stage are read for.
     """
@@ -135,17 +136,15 @@ def read_record(path: str | Path, stage: str = "") -> dict:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: missing; run its job first (`snakemake -n` shows it)") from None
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: torn, it is no JSON ({e}); run again, what lies there is kept") from None
+        raise UserError(f"{path}: not valid, it is no JSON ({e}); {PRESERVED}") from None
     found = record.get("format") if isinstance(record, dict) else type(record).__name__
     if found != FORMAT:
         which = "a newer" if isinstance(found, int) and found > FORMAT else "another"
-        raise OtherFormat(
-            f"{path}: of {which} version of ddpm: format {found}, this one reads {FORMAT}; run again, it is kept"
-        )
+        raise OtherFormat(f"{path}: of {which} version of ddpm: format {found}, this one reads {FORMAT}; {PRESERVED}")
     if lacking := _lacking(record, stage):
-        raise UserError(f"{path}: not a record of ddpm, its {lacking}; run again, what lies there is kept")
+        raise UserError(f"{path}: not a record of ddpm, its {lacking}; {PRESERVED}")
     if record.get("digest") != digest(record):
-        raise UserError(f"{path}: edited, its content is not that of its digest; run again, what lies there is kept")
+        raise UserError(f"{path}: edited, its content is not that of its digest; {PRESERVED}")
     return record
 
 

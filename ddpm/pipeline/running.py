@@ -168,8 +168,8 @@ def _put_back(layout: Layout, stage: str, name: str, job: dict, code: str) -> bo
     """Whether the job's valid result was among the replaced ones, and now is in its place."""
     for record in history.candidates(layout, stage, name):
         if _matches(record, layout, stage, name, job, code):
-            history.keep(layout, stage, name)
-            history.retire(layout)
+            history.archive(layout, stage, name)
+            history.archive_tables(layout)
             history.restore(record, layout.record(stage, name))
             print(f"{layout.record(stage, name)}: put back from {record.parent}", file=sys.stderr)
             return True
@@ -182,18 +182,18 @@ def _replacing(layout: Layout, stage: str, name: str) -> Iterator[None]:
     if stage in AGGREGATES:
         if stage == "table":
             with suppress(FileNotFoundError):  # another job sets it aside
-                history.keep(layout, stage)
+                history.archive(layout, stage)
         elif (place := layout.record(stage)).exists():  # pictures are not kept
             for path, why in history.flaws(layout, place, place).items():
                 print(f"{path}: {why}; made again", file=sys.stderr)
         yield
         return
-    folder = history.keep(layout, stage, name)
-    history.retire(layout)
+    folder = history.archive(layout, stage, name)
+    history.archive_tables(layout)
     try:
         yield
     except BaseException:
-        history.unused(folder, layout.record(stage, name))
+        history.discard(folder, layout.record(stage, name))
         raise
 
 

@@ -47,7 +47,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -
 class Batches:
     """Step → (x0, ε, u, y), each a function of the network's name and the step alone; u (B,) places the times.
 
-    An epoch is a seeded permutation of the training half; what is left over begins the next batch, so that
+    An epoch is a seeded permutation of the training split; what is left over begins the next batch, so that
     every image is seen equally often. Nothing here has a state to save.
     """
 

@@ -36,11 +36,11 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
     columns = [c for c in READING if c not in one and table[c].notna().any()]
     things = "points" if continuous(grid.config) else "images"
     exact = (
-        " Of real data it is −log p of the test half under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""
+        " Of real data it is −log p of the test split under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""
     )
     return (
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
-        f"FID of N = {real['samples']} {things} against the test half, features of extractor `{real['extractor']}`. "
+        f"FID of N = {real['samples']} {things} against the test split, features of extractor `{real['extractor']}`. "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
         f"{exact}\n\n{ratios(table, things)}\n{against_histograms(table, grid)}"
         + markdown(table[columns], 3)
@@ -71,7 +71,7 @@ def ratios(table: pd.DataFrame, things: str) -> str:
 
 
 def against_histograms(table: pd.DataFrame, grid: Grid) -> str:
-    """Which networks code the test half worse than histograms do, and why those that predict x0 are among them."""
+    """Which networks code the test split worse than histograms do, and why those that predict x0 are among them."""
     if "histogram" not in grid.baselines or table["nll_minus_histogram"].isna().all():
         return ""
     ours = table.iloc[len(grid.baselines) :].dropna(subset=["nll_minus_histogram"])
@@ -89,7 +89,7 @@ def against_histograms(table: pd.DataFrame, grid: Grid) -> str:
         verdict += f"; better than `class-histogram`: {listed(best)}"
     text = (
         f"Bits/dim of `noise` are log2 of the number of grey levels; those of {laws}, with the training images' "
-        "frequencies, are the exact −log2 p of the whole test half, the networks' of "
+        "frequencies, are the exact −log2 p of the whole test split, the networks' of "
         f"{grid.config['likelihood']['images']} of its images. "
         "`nll_minus_histogram` above 0: the network codes images worse than independent pixels do. "
         f"**{verdict}.**"

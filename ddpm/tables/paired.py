@@ -42,7 +42,11 @@ def differences(results: Results) -> pd.DataFrame:
             if of != best:
                 paired = images - found[best]
                 each = paired.mean(axis="columns")
-                row = {"measure": measure, **dict(zip(AXES, of, strict=True)), "against": "/".join(best if several else best[:2])}
+                row = {
+                    "measure": measure,
+                    **dict(zip(AXES, of, strict=True)),
+                    "against": "/".join(best if several else best[:2]),
+                }
                 row |= {"seeds": paired.shape[1], "images": len(paired), "difference": each.mean()}
                 rows.append(row | {"standard_error": each.std() / len(each) ** 0.5, "std": paired.mean().std()})
     return pd.DataFrame(rows, columns=COLUMNS)
