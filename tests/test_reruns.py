@@ -430,5 +430,5 @@ def test_a_kill_leaves_exactly_the_rest(tree: Path, tmp_path: Path) -> None:
     weights = at.output("train", EPS).read_bytes()
     run = snakemake(other)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert at.output("train", EPS).read_bytes() == weights == results(tree).weights(EPS).read_bytes()
+    assert at.output("train", EPS).read_bytes() == weights == results(tree).output("train", EPS).read_bytes()
     assert (at.root / "table.csv").read_bytes() == (results(tree).root / "table.csv").read_bytes()
