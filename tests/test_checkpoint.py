@@ -189,7 +189,7 @@ def test_a_checkpoint_of_other_packages(
     now = records.versions()
     for package, discarded in (("torch-fidelity", False), ("torch", True)):
         with monkeypatch.context() as patch:
-            patch.setattr("ddpm.pipeline.stages.versions", lambda package=package: now | {package: "0.1"})
+            patch.setattr("ddpm.pipeline.stage.versions", lambda package=package: now | {package: "0.1"})
             interrupt("sample", CELL, one, 2)
         capsys.readouterr()
         interrupt("sample", CELL, one, 0)

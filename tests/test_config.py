@@ -12,7 +12,7 @@ from ddpm.pipeline import config
 from ddpm.pipeline.catalogue import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.records import canonical
-from ddpm.pipeline.stages import BASELINES
+from ddpm.pipeline.stage import BASELINES
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = config.read(ROOT / "config.yaml")

@@ -18,7 +18,7 @@ from project import command, copy_project, planned, snakemake
 
 from ddpm.pipeline import records
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.stages import BASELINES
+from ddpm.pipeline.stage import BASELINES
 
 EPS, LEARNED, SCORE = (
     "eps/linear/unconditional/seed0",

@@ -11,7 +11,7 @@ import pytest
 
 from ddpm.pipeline import config, declarations, fingerprints, registry, source
 from ddpm.pipeline.registry import known
-from ddpm.pipeline.stages import BASELINES
+from ddpm.pipeline.stage import BASELINES
 
 ROOT = Path(__file__).parent.parent
 Jobs = set[tuple[str, str]]

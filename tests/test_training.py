@@ -21,7 +21,7 @@ from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
-from ddpm.pipeline.stages import BASELINES
+from ddpm.pipeline.stage import BASELINES
 from ddpm.schedules import Cosine
 from ddpm.spaces import Pixels
 from ddpm.stages import train as training

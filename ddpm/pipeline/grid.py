@@ -12,7 +12,8 @@ from itertools import product
 from ddpm.pipeline import fingerprints, measures
 from ddpm.pipeline.catalogue import continuous, given, incompatibility
 from ddpm.pipeline.registry import AXES, complete, source_of
-from ddpm.pipeline.stages import AGGREGATES, BASELINES, EXECUTION, STAGES, Job
+from ddpm.pipeline.stage import BASELINES, EXECUTION, Job
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ddpm.pipeline import fingerprints, project, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import canonical
-from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
+from ddpm.pipeline.stage import Job
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import Reason, reasons
 
 PUBLISHED = project.find("workflow/published")

@@ -23,7 +23,8 @@ from ddpm.pipeline.locks import held
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
-from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
+from ddpm.pipeline.stage import Job
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import valid
 
 

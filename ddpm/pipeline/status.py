@@ -8,7 +8,8 @@ from statistics import median
 from ddpm.pipeline import history, locks
 from ddpm.pipeline.grid import Cell
 from ddpm.pipeline.results import Results
-from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
+from ddpm.pipeline.stage import Job
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.verdict import degenerate
 
 # A cell's state, in the order in which they are told.

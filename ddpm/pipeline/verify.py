@@ -17,7 +17,8 @@ from tqdm import tqdm
 from ddpm.pipeline import fingerprints, history, locks, records
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import alone
-from ddpm.pipeline.stages import AGGREGATES, STAGES, Job
+from ddpm.pipeline.stage import Job
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 
 AGAIN = "the next run makes it again"
 

@@ -14,6 +14,7 @@ from ddpm.datasets.dataset import Data
 from ddpm.errors import UserError
 from ddpm.objectives import Objective
 from ddpm.pipeline import parallel
+from ddpm.pipeline.checkpoint import Checkpoint
 from ddpm.pipeline.parallel import Group
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.schedules import Schedule
@@ -141,6 +142,14 @@ class State:
         self.times.load(part("times."))
         self.total.copy_(tensors["total"])
 
+    def resume(self, checkpoint: Checkpoint) -> int:
+        """Put back what an interrupted job has left, if anything; the first step to do."""
+        if (found := checkpoint.load()) is None:
+            return 0
+        self.unpack(found[0])
+        self.rows = found[1]["rows"]
+        return found[1]["at"]
+
     def update(self, loss: Tensor, rate: float, gradient_clip: float) -> None:
         """One step of Adam down the loss's gradient, its norm clipped, and of the average after it."""
         for parameters in self.optimiser.param_groups:
@@ -150,6 +159,22 @@ class State:
         nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip)
         self.optimiser.step()
         self.average.update_parameters(self.network)
+
+    def row(self, step: int, images: int, rate: float, count: int) -> bool:
+        """Another row of the training curve: the mean loss of the last `count` steps; False where it is not finite.
+
+        One look at the device: reading every loss would stall a GPU.
+        """
+        mean = float(self.total) / count
+        if math.isfinite(mean):
+            self.rows.append([step, images, rate, mean])
+            self.total.zero_()
+        return math.isfinite(mean)
+
+    def curve(self) -> str:
+        """The training curve as CSV."""
+        lines = ["step,images,learning_rate,loss", *(",".join(map(str, row)) for row in self.rows)]
+        return "\n".join(lines) + "\n"
 
 
 def require_noise(job: dict, schedule: Schedule, dataset: Data) -> None:
@@ -176,10 +201,7 @@ def train(run: Run) -> Outcome | None:
     batches, times = Batches(dataset, run.job, torch.device(device)), objective.times.on(schedule)
     state = State(build(run.job, dataset).to(device), settings, times, device)
     # ---- what an interrupted job has already
-    first = 0
-    if found := run.checkpoint.load():
-        state.unpack(found[0])
-        first, state.rows = found[1]["at"], found[1]["rows"]
+    first = state.resume(run.checkpoint)
     group.agree(first, f"{run.checkpoint.path}: first step")
     together = group.wrap(state.network)
     # ---- Ho et al. 2020, algorithm 1
@@ -204,14 +226,10 @@ def train(run: Run) -> Outcome | None:
             state.update(loss, rate, settings["gradient_clip"])
             state.total += (losses * weight).mean()
             progress.update()
-            # The training curve: one look at the device per row, as reading every loss would stall a GPU.
-            if (step + 1) % every == 0 or step + 1 == steps:
-                mean = float(state.total) / ((step % every) + 1)
-                if not math.isfinite(mean):
-                    status = "diverged"
-                    break
-                state.rows.append([step + 1, (step + 1) * settings["batch"], rate, mean])
-                state.total.zero_()
+            ends = (step + 1) % every == 0 or step + 1 == steps
+            if ends and not state.row(step + 1, (step + 1) * settings["batch"], rate, step % every + 1):
+                status = "diverged"
+                break
             if group.first and run.checkpoint.due():
                 run.checkpoint.save(state.pack(), {"at": step + 1, "rows": state.rows})
     if not group.first:
@@ -219,8 +237,7 @@ def train(run: Run) -> Outcome | None:
     # ---- what is kept
     run.phase("writing")
     run.write("weights", state.average.module.state_dict())
-    lines = ["step,images,learning_rate,loss", *(",".join(map(str, row)) for row in state.rows)]
-    run.write("loss", "\n".join(lines) + "\n")
+    run.write("loss", state.curve())
     return status, {
         "steps": step + 1,
         "images_seen": (step + 1) * settings["batch"],
