@@ -78,8 +78,8 @@ def solve(denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None, rtol: 
     schedule = denoiser.schedule
     scales = [like(x, _scale(schedule, t))[0] for t in times]
     (z,) = _integrate(Velocity(denoiser, y), schedule, (x / scales[0],), times, rtol, atol)
-    for value, scale in zip(z[1:], scales[1:], strict=True):
-        yield value * scale
+    for i, scale in enumerate(scales[1:], 1):
+        yield z[i] * scale
 
 
 def log_density(
