@@ -119,6 +119,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         fingerprints.fingerprint,
         declarations.lineage,
         declarations.describe,
+        declarations.found_in,
         declarations.methods,
     )
     for cached in caches:
@@ -144,7 +145,7 @@ def test_a_metric_is_one_class(package: Path) -> None:
     read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
     before = {job: config.check(read).job(*job)[1] for job in [("fidelity", "noise"), ("table", ""), ("data", "")]}
     add(package, "metrics/brightness.py", METRIC)
-    for cached in (declarations.methods, fingerprints.fingerprint):
+    for cached in (declarations.found_in, declarations.methods, fingerprints.fingerprint):
         cached.cache_clear()
     grid = config.check(read)
     assert "brightness" in grid.metrics and "brightness" in measures.shown("table.md")

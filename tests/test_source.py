@@ -26,6 +26,7 @@ def forget() -> None:
         fingerprints.fingerprint,
         declarations.lineage,
         declarations.describe,
+        declarations.found_in,
         declarations.methods,
         registry._composed,
     ):

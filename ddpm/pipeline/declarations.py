@@ -6,7 +6,6 @@ offer, and what their module assigns from these.
 
 import ast
 import builtins
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -178,14 +177,17 @@ def _method_name(node: ast.ClassDef) -> str:
     return ""
 
 
-def found_in(module: str, base: str) -> Iterator[tuple[str, str, str]]:
+@cache
+def found_in(module: str, base: str) -> tuple[tuple[str, str, str], ...]:
     """(method name, module, class) of every named method below this package's class `base` in a module or package."""
+    found = []
     for inner in modules_in(module):
         for name in read(inner).definitions:
             line = lineage(inner, name)
             below = any(node.name == base and where.startswith("ddpm.") for where, node in line[:-1])
             if below and (method := _method_name(line[-1][1])):
-                yield method, inner, name
+                found.append((method, inner, name))
+    return tuple(found)
 
 
 @cache
