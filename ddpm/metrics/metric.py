@@ -9,7 +9,7 @@ from ddpm.metrics.evaluator import Evaluator, Samples
 
 @dataclass(frozen=True)
 class Metric(Method):
-    """Base of the metrics: a class with `method`, its name in records, tables and README.md, and `compute`.
+    """Base of the metrics: a class with `method`, its name in records, tables and docs/table.md, and `compute`.
 
     Tables, figures and planning read these attributes without importing the class, so they are literals:
 
