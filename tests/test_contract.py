@@ -220,12 +220,12 @@ def test_sampler(sampler: str, schedule: str) -> None:
         labels = torch.tensor([0, 2, 1]) if labelled else None
         for space in (PLANE,) if labelled else (IMAGES, PLANE):  # labels may be lost where images are clipped
             path, nfe = drawn(values, space, [0, 1, 2], labels)
-            again, _ = drawn(values, space, [0, 1, 2], labels)
-            assert all(map(torch.equal, path, again)), values
             alone, of_one = drawn(values, space, [2], labels)
             if tolerance := getattr(Sampler.make(values["sampler"]), "rtol", 0):
+                again, _ = drawn(values, space, [0, 1, 2], labels)
+                assert all(map(torch.equal, path, again)), values
                 torch.testing.assert_close(alone[-1], path[-1][2:], rtol=10 * tolerance, atol=10 * tolerance)
-            else:
+            else:  # the same again, in another batch
                 assert torch.equal(alone[-1], path[-1][2:]) and nfe == of_one, values
             if labelled:
                 others, _ = drawn(values, space, [0, 1, 2], labels.flip(0))
