@@ -24,7 +24,7 @@ def every(*kinds: str) -> pytest.MarkDecorator:
 
 
 def small(kind: str, name: str, most: int = 4, **given: object) -> dict:
-    """The method's specification: whole numbers at most `most` where it takes that, tolerances 1e-3, all else its own."""
+    """The method's specification: whole numbers at most `most` where it takes that, tolerances 1e-3."""
     source = KNOWN[kind][name]
     for parameter, declared in source.parameters.items():
         if declared.annotation == Tolerance:

@@ -4,9 +4,11 @@ import json
 import math
 import os
 import socket
+from contextlib import chdir
 from functools import cache
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def loaded(name: str) -> tuple[Split, Split]:
     def offline(*_: object) -> None:
         raise OSError("tests are offline")
 
-    with pytest.MonkeyPatch.context() as patch:
+    with TemporaryDirectory() as empty, chdir(empty), pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", offline)
         try:
             return Dataset.make(small("dataset", name, 300)).load()
@@ -55,9 +57,8 @@ def rows(images: Tensor) -> set[bytes]:
 
 
 @every("dataset")
-def test_dataset(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset(dataset: str) -> None:
     """Splits as declared, with nothing in common; the same bytes twice; they go through their space and back."""
-    monkeypatch.chdir(tmp_path)
     made, splits = Dataset.make(small("dataset", dataset, 300)), loaded(dataset)
     space = Space.fit(made.space, splits[0].images)
     for half, split, again in zip(("train", "test"), splits, made.load(), strict=True):
