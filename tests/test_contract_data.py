@@ -171,7 +171,7 @@ def test_metric(dataset: str, metric: str, folder: Path) -> None:
     some = next(iter(found.values()))
     there = measures.given({"space": some.dataset.space.spec, "classes": some.dataset.classes})
     if metric not in measures.possible(METRICS, there):
-        pytest.skip(f"it requires {METRICS[metric]['requires']}")
+        pytest.skip(f"it wants {METRICS[metric]['wants']}")
     for evaluator in found.values():
         test, space = evaluator.dataset.test, evaluator.dataset.space
         images, labels = test.images[:COUNT], None if test.labels is None else test.labels[:COUNT]
