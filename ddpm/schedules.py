@@ -175,7 +175,8 @@ class VPSDE(VariancePreserving):
 
     def time_at(self, level: Tensor) -> Tensor:
         """The root of ¼ u² (β_max − β_min) + ½ u β_min = −ln α = ½ ln(1 + level²), in a form that does not cancel."""
-        target = 0.5 * torch.as_tensor(level, dtype=torch.float64).square().log1p()
+        level = torch.as_tensor(level, dtype=torch.float64)
+        target = (0.5 * level.square().log1p()).clamp(max=1e6)  # far beyond T, and a number
         u = 4 * target / (self.beta_min + (self.beta_min**2 + 4 * (self.beta_max - self.beta_min) * target).sqrt())
         return self.steps * u.clamp(max=1)
 

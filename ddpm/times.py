@@ -111,7 +111,7 @@ class Importance(Times):
     def draw(self, u: Tensor, schedule: Schedule, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         p = self.probabilities(memory)
         index = torch.searchsorted(p.cumsum(0), u).clamp(max=len(p) - 1)
-        return 1.0 + index, 1 / (len(p) * p[index])
+        return 1 + index.double(), 1 / (len(p) * p[index])
 
     def learn(self, t: Tensor, loss: Tensor, memory: dict[str, Tensor]) -> None:
         history, seen = memory["history"], memory["seen"]
