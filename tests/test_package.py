@@ -110,14 +110,14 @@ def finished(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Folde
 
 
 def test_the_wheel_holds_what_a_clone_runs_with(wheel: Path) -> None:
-    """Every module, and Snakefile, configuration, overlays, rules, schemas, published tables and profiles, as here."""
+    """Every module, that they are typed, and Snakefile, configuration, overlays, rules, schemas, published tables and profiles, as here."""
     with zipfile.ZipFile(wheel) as archive:
         held = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ddpm").rglob("*.py")}
     parts = ["Snakefile", "config.yaml", "slurm/config.yaml", "profiles/default/config.yaml", "results/README.md"]
     parts += [str(path.relative_to(ROOT)) for path in (ROOT / "workflow").rglob("*") if path.is_file()]
     parts += ["envs/ddpm.yaml", "envs/requirements.lock"]
-    assert held.keys() == modules | {f"ddpm/project/{part}" for part in parts}
+    assert held.keys() == modules | {"ddpm/py.typed"} | {f"ddpm/project/{part}" for part in parts}
     assert all(held[f"ddpm/project/{part}"] == (ROOT / part).read_bytes() for part in parts)
 
 
