@@ -110,7 +110,7 @@ def finished(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Folde
 
 
 def test_the_wheel_holds_what_a_clone_runs_with(wheel: Path) -> None:
-    """Every module, that they are typed, and Snakefile, configuration, overlays, rules, schemas, published tables and profiles, as here."""
+    """Every module, and Snakefile, configuration, overlays, rules, schemas, published tables and profiles, as here."""
     with zipfile.ZipFile(wheel) as archive:
         held = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ddpm").rglob("*.py")}
