@@ -239,8 +239,8 @@ class Variance(Component):
 
     @property
     def share(self) -> float:
-        """λ, the weight of L_vlb in the loss, beside a weighting that is not the bound itself."""
-        return 0.0
+        """λ, the weight of L_vlb in the loss where v is learned and the weighting is not the bound itself."""
+        raise NotImplementedError
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """ŷ, and the variance fraction v in [0, 1] or None."""

@@ -30,9 +30,11 @@ class Split:
 
     @property
     def known(self) -> Tensor:
-        """The labels, for who cannot do without them; UserError where the data have none."""
+        """The labels, for what cannot do without them; UserError where the data have none."""
         if self.labels is None:
-            raise UserError("data.name: these data have no labels, and something is about to learn them")
+            raise UserError(
+                "data.name: these data have no labels; a classifier, a guide or a conditional network would need some"
+            )
         return self.labels
 
 

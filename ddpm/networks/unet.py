@@ -22,7 +22,7 @@ def normalise(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels)
 
 
-def silent(layer: nn.Conv2d) -> nn.Conv2d:
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer with weights and bias of 0, so that at first it adds nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, into: int, out: int, condition: int):
         super().__init__()
         self.norm1, self.conv1 = normalise(into), nn.Conv2d(into, out, 3, padding=1)
-        self.norm2, self.conv2 = normalise(out), silent(nn.Conv2d(out, out, 3, padding=1))
+        self.norm2, self.conv2 = normalise(out), zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.condition = nn.Linear(condition, 2 * out)
         self.skip = nn.Conv2d(into, out, 1) if into != out else nn.Identity()
 
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = normalise(width)
-        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), silent(nn.Conv2d(width, width, 1))
+        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), zeroed(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -141,7 +141,7 @@ class UNet(Network):
         self.first = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         self.levels = Level(0, widths, blocks, attention, 4 * width)
         self.norm = normalise(widths[0])
-        self.last = silent(nn.Conv2d(widths[0], heads * shape[0], 3, padding=1))
+        self.last = zeroed(nn.Conv2d(widths[0], heads * shape[0], 3, padding=1))
 
     def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.levels(self.first(x), self.condition(log_snr, y))
