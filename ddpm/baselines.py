@@ -14,6 +14,7 @@ import torch
 from ddpm import rng
 from ddpm.datasets.dataset import Data, stratified
 from ddpm.methods import Named
+from ddpm.spaces import Pixels
 
 Tensor = torch.Tensor
 
@@ -89,7 +90,7 @@ class ClassHistogram(Baseline):
     """
 
     method = "class-histogram"
-    wants = ("discrete", "labels")
+    wants: ClassVar[tuple[str, ...]] = ("discrete", "labels")
 
     def groups(self) -> tuple[Tensor, int]:
         """The class of every training image, and how many classes there are."""
@@ -98,7 +99,10 @@ class ClassHistogram(Baseline):
     @cached_property
     def probabilities(self) -> tuple[Tensor, Tensor]:
         """p(y) (C,) and p(x_d = k | y) (C, D, K), float64."""
-        (labels, classes), levels = self.groups(), self.dataset.space.levels
+        space = self.dataset.space
+        if not isinstance(space, Pixels):
+            raise ValueError(f"{self.method}: these data are {space.method}; a histogram is of grey levels")
+        (labels, classes), levels = self.groups(), space.levels
         dims = math.prod(self.dataset.train.images.shape[1:])
         counts = torch.zeros(classes * dims * levels, dtype=torch.float64)
         for x, y in zip(self.dataset.train.images.split(256), labels.split(256), strict=True):

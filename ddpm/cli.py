@@ -88,7 +88,8 @@ def cell_command(args: argparse.Namespace) -> None:
         machine.load_inception(grid.config)
     for stage, target in grid.needed(args.command, name):
         again = args.again and stage == args.command
-        run_stage(stage, *grid.job(stage, target), grid.results, *grid.execution, again=again)
+        job, code = grid.job(stage, target)
+        run_stage(stage, job, code, grid.results, *grid.execution, again=again)
     found = records.read_record(Layout(Path(grid.results)).record(args.command, name))
     print(json.dumps({"status": found["status"]} | found["result"], indent=1))
 
@@ -133,7 +134,8 @@ def table_command(args: argparse.Namespace) -> None:
     todo = Results(grid).todo
     for stage, name in todo:
         if stage == "fidelity" and not todo.keys() & set(grid.parents(stage, name).values()):
-            run_stage(stage, *grid.job(stage, name), grid.results, *grid.execution)
+            job, code = grid.job(stage, name)
+            run_stage(stage, job, code, grid.results, *grid.execution)
     run_stage("table", *grid.job("table"), grid.results, "cpu")
     layout = Layout(Path(grid.results))
     found = records.read_record(layout.record("table"))["result"]

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from ddpm.networks.network import Network
 from ddpm.objectives import Objective
 from ddpm.schedules import Schedule, like
 
@@ -30,7 +30,7 @@ class Denoiser:
     # Network evaluations per call and image.
     evaluations = 1
 
-    def __init__(self, network: nn.Module, objective: Objective, schedule: Schedule, clip: bool = True):
+    def __init__(self, network: Network, objective: Objective, schedule: Schedule, clip: bool = True):
         self.network, self.objective, self.schedule, self.clip = network, objective, schedule, clip
         self.evaluated = 0  # network evaluations so far, summed over images
 

@@ -110,8 +110,8 @@ class ExactDenoiser(Denoiser):
     """
 
     def __init__(self, mixture: Mixture, schedule: Schedule):
-        super().__init__(network=None, objective=None, schedule=schedule, clip=False)
-        self.mixture = mixture
+        # Neither a network nor its objective stands behind it: what the base makes of them, `predict`, is its own here.
+        self.mixture, self.schedule, self.clip, self.evaluated = mixture, schedule, False, 0
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, None]:
         x0 = self.mixture.posterior_mean(x_t.flatten(1), self.schedule.alpha(t), self.schedule.sigma(t))

@@ -7,11 +7,13 @@ file of its own that the configuration names under `methods`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, ClassVar, Self, get_type_hints
 
 from ddpm import extensions
 from ddpm.parameters import cast, conflicts
+
+# (axis, parameter, value, reason)
+Requirement = tuple[str, str, object, str]
 
 
 class Named:
@@ -43,8 +45,8 @@ class Method(Named):
     Beside the annotations of its fields, a class may declare in plain literals, which are read without importing it:
     """
 
-    # What it needs of other axes: (axis, parameter, value, reason); with any other value the pair cannot work.
-    requires: ClassVar[tuple[tuple[str, str, object, str], ...]] = ()
+    # What it needs of other axes: with any other value the pair cannot work.
+    requires: ClassVar[tuple[Requirement, ...]] = ()
     # Two parameters that must be in order: (smaller, "<" or "<=", larger).
     ordered: ClassVar[tuple[tuple[str, str, str], ...]] = ()
     # Parameter → the one that must be above 0 for it to be used; empty: it is inherited, and nothing uses it here.
@@ -101,7 +103,6 @@ class Component(Method):
     replaces: ClassVar[tuple[str, ...]] = ()
 
 
-@cache
 def annotations(cls: type) -> dict[str, Any]:
     """The annotation of every field."""
     hints = get_type_hints(cls, include_extras=True)

@@ -11,7 +11,7 @@ parameterisations can show.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -237,6 +237,11 @@ class Variance(Component):
     default = "fixed"
     heads: ClassVar[int] = 1
 
+    @property
+    def share(self) -> float:
+        """λ, the weight of L_vlb in the loss where v is learned and the weighting is not the bound itself."""
+        raise NotImplementedError
+
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """ŷ, and the variance fraction v in [0, 1] or None."""
         raise NotImplementedError
@@ -263,6 +268,10 @@ class Learned(Variance):
     method = "learned"
     heads = 2
     vlb_weight: NonNegative = 0.001
+
+    @property
+    def share(self) -> float:
+        return self.vlb_weight
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         y_hat, v = output.chunk(2, dim=1)
@@ -306,6 +315,8 @@ class Sliced(Matching):
     needs = {"target": "score", "variance": "fixed"}
 
     def error(self, predict: Predict, x_t: Tensor, y: Tensor, signs: Signs) -> tuple[Tensor, Tensor, Tensor | None]:
+        if signs is None:
+            raise ValueError("sliced: sliced score matching needs random signs")
         x_t, v = x_t.detach().requires_grad_(), signs()
         score, _ = predict(x_t)
         (product,) = torch.autograd.grad((v * score).sum(), x_t, create_graph=True)
@@ -351,7 +362,10 @@ class Objective:
         if unused := sorted(spec.keys() - used):
             chosen = ", ".join(f"{part} {c.method}" for part, c in classes.items())
             raise ValueError(f"{unused[0]}: {spec[unused[0]]!r}; none of {chosen} uses it: leave it out")
-        return cls(**{part: c(**{k: spec[k] for k in annotations(c) if k in spec}) for part, c in classes.items()})
+        parts: dict[str, Any] = {
+            part: c(**{k: spec[k] for k in annotations(c) if k in spec}) for part, c in classes.items()
+        }
+        return cls(**parts)
 
     def outputs(
         self, network: Network, schedule: Schedule, x_t: Tensor, t: Tensor, y: Tensor | None
@@ -387,13 +401,14 @@ class Objective:
         error, y_hat, v = self.matching.error(
             lambda x: self.outputs(network, schedule, x, t, y), x_t, self.target.of(schedule, x0, eps, t), signs
         )
-        scale, alone = schedule.steps / math.log(2), v is not None and self.weighting.is_bound
-        if not alone:
-            (weight,) = like(x0, self.weight(schedule, t))
-            loss = (weight * error).flatten(1).mean(1)
-            if v is None:
-                return loss
-            y_hat, scale = y_hat.detach(), self.variance.vlb_weight * scale
-        x0_hat, _ = self.target.invert(schedule, y_hat, x_t, t)
-        vlb = scale * bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, space)
-        return vlb if alone else loss + vlb
+        bits = schedule.steps / math.log(2)
+
+        def vlb(y_hat: Tensor) -> Tensor:
+            x0_hat, _ = self.target.invert(schedule, y_hat, x_t, t)
+            return bound.vlb_term(schedule, x0, x_t, x0_hat, v, t, space)
+
+        if v is not None and self.weighting.is_bound:
+            return bits * vlb(y_hat)
+        (weight,) = like(x0, self.weight(schedule, t))
+        loss = (weight * error).flatten(1).mean(1)
+        return loss if v is None else loss + self.variance.share * bits * vlb(y_hat.detach())

@@ -11,7 +11,7 @@ importing it; the JSON schema for editors is made of them. A float is finite, un
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -24,7 +24,7 @@ INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 class Infinite:
     """Makes a float one that may be infinite. JSON has no such number: a job says "inf" or "-inf"."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict:
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Mapping[str, Any]:
         from pydantic_core import core_schema
 
         schema = handler(source) | {"allow_inf_nan": True, "ge": -math.inf}  # which is not a number is not at least −∞
@@ -84,7 +84,7 @@ def _frozen(value: object) -> object:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def _message(name: str, annotation: Any, value: object, errors: list[dict]) -> str:
+def _message(name: str, annotation: Any, value: object, errors: Sequence[Mapping[str, Any]]) -> str:
     """What was found and what would be right, from pydantic's errors about one value."""
     error = errors[0]
     kind, found, context = error["type"], error["input"], error.get("ctx", {})

@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
 from ddpm import probability_flow
 from ddpm.bound import reverse_log_variance
 from ddpm.denoiser import Denoiser
-from ddpm.methods import Method
+from ddpm.methods import Method, Requirement
 from ddpm.parameters import Count, Fraction, Interval, NonNegative, Tolerance, Unbounded
 from ddpm.schedules import Schedule, distinct, like
 
@@ -32,7 +32,7 @@ class Sampler(Method):
     The last step, to clean data, is x̂0 = E[x0 | x_t] (Tweedie's formula) in every sampler but Langevin dynamics.
     """
 
-    requires = (
+    requires: ClassVar[tuple[Requirement, ...]] = (
         ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
     )
     steps: Count = 50
@@ -330,15 +330,17 @@ class DPMSolver(Sampler):
         return from_x * x_t + from_d * d
 
     def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
-        schedule, before, h_before = denoiser.schedule, None, None
+        schedule = denoiser.schedule
+        before: tuple[Tensor, Tensor] | None = None  # x̂0 and h of the step before
         for t, s in pairwise(self.times(schedule)):
             x0, h = denoiser(x, t, y).x0, 0.5 * (schedule.log_snr(s) - schedule.log_snr(t))
             d = x0
             if before is not None and s > 0:
+                x0_before, h_before = before
                 (share,) = like(x, 0.5 * h / h_before)
-                d = x0 + share * (x0 - before)
+                d = x0 + share * (x0 - x0_before)
             x = self.advance(schedule, x, d, t, s)
-            before, h_before = x0, h
+            before = x0, h
             yield x
 
 

@@ -117,7 +117,7 @@ def test_the_wheel_holds_what_a_clone_runs_with(wheel: Path) -> None:
     parts = ["Snakefile", "config.yaml", "slurm/config.yaml", "profiles/default/config.yaml", "results/README.md"]
     parts += [str(path.relative_to(ROOT)) for path in (ROOT / "workflow").rglob("*") if path.is_file()]
     parts += ["envs/ddpm.yaml", "envs/requirements.lock"]
-    assert held.keys() == modules | {f"ddpm/project/{part}" for part in parts}
+    assert held.keys() == modules | {"ddpm/py.typed"} | {f"ddpm/project/{part}" for part in parts}
     assert all(held[f"ddpm/project/{part}"] == (ROOT / part).read_bytes() for part in parts)
 
 

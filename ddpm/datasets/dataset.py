@@ -28,6 +28,15 @@ class Split:
         """The class of every image, int64 (N,): without labels all are of one."""
         return torch.zeros(len(self.images), dtype=torch.int64) if self.labels is None else self.labels
 
+    @property
+    def known(self) -> Tensor:
+        """The labels, for what cannot do without them; UserError where the data have none."""
+        if self.labels is None:
+            raise UserError(
+                "data.name: these data have no labels; a classifier, a guide or a conditional network would need some"
+            )
+        return self.labels
+
 
 class Dataset(Method):
     """A dataset's `load` gives its training and its test split.

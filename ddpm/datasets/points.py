@@ -27,8 +27,9 @@ class Points(Dataset):
     std = 4.0
     shape = (2,)
     seed: Index = 0
-    train: Count = 10000
-    test: Annotated[int, Interval(ge=2)] = 2000
+    # Of other datasets a fact, here parameters.
+    train: Count = 10000  # type: ignore[misc]
+    test: Annotated[int, Interval(ge=2)] = 2000  # type: ignore[misc]
 
     def load(self) -> tuple[Split, Split]:
         splits = []
@@ -75,7 +76,7 @@ class GaussianMixture(Gaussians):
     spreads: Annotated[tuple[Width, ...], Len(1)] = (1.0, 1.0)
 
     @property
-    def classes(self) -> int:
+    def classes(self) -> int:  # type: ignore[override]  # of other datasets a fact, here a parameter's
         return len(self.weights)
 
     def law(self) -> Mixture:
@@ -94,7 +95,7 @@ class Ring(Gaussians):
     spread: Width = 0.5
 
     @property
-    def classes(self) -> int:
+    def classes(self) -> int:  # type: ignore[override]  # of other datasets a fact, here a parameter's
         return self.count
 
     def law(self) -> Mixture:
@@ -152,7 +153,7 @@ class Spiral(Points):
     spread: NonNegative = 0.25
 
     @property
-    def classes(self) -> int:
+    def classes(self) -> int:  # type: ignore[override]  # of other datasets a fact, here a parameter's
         return self.arms
 
     def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

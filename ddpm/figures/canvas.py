@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from ddpm.pipeline import records
@@ -52,9 +53,8 @@ def table(
         len(columns),
         figsize=(size * len(columns) + 0.6, size * len(strips) + 0.5),
         squeeze=False,
-        layout="constrained",
+        layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0),
     )
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
     for i, strip in enumerate(strips):
         for j, picture in enumerate(strip):
             draw(bare(axes[i, j]), picture)

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LogNorm
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ddpm.exact import ExactDenoiser
 from ddpm.figures.canvas import bare, save_figure
@@ -51,9 +52,9 @@ def scores_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> N
             return (learned(x, t) - truth).norm(dim=1) / truth.norm(dim=1)
 
         arrows = []
-        for axis, field in zip(row[:2], (lambda x, t=t: exact.score(x, t), learned), strict=True):
+        for axis, score in zip(row[:2], (lambda x, t=t: exact.score(x, t), learned), strict=True):
             renderer.density(axis, alpha, sigma)
-            arrows.append(renderer.over(field, 21))
+            arrows.append(renderer.over(score, 21))
         longest = arrows[0].norm(dim=-1).max()
         for axis, field in zip(row[:2], arrows, strict=True):
             renderer.arrows(axis, field, float(longest))
@@ -107,8 +108,9 @@ def langevin_figure(layout: Layout, grid: Grid, renderer: Clouds, samples: dict[
         panels.append(("the start of every chain", walks[0][0]))
         panels += [(kind, samples[c.name]) for kind, c in zip(("Langevin", "annealed Langevin"), cells, strict=True)]
     height = len(panels) // 3
-    figure, axes = plt.subplots(height, 3, figsize=(9.6, 3.6 * height), squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)
+    figure, axes = plt.subplots(
+        height, 3, figsize=(9.6, 3.6 * height), squeeze=False, layout=ConstrainedLayoutEngine(h_pad=0.08)
+    )
     for i, (axis, (title, points)) in enumerate(zip(axes.flat, panels, strict=True)):
         by = "" if i % 3 == 0 else ", exact score" if i < 3 else ", the network's score"
         renderer.density(axis)
@@ -133,9 +135,13 @@ def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path
     place = torch.linspace(low, high, 300, dtype=torch.float64)
     steps = min(200, schedule.steps), min(50, schedule.steps)
     figure, axes = plt.subplots(
-        2, 3, figsize=(10.5, 6.2), width_ratios=(0.8, 7, 1.4), sharey=True, layout="constrained"
+        2,
+        3,
+        figsize=(10.5, 6.2),
+        width_ratios=(0.8, 7, 1.4),
+        sharey=True,
+        layout=ConstrainedLayoutEngine(w_pad=0.02, wspace=0),
     )
-    figure.get_layout_engine().set(w_pad=0.02, wspace=0)
     for row, (title, sampler) in zip(
         axes, (("reverse SDE", EulerMaruyama(steps[0])), ("probability-flow ODE", Heun(steps[1]))), strict=True
     ):

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.image import AxesImage
 
 from ddpm.datasets.dataset import Data, Dataset
 from ddpm.datasets.points import Gaussians
@@ -66,7 +68,7 @@ class Clouds:
             spine.set(color="#b8bec6", linewidth=0.6)
         return axis
 
-    def shade(self, axis: plt.Axes, field: Tensor, **options: object) -> object:
+    def shade(self, axis: plt.Axes, field: Tensor, **options: Any) -> AxesImage:
         """A field over the window as a picture."""
         (x, y), r = self.centre.tolist(), self.reach
         return axis.imshow(
@@ -100,9 +102,11 @@ class Clouds:
         x, y = (points.double() - self.centre).unbind(1)
         return (torch.atan2(y, x) / (2 * math.pi)) % 1
 
-    def scatter(self, axis: plt.Axes, points: Tensor, size: float = 2.0, **options: object) -> None:
+    def scatter(self, axis: plt.Axes, points: Tensor, size: float = 2.0, **options: Any) -> None:
         """Points (N, 2) as dots of `size` points squared."""
-        axis.scatter(*points.T.numpy(), s=size, linewidths=0, **({"color": ACCENT, "alpha": 0.55} | options))
+        style: dict[str, Any] = {"color": ACCENT, "alpha": 0.55}
+        x, y = points.T.numpy()
+        axis.scatter(x, y, s=size, linewidths=0, **(style | options))
 
     def draw(self, axis: plt.Axes, picture: Tensor) -> None:
         """One cloud (N, 3): points and their hues."""

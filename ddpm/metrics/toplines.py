@@ -91,7 +91,8 @@ def topline(
     """
     _, label = labels.unique(return_inverse=True)
     sizes, distance = label.bincount(), Distance(to)
-    whole, parts = [], []
+    whole: list[float] = []
+    parts: list[float] = []
     for draw in range(max(LEAST, min(DRAWS, int(COST / (count * features.shape[1] ** 2))))):
         wanted = by_chance(sizes, count, draw) if chance else proportional(sizes, count)
         part = (wanted * sizes / (wanted + sizes)).round().long().clamp(min=1).minimum(wanted)

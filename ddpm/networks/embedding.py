@@ -17,6 +17,8 @@ class Condition(nn.Module):
     embedded and added; the index `classes` is the null label, which y = None means for all images.
     """
 
+    frequency: Tensor
+
     def __init__(self, width: int, classes: int = 0, features: int = 32):
         super().__init__()
         self.classes = classes

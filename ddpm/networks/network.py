@@ -19,3 +19,5 @@ class Network(Named, nn.Module):
     images: ClassVar[bool] = True
     # (levels, the list whose entries they number, what those multiply, the heads that share the product evenly).
     attended: ClassVar[tuple[tuple[str, str, str, int], ...]] = ()
+    # How many labels it takes, which the constructor sets; the index `classes` is the null label.
+    classes = 0

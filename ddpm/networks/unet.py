@@ -22,17 +22,22 @@ def normalise(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels)
 
 
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with weights and bias of 0, so that at first it adds nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with group normalisation; the condition scales and shifts between them."""
 
     def __init__(self, into: int, out: int, condition: int):
         super().__init__()
         self.norm1, self.conv1 = normalise(into), nn.Conv2d(into, out, 3, padding=1)
-        self.norm2, self.conv2 = normalise(out), nn.Conv2d(out, out, 3, padding=1)
+        self.norm2, self.conv2 = normalise(out), zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.condition = nn.Linear(condition, 2 * out)
         self.skip = nn.Conv2d(into, out, 1) if into != out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -48,9 +53,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = normalise(width)
-        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), zeroed(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -81,6 +84,9 @@ class Level(nn.Module):
         super().__init__()
         (width, *deeper), attend = widths, level in attention
         self.before = nn.ModuleList(Block(width, width, condition, attend) for _ in range(blocks))
+        self.shrink: nn.Module
+        self.inner: nn.Module
+        self.grow: nn.Module | None
         if deeper:
             self.shrink = nn.Conv2d(width, deeper[0], 3, stride=2, padding=1)
             self.inner = Level(level + 1, deeper, blocks, attention, condition)
@@ -135,9 +141,7 @@ class UNet(Network):
         self.first = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         self.levels = Level(0, widths, blocks, attention, 4 * width)
         self.norm = normalise(widths[0])
-        self.last = nn.Conv2d(widths[0], heads * shape[0], 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = zeroed(nn.Conv2d(widths[0], heads * shape[0], 3, padding=1))
 
     def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.levels(self.first(x), self.condition(log_snr, y))

@@ -5,6 +5,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,9 +26,10 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, stream: str):
         super().__init__(stream)
-        self.depth, self.twice = 0, []
+        self.depth = 0
+        self.twice: list[str] = []
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.depth > DEPTH:
             where = self.peek_event().start_mark
             raise yaml.MarkedYAMLError(problem=f"nested more than {DEPTH} deep", problem_mark=where)
@@ -36,8 +38,9 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node, seen = super().compose_mapping_node(anchor), {}
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 line = key.start_mark.line + 1
@@ -83,8 +86,9 @@ def load(path: str | Path) -> dict:
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}); it must be a file of YAML") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f", line {mark.line + 1}: {e.problem}" if mark else ""
+        where = ""
+        if isinstance(e, yaml.MarkedYAMLError) and e.problem_mark:
+            where = f", line {e.problem_mark.line + 1}: {e.problem}"
         raise UserError(f"{path}: is no configuration in YAML and UTF-8{where}") from None
     if loader.twice:
         raise UserError("\n".join(f"{path}: {text}" for text in loader.twice))
@@ -120,8 +124,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _messages(error: object) -> Iterator[str]:
-    """One line for every mistake behind one violation of the schema: where, what was found, what would be right."""
+def _messages(error: Any) -> Iterator[str]:
+    """One line for every mistake behind a ValidationError of jsonschema: where, what was found, what would be right."""
     where = ""
     for part in error.absolute_path:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)

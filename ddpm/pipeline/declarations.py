@@ -169,9 +169,9 @@ def describe(module: str, cls: str) -> MethodSource:
 def _method_name(node: ast.ClassDef) -> str:
     """The name that a class gives itself by `method = "..."` in its own body; empty where it gives none."""
     for item in node.body:
-        targets = (
-            item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
-        )
+        if not isinstance(item, ast.Assign | ast.AnnAssign):
+            continue
+        targets = item.targets if isinstance(item, ast.Assign) else [item.target]
         if any(isinstance(t, ast.Name) and t.id == "method" for t in targets):
             return str(_literal(item.value) or "")
     return ""
@@ -193,7 +193,7 @@ def found_in(module: str, base: str) -> tuple[tuple[str, str, str], ...]:
 @cache
 def methods(module: str, base: str, files: tuple[str, ...] = ()) -> dict[str, MethodSource]:
     """The named methods below `base` in a module or package of ours, and in files of the user's own, by name."""
-    found = {}
+    found: dict[str, MethodSource] = {}
     for where in (module, *files):
         for method, inner, name in found_in(where, base):
             found.setdefault(method, describe(inner, name))

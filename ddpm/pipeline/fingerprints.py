@@ -40,11 +40,11 @@ class _Scan:
             return
         kind = type(node)
         say(f"({kind.__name__}")
-        if kind is ast.Name:
+        if isinstance(node, ast.Name):
             self.names.append((node.id, attributes))
-        elif kind is ast.Import or kind is ast.ImportFrom:
+        elif isinstance(node, ast.Import | ast.ImportFrom):
             self.imports.append(node)
-        attributes = (node.attr, *attributes) if kind is ast.Attribute else ()
+        attributes = (node.attr, *attributes) if isinstance(node, ast.Attribute) else ()
         for field in node._fields:
             value = getattr(node, field, None)
             # How a name is used (ctx) follows from where it stands.

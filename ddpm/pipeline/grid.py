@@ -86,9 +86,10 @@ class Grid:
         return self.config["results"]
 
     @property
-    def execution(self) -> list:
+    def execution(self) -> tuple[str, int, float]:
         """The values of `EXECUTION`."""
-        return [self.config[key] for key in EXECUTION]
+        device, jobs_per_gpu, checkpoint_seconds = (self.config[key] for key in EXECUTION)
+        return device, jobs_per_gpu, checkpoint_seconds
 
     # ---- cells ------------------------------------------------------------------------------------
 
@@ -98,12 +99,11 @@ class Grid:
         found: dict[Cell, None] = {}
         for block in self.config["grid"]:
             for row in product(*(block[axis] for axis in AXES)):
-                values = {
-                    axis: self.config[section][name] for (axis, section), name in zip(AXES.items(), row, strict=True)
-                }
+                names = dict(zip(AXES, row, strict=True))
+                values = {axis: self.config[section][names[axis]] for axis, section in AXES.items()}
                 reason = incompatibility(values)
                 for seed in self.config["seeds"]:
-                    found[Cell(*row, seed, self._parts(*row), reason)] = None
+                    found[Cell(**names, seed=seed, parts=self._parts(*row), reason=reason)] = None
         return list(found)
 
     def _parts(self, *names: str) -> tuple[str, ...]:

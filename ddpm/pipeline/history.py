@@ -106,7 +106,9 @@ def clear(layout: Layout, *files: Path) -> None:
 
 def discard(folder: Path | None, record: Path) -> None:
     """Nothing was replaced after all: remove the second names, if everything kept is still in its place."""
-    names = list(folder.iterdir()) if folder else []
+    if folder is None:
+        return
+    names = list(folder.iterdir())
     with suppress(OSError):
         if names and all(path.samefile(record.parent / path.name) for path in names):
             for path in names:

@@ -68,7 +68,8 @@ class _Watch:
     """
 
     def __init__(self, stale: float):
-        self.stale, self.seen, self.since = stale, None, 0.0
+        self.stale, self.since = stale, 0.0
+        self.seen: tuple[str, bytes, int] | None = None  # its file's name, content and time
         self.holder: dict = {}
 
     def dead(self, path: Path) -> bool:

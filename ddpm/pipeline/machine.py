@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from ddpm.pipeline.devices import gpus
 from ddpm.pipeline.registry import files_of
@@ -120,7 +120,7 @@ def _weights(path: Path) -> str:
 def _names(path: Path) -> set[str]:
     """Every text in the pickle of a file of torch.save, read without running it: names of tensors among others."""
     with ExitStack() as stack:
-        file: BinaryIO = stack.enter_context(path.open("rb"))
+        file: IO[bytes] = stack.enter_context(path.open("rb"))
         count = 4  # before torch 1.6: a magic number, a version, the system, and then the object
         if zipfile.is_zipfile(file):
             archive = stack.enter_context(zipfile.ZipFile(file))

@@ -29,9 +29,9 @@ class Group:
         """Whether this is the process that writes files."""
         return self.rank == 0
 
-    def part(self, batch: Tensor | None) -> Tensor | None:
+    def part(self, batch: Tensor) -> Tensor:
         """This process's part of a batch (B, …): B/size entries of it."""
-        return batch if batch is None or self.size == 1 else batch.chunk(self.size)[self.rank]
+        return batch if self.size == 1 else batch.chunk(self.size)[self.rank]
 
     def whole(self, part: Tensor) -> Tensor:
         """All parts (B/size, …) in order: (B, …), without gradient."""

@@ -50,6 +50,13 @@ class Results:
                 self._problems[job] = self._problem(stage, name, str(e).removeprefix(f"{path}: ").split(";")[0])
         return self._records[job]
 
+    def known(self, stage: str, name: str = "") -> dict:
+        """The record of a job that has run; UserError where there is none that can be read."""
+        record = self.record(stage, name)
+        if record is None:
+            raise UserError(f"{self.layout.record(stage, name)}: {self._problems[stage, name]}; run again")
+        return record
+
     def _problem(self, stage: str, name: str, text: str) -> Reason:
         """Why there is no record that can be read: it is not right, or gone, or its job never ran."""
         path = self.layout.record(stage, name)
@@ -104,12 +111,12 @@ class Results:
             # The pictures show no costs, so that a result that was made again as it was changes nothing.
             keys = ("digest",) if stage == "table" else ("status", "outputs", "result")
             read = [[(self.record(*job) or {}).get(key) for key in keys] for job in self.reads(stage)]
-            found = {"records": hashlib.sha256(canonical(read).encode()).hexdigest()}
+            found: dict[str, str | None] = {"records": hashlib.sha256(canonical(read).encode()).hexdigest()}
             return found | ({"published": published()} if stage == "table" else {})
         found = {}
         for of, parent in self.grid.parents(stage, name).items():
             record = self.record(*parent)
-            found[of] = record and record["outputs"].get(self.layout.output(*parent).name)
+            found[of] = None if record is None else record["outputs"].get(self.layout.output(*parent).name)
         return found
 
     def reads(self, aggregate: str) -> list[Job]:
@@ -146,7 +153,7 @@ class Results:
             if any(("fidelity", name) in self.todo for name in names):
                 continue
             marked, why = self._mark(batch)
-            if marked != {name: self.record("fidelity", name)["digest"] for name in names}:
+            if marked != {name: self.known("fidelity", name)["digest"] for name in names}:
                 found[self.layout.measured(batch)] = why or "it is not of the records that lie there"
         return found
 

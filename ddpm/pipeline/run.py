@@ -51,7 +51,7 @@ class Run:
         """Where the output of this name (`Stage.files`) goes."""
         return self.layout.output(self.stage.name, self.name, file)
 
-    def write(self, file: str, content: str | dict, about: dict[str, str] | None = None) -> None:
+    def write(self, file: str, content: str | dict, about: dict[str, object] | None = None) -> None:
         """Write one output: text, or tensors by name with what they say of themselves."""
         if isinstance(content, dict):
             write_tensors(self.output(file), content, about)

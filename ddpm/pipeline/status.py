@@ -48,9 +48,11 @@ def states(results: Results) -> dict[str, tuple[str, str]]:
             stale = [(stage, r) for stage, r in reasons if r.kind != "missing"]
             stage, reason = (stale or reasons or [(todo[0][0], results.todo[todo[0]][0])])[0]
             found[cell.name] = "missing" if reason.kind == "missing" else "stale", f"{stage}: {reason}"
-        elif bad := [stage for stage, name in jobs if results.record(stage, name)["status"] == "diverged"]:
+        elif bad := [stage for stage, name in jobs if results.known(stage, name)["status"] == "diverged"]:
             found[cell.name] = "diverged", bad[0]
-        elif why := degenerate(*(results.record(s, cell.name)["result"] for s in ("sample", "fidelity")), noise):
+        elif why := degenerate(
+            results.known("sample", cell.name)["result"], results.known("fidelity", cell.name)["result"], noise
+        ):
             found[cell.name] = "degenerate", why
         else:
             found[cell.name] = "finished", ""
@@ -61,7 +63,8 @@ class Costs:
     """Seconds of jobs, estimated from the records of the same stage: a job's own former one, else their median."""
 
     def __init__(self, results: Results):
-        self.results, self.rates = results, {}
+        self.results = results
+        self.rates: dict[str, dict[str, float]] = {}  # stage → job's name → seconds per unit of its work
         for stage, name in results.grid.jobs:
             if record := results.record(stage, name):
                 with suppress(LookupError, TypeError, AttributeError):  # a job of another form
@@ -206,7 +209,7 @@ def cell_lines(results: Results, cell: Cell) -> Iterator[str]:
         yield (
             f"{stage} {name}".strip()
             + ": "
-            + (_some(list(map(str, reasons)), sign="; ") if reasons else record["status"])
+            + (_some(list(map(str, reasons)), sign="; ") if reasons else results.known(stage, name)["status"])
         )
         batch = results.grid.batch_of[name] if stage == "fidelity" else name
         yield f"  record   {layout.record(stage, name)}    log  {layout.log(stage, batch)}"

@@ -80,7 +80,9 @@ def _result(results: Results, stage: str, name: str) -> Iterator[Flaw]:
 def _complete(results: Results) -> bool:
     """Whether a table of all cells of this very grid was made."""
     table = results.record("table")
-    return bool(table) and not table["result"].get("missing") and table["job"] == results.grid.job("table")[0]
+    if table is None:
+        return False
+    return not table["result"].get("missing") and table["job"] == results.grid.job("table")[0]
 
 
 def _marks(results: Results) -> Iterator[Flaw]:

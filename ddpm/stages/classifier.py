@@ -24,7 +24,7 @@ def train(run: Run) -> Outcome:
     def inputs(split: Split) -> Tensor:
         return centred(dataset.space.to_images(split.images))
 
-    images, labels = inputs(dataset.train), dataset.train.labels
+    images, labels = inputs(dataset.train), dataset.train.known
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], fused=True)
     run.phase("training")
     steps = settings["epochs"] * -(-len(images) // settings["batch"])
@@ -42,5 +42,5 @@ def train(run: Run) -> Outcome:
         guessed = torch.cat([network(b).argmax(1) for b in inputs(dataset.test).split(512)])
     scale = features.var(0).mean().sqrt()
     run.write("weights", network.state_dict() | {"scale": scale, "side": side(shape)})
-    accuracy = (guessed == dataset.test.labels).double().mean()
+    accuracy = (guessed == dataset.test.known).double().mean()
     return "ok", {"test_accuracy": round(float(accuracy), 6)}

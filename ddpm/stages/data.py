@@ -21,7 +21,7 @@ def prepare(run: Run) -> Outcome:
         tensors[f"{name}_images"] = split.images
         if split.labels is not None:
             tensors[f"{name}_labels"] = split.labels
-    about = {"space": Space.fit(dataset.space, train.images).spec, "classes": dataset.classes}
+    about: dict[str, object] = {"space": Space.fit(dataset.space, train.images).spec, "classes": dataset.classes}
     run.write("images", tensors, about)
     counts: dict[str, object] = {"train": len(train.images), "test": len(test.images)}
     if (exact := dataset.log_density(test.images)) is not None:

@@ -39,7 +39,7 @@ def train(run: Run) -> Outcome:
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings["steps"])
     # ---- the loop
-    images, labels = dataset.space.encode(dataset.train.images).to(device), dataset.train.labels.to(device)
+    images, labels = dataset.space.encode(dataset.train.images).to(device), dataset.train.known.to(device)
     position = torch.arange(size)
     with run.progress(settings["steps"], "step") as progress:
         for step in range(settings["steps"]):
@@ -64,7 +64,7 @@ def train(run: Run) -> Outcome:
 @torch.no_grad()
 def accuracy(network: NoisyClassifier, schedule: Schedule, dataset: data.Data, device: str) -> dict[str, float]:
     """t/T → the share of noisy test images that are given their own class."""
-    x0, y = dataset.space.encode(dataset.test.images), dataset.test.labels
+    x0, y = dataset.space.encode(dataset.test.images), dataset.test.known
     eps = rng.normal(rng.key("guide test"), torch.arange(len(x0)), 0, dataset.shape)
     found = {}
     for part in LEVELS:

@@ -36,7 +36,7 @@ def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
 
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
     """Labels in the training split's proportions, by largest remainder, in a seeded order; int64 (count,)."""
-    labels, sizes = dataset.train.labels.unique(return_counts=True)
+    labels, sizes = dataset.train.known.unique(return_counts=True)
     return labels.repeat_interleave(proportional(sizes, count))[rng.permutation(count, "labels", name)]
 
 

@@ -54,12 +54,12 @@ class Batches:
 
     def __init__(self, dataset: Data, job: dict, device: torch.device):
         self.images = dataset.space.encode(dataset.train.images).to(device)
-        self.labels = None if dataset.train.labels is None else dataset.train.labels.to(device)
         self.name = job["name"]
         self.size, self.null = job["training"]["batch"], dataset.classes
         self.dropout = job["training"].get("label_dropout")
+        self.labels = None if self.dropout is None else dataset.train.known.to(device)
         self.key = rng.key("training", self.name)
-        self.epoch, self.order = -1, None
+        self.epoch, self.order = -1, torch.arange(0)  # no epoch's yet
 
     def _indices(self, step: int) -> Tensor:
         count, wanted = len(self.images), torch.arange(step * self.size, (step + 1) * self.size)
@@ -80,7 +80,7 @@ class Batches:
         # One draw shifts an even grid: each place is uniform on (0, 1), and every batch covers them all, which lowers
         # the gradient's variance (Kingma et al. 2021, appendix I.1).
         spread = (u[0, 0] + position / self.size) % 1
-        if self.dropout is None:
+        if self.labels is None:
             return x0, eps, spread, None
         dropped = (u[:, 1] < self.dropout).to(x0.device)
         return x0, eps, spread, torch.where(dropped, self.null, self.labels[index])
@@ -111,7 +111,8 @@ class State:
         self.average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
         rate = settings["learning_rate"]
         self.optimiser = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
-        self.total, self.rows = torch.zeros((), device=device), []
+        self.total = torch.zeros((), device=device)
+        self.rows: list[list[float]] = []
 
     def pack(self) -> dict[str, Tensor]:
         """All of it as tensors by name; the rows are no tensors, and go beside them."""
@@ -213,7 +214,8 @@ def train(run: Run) -> Outcome | None:
             # A batch x0 with its noise ε, times t and labels y; every process takes its part of them.
             x0, eps, u, y = batches(step)
             t, weight = times.draw(u)
-            x0, eps, at, y = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1)), y))
+            x0, eps, at = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1))))
+            y = None if y is None else group.part(y)
             # The loss of every image, and its mean with the weights that make the law of times even.
             signs = partial(batches.signs, step, group)
             losses = objective.loss(together, schedule, x0, eps, at, y, dataset.space, signs)

@@ -36,13 +36,15 @@ def differences(results: Results) -> pd.DataFrame:
     for stage, measure in MEASURES.items():
         read = {of: _read(results, stage, networks) for of, networks in _networks(results, stage).items()}
         found = {of: images for of, images in read.items() if images is not None}
+        if not found:
+            continue
         several = len({architecture for *_, architecture in found}) > 1
-        best = min(found, key=lambda of: found[of].to_numpy().mean(), default=None)
+        best = min(found, key=lambda of: found[of].to_numpy().mean())
         for of, images in found.items():
             if of != best:
                 paired = images - found[best]
                 each = paired.mean(axis="columns")
-                row = {
+                row: dict[str, object] = {
                     "measure": measure,
                     **dict(zip(AXES, of, strict=True)),
                     "against": "/".join(best if several else best[:2]),
@@ -54,7 +56,8 @@ def differences(results: Results) -> pd.DataFrame:
 
 def _networks(results: Results, stage: str) -> dict[tuple[str, ...], list[Network]]:
     """Objective, schedule and architecture → their networks, one per seed."""
-    grid, found = results.grid, {}
+    grid = results.grid
+    found: dict[tuple[str, ...], list[Network]] = {}
     for name in grid.names[stage]:
         network = grid.networks[name]
         found.setdefault((network.objective, network.schedule, network.architecture), []).append(network)

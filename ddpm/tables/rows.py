@@ -1,5 +1,7 @@
 """One row of the table per cell and baseline, from the records of all seeds; and what every job cost."""
 
+from typing import Any
+
 import pandas as pd
 
 from ddpm.pipeline.grid import Cell
@@ -25,27 +27,27 @@ def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tup
 def _row(results: Results, cells: list[Cell]) -> dict:
     """One row of the table from the cells of all its seeds."""
     first, grid = cells[0], results.grid
-    row = dict(zip(AXES, first.row, strict=True))
-    row["seeds"] = len(cells)
+    row: dict[str, Any] = dict(zip(AXES, first.row, strict=True)) | {"seeds": len(cells)}
     if first.reason:
         return row | {"status": "n/a", "reason": first.reason}
-    found = []
+    there: list[dict[str, dict | None]] = []
     for cell in cells:
         network = grid.network(cell).name
-        of = {
+        records = {
             "train": results.valid("train", network),
             "sample": results.valid("sample", cell.name),
             "fidelity": results.valid("fidelity", cell.name),
         }
         if not grid.is_guided(cell):
-            of["likelihood"] = results.valid("likelihood", network)
+            records["likelihood"] = results.valid("likelihood", network)
         if not grid.is_guided(cell) and network in grid.names["ode_likelihood"]:
-            of["ode_likelihood"] = results.valid("ode_likelihood", network)
-        found.append(of)
-    missing = [why for cell, of in zip(cells, found, strict=True) if (why := _missing(results, cell, of))]
+            records["ode_likelihood"] = results.valid("ode_likelihood", network)
+        there.append(records)
+    missing = [why for cell, of in zip(cells, there, strict=True) if (why := _missing(results, cell, of))]
     if missing:
         state = max((state for state, _ in missing), key=("missing", "stale", "failed").index)
         return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} seeds; {missing[0][1]}"}
+    found = [{stage: record for stage, record in of.items() if record is not None} for of in there]
     train, sample = found[0]["train"]["result"], found[0]["sample"]["result"]
     row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": train["parameters"]}
     diverged = []
