@@ -24,6 +24,7 @@ MODULES = {
     "ddpm/schedules.py": ["schedules", "continuous", "types", "bound"],
     "ddpm/forward.py": ["schedules", "continuous", "types", "bound", "defaults", "third_family"],
     "ddpm/calculus.py": ["defaults"],
+    "ddpm/matching.py": ["objectives"],
     "ddpm/objectives.py": ["objectives", "weightings", "types"],
     "ddpm/samplers.py": ["samplers", "types", "orders", "continuous", "diffusers"],
     "ddpm/guidance.py": ["guidance", "guide"],

@@ -254,3 +254,11 @@ def test_data_beside_the_project_is_used_without_downloading(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", lambda *_, **__: pytest.fail("net"))
     assert len(MNIST().load()[1].images) == 10000
+
+
+def test_what_needs_labels_says_so() -> None:
+    """The labels themselves where there are some; without, a message and not an error of None."""
+    images, labels = torch.zeros(3, 2), torch.tensor([2, 0, 1])
+    assert torch.equal(data.Split(images, labels).known, labels)
+    with pytest.raises(UserError, match="these data have no labels"):
+        _ = data.Split(images).known

@@ -196,7 +196,7 @@ CHANGES = {
     "one variance": ("objectives.py", "Learned.split", uses("train sample likelihood", "learned", 0)),
     "a law of times": ("times.py", "Uniform.draw", uses("train")),
     "a law of times that is not used": ("times.py", "Importance.draw", uses("")),
-    "a matching that is not used": ("objectives.py", "Sliced.error", uses("")),
+    "a matching that is not used": ("matching.py", "Sliced.error", uses("")),
     "the network": ("networks/unet.py", "ResidualBlock.forward", uses("train sample likelihood")),
     "what the network imports": ("networks/embedding.py", "Condition.forward", uses("train sample likelihood")),
     "the classifier": ("networks/classifier.py", "Classifier.features", uses("classifier fidelity")),

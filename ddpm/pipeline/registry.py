@@ -30,7 +30,7 @@ KINDS = {
     "weighting": ("ddpm.objectives", "Weighting"),
     "variance": ("ddpm.objectives", "Variance"),
     "times": ("ddpm.times", "Times"),
-    "matching": ("ddpm.objectives", "Matching"),
+    "matching": ("ddpm.matching", "Matching"),
     "network": ("ddpm.networks", "Network"),
     "dataset": ("ddpm.datasets", "Dataset"),
 }
@@ -70,7 +70,7 @@ def parts_of(objective: dict, files: Files) -> dict[str, MethodSource]:
     """The components of an objective."""
     found = {}
     for part in PARTS:
-        base = ("ddpm.times" if part == "times" else "ddpm.objectives"), KINDS[part][1]
+        base = KINDS[part]
         found[part] = known(part, files)[objective.get(part, describe(*base).attributes["default"])]
     return found
 
