@@ -45,6 +45,7 @@ MODULES = {
     "ddpm/metrics/distances.py": ["fidelity", "stages"],
     "ddpm/metrics/toplines.py": ["toplines"],
     "ddpm/baselines.py": ["baselines"],
+    "ddpm/stages/guide.py": ["guide", "stages"],
     "ddpm/stages/train.py": ["terminal", "stages", "training"],
     "ddpm/stages/sample.py": ["sampling", "verdict", "stages", "guide", "checkpoint", "training"],
     "ddpm/terminal.py": ["terminal"],
@@ -55,7 +56,7 @@ MODULES = {
     "ddpm/networks/classifier.py": ["networks"],
 }
 # Lines whose expressions only words for people come from.
-WORDS = [r"\braise ", r"\btqdm\(", r"\bprogress = ", r"recorder\.phase\("]
+WORDS = [r"\braise ", r"\brun\.progress\(", r"\brun\.phase\("]
 
 
 def undecorated(source: str) -> str:

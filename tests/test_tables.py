@@ -421,7 +421,7 @@ def test_a_record_that_cannot_be_read_is_left_out(layout: Layout, damage: str) -
         path.write_bytes(content.replace(b'"fid": ', b'"fid": 1'))
     status, reason = told(layout)[CELL]
     assert status == ("missing" if damage == "missing" else "stale")
-    said = {"torn": "torn", "format": "format 99", "edited": "edited", "missing": "missing"}[damage]
+    said = {"torn": "not valid", "format": "format 99", "edited": "edited", "missing": "missing"}[damage]
     assert reason.startswith("1 of 2 seeds; fidelity: ") and said in reason
 
 
