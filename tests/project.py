@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ddpm.pipeline import declarations, fingerprints, registry, source
+
 ROOT = Path(__file__).parent.parent
 PARTS = (
     "Snakefile",
@@ -58,3 +60,18 @@ def planned(folder: Path, overlay: str = "") -> list[tuple[str, str]]:
         wildcards = re.search(r"wildcards: \w+=(\S+)", job)
         found.append((rule, wildcards[1] if wildcards else ""))
     return sorted(j for j in found if j[0] != "all")
+
+
+def forget() -> None:
+    """Empty every cache of what was read from source."""
+    for cached in (
+        source.read,
+        fingerprints._reach,
+        fingerprints.fingerprint,
+        declarations.lineage,
+        declarations.describe,
+        declarations.found_in,
+        declarations.methods,
+        registry._composed,
+    ):
+        cached.cache_clear()

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from oracles import DIGITS, PLANE, randn
+from project import forget
 
 from ddpm.baselines import Baseline
 from ddpm.datasets.dataset import Data, Split
@@ -18,7 +19,7 @@ from ddpm.metrics import extractors
 from ddpm.metrics.evaluator import Evaluator, Samples
 from ddpm.metrics.metric import Metric
 from ddpm.networks.classifier import Classifier
-from ddpm.pipeline import catalogue, config, declarations, fingerprints, measures, records, source
+from ddpm.pipeline import catalogue, config, measures, records, source
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.running import run_stage
 from ddpm.tables import columns
@@ -114,21 +115,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.symlink_to(path)
     monkeypatch.setattr(source, "ROOT", folder)
-    caches = (
-        source.read,
-        fingerprints._reach,
-        fingerprints.fingerprint,
-        declarations.lineage,
-        declarations.describe,
-        declarations.found_in,
-        declarations.methods,
-    )
-    for cached in caches:
-        cached.cache_clear()
+    forget()
     yield folder
     monkeypatch.undo()
-    for cached in caches:
-        cached.cache_clear()
+    forget()
 
 
 def add(package: Path, place: str, text: str) -> None:
@@ -146,8 +136,7 @@ def test_a_metric_is_one_class(package: Path) -> None:
     read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
     before = {job: config.check(read).job(*job)[1] for job in [("fidelity", "noise"), ("table", ""), ("data", "")]}
     add(package, "metrics/brightness.py", METRIC)
-    for cached in (declarations.found_in, declarations.methods, fingerprints.fingerprint):
-        cached.cache_clear()
+    forget()
     grid = config.check(read)
     assert "brightness" in grid.metrics and "brightness" in measures.shown("table.md")
     assert {job for job, code in before.items() if grid.job(*job)[1] != code} == {("fidelity", "noise")}

@@ -8,29 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from project import forget
 
-from ddpm.pipeline import config, declarations, fingerprints, registry, source
+from ddpm.pipeline import config, fingerprints, source
 from ddpm.pipeline.registry import known
 from ddpm.pipeline.stage import BASELINES
 
 ROOT = Path(__file__).parent.parent
 Jobs = set[tuple[str, str]]
 Codes = dict[tuple[str, str], str]
-
-
-def forget() -> None:
-    """Empty every cache of what was read from source."""
-    for cached in (
-        source.read,
-        fingerprints._reach,
-        fingerprints.fingerprint,
-        declarations.lineage,
-        declarations.describe,
-        declarations.found_in,
-        declarations.methods,
-        registry._composed,
-    ):
-        cached.cache_clear()
 
 
 @pytest.fixture(scope="module")
