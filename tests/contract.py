@@ -2,6 +2,7 @@
 
 import os
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from ddpm.pipeline.registry import KINDS, known
 
 Tensor = torch.Tensor
 # Besides ours: a few that ours leave out, and files of the user's own.
-FILES = (str(ROOT / "tests/own_methods.py"), *filter(None, os.environ.get("DDPM_METHODS", "").split(os.pathsep)))
+NAMED = filter(None, os.environ.get("DDPM_METHODS", "").split(os.pathsep))
+FILES = (str(ROOT / "tests/own_methods.py"), *(str(Path(file).resolve()) for file in NAMED))
 KNOWN = {kind: known(kind, FILES) for kind in KINDS}
 
 
