@@ -14,6 +14,7 @@ rule table:
         "../../envs/ddpm.yaml"
     threads: 1
     params:
+        stage="table",
         job=job_of("table"),
         code=code_of("table"),
         device="cpu",
@@ -37,6 +38,7 @@ rule figures:
         "../../envs/ddpm.yaml"
     threads: 1
     params:
+        stage="figures",
         job=job_of("figures"),
         code=code_of("figures"),
         device="cpu",

@@ -171,9 +171,9 @@ def command(options=""):
     """The shell command of a rule's jobs; copies of one append to its log, and on failure its end is shown."""
     options += f" --jobs-per-gpu {config['jobs_per_gpu']} --checkpoint-seconds {config['checkpoint_seconds']}"
     return (
-        '{{ echo "$(date -u +%FT%TZ) {rule} {wildcards} on $(hostname)'
+        '{{ echo "$(date -u +%FT%TZ) {params.stage} {wildcards} on $(hostname)'
         '${{SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}}";'
-        f" python -m ddpm job {{rule}} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
+        f" python -m ddpm job {{params.stage}} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
         f" --device {{params.device}} {options}; }}}} >> {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
     )
 

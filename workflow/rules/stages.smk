@@ -20,6 +20,7 @@ for stage in STAGES.values():
         resources:
             gpu=GPU * stage.gpu * stage.processes(config),
         params:
+            stage=stage.name,
             job=job_of(stage.name, stage.wildcard),
             code=code_of(stage.name, stage.wildcard),
             device=device_of(stage),
@@ -41,6 +42,7 @@ rule fidelity:
     resources:
         gpu=GPU,
     params:
+        stage="fidelity",
         job=lambda wildcards: given(GRID.batch(wildcards.batch)[0], "fidelity", wildcards.batch),
         code=lambda wildcards: GRID.batch(wildcards.batch)[1],
         device=device_of(STAGES["fidelity"]),
