@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torch_fidelity import registry
 
 from ddpm import rng
+from ddpm.baselines import Baseline
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import reference
 from ddpm.errors import UserError
@@ -356,12 +357,12 @@ def test_the_noise_row_is_uniform_over_the_grey_levels(layout: Layout, digits: d
     assert found["fid"] > 2 * records.read_record(layout.record("fidelity", "real"))["result"]["fid"]
 
 
-def sampled(layout: Layout, images: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+def sampled(layout: Layout, images: torch.Tensor, labels: torch.Tensor | None = None, status: str = "ok") -> None:
     """Put images where a cell's samples belong."""
     tensors = {"images": images} | ({} if labels is None else {"labels": labels})
     records.write_tensors(layout.output("sample", CELL), tensors)
     recorder = records.Recorder("sample", {}, "0" * 16, {})
-    recorder.finish(layout.record("sample", CELL), [layout.output("sample", CELL)])
+    recorder.finish(layout.record("sample", CELL), [layout.output("sample", CELL)], status)
 
 
 def test_a_cells_samples_are_measured_against_both_halves(
@@ -401,6 +402,40 @@ def test_samples_without_labels_have_no_label_accuracy(layout: Layout, digits: d
     sampled(layout, digits.test.images[:60])
     execute("fidelity", *grid().job("fidelity", CELL), layout)
     assert "label_accuracy" not in records.read_record(layout.record("fidelity", CELL))["result"]
+
+
+@pytest.mark.parametrize("baseline", ["histogram", "class-histogram"])
+def test_a_baseline_has_its_exact_bits(layout: Layout, digits: data.Data, baseline: str) -> None:
+    """−log2 p/D of the whole test split: its mean, and its standard deviation over √N; of real data there is none."""
+    execute("fidelity", *grid().job("fidelity", baseline), layout)
+    record = records.read_record(layout.record("fidelity", baseline))
+    bits = Baseline.named(baseline)(digits).bits_per_dim(digits.test.images).numpy()
+    assert record["status"] == "ok" and record["result"]["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-12)
+    assert record["result"]["standard_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(899), rel=1e-12)
+    execute("fidelity", *grid().job("fidelity", "real"), layout)
+    real = records.read_record(layout.record("fidelity", "real"))["result"]
+    assert not {"bits_per_dim", "standard_error"} & real.keys()
+
+
+def test_of_diverged_samples_nothing_is_measured(layout: Layout, digits: data.Data) -> None:
+    """The record has their status, and no number."""
+    sampled(layout, digits.test.images[:0], status="diverged")
+    execute("fidelity", *grid().job("fidelity", CELL), layout)
+    record = records.read_record(layout.record("fidelity", CELL))
+    assert (record["status"], record["result"]) == ("diverged", {})
+
+
+def test_another_extractor_is_another_measure(layout: Layout, digits: data.Data) -> None:
+    """In one process: a classifier that was trained again otherwise gives its own numbers and its own hash."""
+    sampled(layout, digits.test.images[:60])
+    found = []
+    for seed in (0, 1):
+        execute("classifier", *grid(classifier={"seed": seed}).job("classifier"), layout)
+        execute("fidelity", *grid().job("fidelity", CELL), layout)
+        found.append(records.read_record(layout.record("fidelity", CELL))["result"])
+    one, other = found
+    assert one["extractor"] != other["extractor"] == records.sha256(layout.output("classifier"))[:12]
+    assert one["fid"] != other["fid"]
 
 
 @pytest.mark.parametrize("count", [59, 61])
