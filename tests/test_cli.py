@@ -1,6 +1,7 @@
 """The command: one cell's stages without Snakemake, and one message instead of a traceback for every mistake."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -227,6 +228,21 @@ def test_what_follows_from_a_change_is_made_again(
     assert records.read_record(done.record(command, name))["inputs"] == fresh["inputs"]
     if output.endswith("safetensors"):
         assert done.output("sample", name).read_bytes() == Layout(Path("fresh")).output("sample", name).read_bytes()
+
+
+@pytest.mark.parametrize("place", ["file", "standard input"])
+def test_a_job_that_no_command_line_could_hold(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """In a file, or on standard input: the same result as where it is given as text; a missing file is named."""
+    job, code = config.check(whole()).job("data")
+    Path("job.json").write_text(json.dumps(job, indent=1))
+    monkeypatch.setattr("sys.stdin", io.StringIO(canonical(job)))
+    options = ["--code", code, "--results", "out", "--device", "cpu"]
+    assert run(capsys, "job", "data", "--job", "@job.json" if place == "file" else "-", *options)[0] == 0
+    assert valid(Layout(Path("out")).record("data"), job, code)
+    code, _, err = run(capsys, "job", "data", "--job", "@nothing.json", *options)
+    assert code and "nothing.json" in err and len(err.splitlines()) == 1
 
 
 def test_a_job_as_snakemake_calls_it(capsys: pytest.CaptureFixture) -> None:
