@@ -1,6 +1,7 @@
 """Datasets: images or points as they are stored, their labels where they have any, and the two splits."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -76,6 +77,16 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one x, (D,) of one point."""
         return self.space.shape
+
+    @cached_property
+    def deviation(self) -> float:
+        """The standard deviation of x over the training split: the root of its variance's mean over coordinates."""
+        count = len(self.train.images)
+        total, squares = torch.zeros(2, *self.shape, dtype=torch.float64)
+        for stored in self.train.images.split(256):  # the split may be larger than memory
+            x = self.space.encode(stored).double()
+            total, squares = total + x.sum(0), squares + x.square().sum(0)
+        return float(((squares - total.square() / count) / (count - 1)).mean().clamp(min=0).sqrt())
 
 
 def read(path: Path) -> Data:

@@ -93,13 +93,12 @@ def write_json(path: str | Path, value: object) -> None:
 
 def write_tensors(path: Path, tensors: dict, about: dict | None = None) -> None:
     """Tensors by name as a safetensors file, atomically; `about` is its metadata, as JSON."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     # One key only: safetensors writes several in an order of its own, other bytes at every call.
     metadata = {"about": json.dumps(about, sort_keys=True)} if about else None
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
     with atomic(path) as temporary:
-        temporary.write_bytes(content)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
 def read_tensors(path: Path) -> tuple[dict, dict]:

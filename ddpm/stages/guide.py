@@ -39,16 +39,16 @@ def train(run: Run) -> Outcome:
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["learning_rate"], fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings["steps"])
     # ---- the loop
-    images, labels = dataset.space.encode(dataset.train.images).to(device), dataset.train.known.to(device)
+    images, labels = dataset.train.images, dataset.train.known
     position = torch.arange(size)
     with run.progress(settings["steps"], "step") as progress:
         for step in range(settings["steps"]):
             u = rng.uniform(key, position, 2 * step, (2,))
-            index = (u[:, 0] * len(images)).long().to(device)
+            index = (u[:, 0] * len(images)).long()
             t = (1 + (u[:, 1] * schedule.steps).floor()).reshape(-1, 1, 1, 1)
-            x0 = images[index]
+            x0 = dataset.space.encode(images[index].to(device))
             eps = rng.normal(key, position.to(device), 2 * step + 1, dataset.shape)
-            loss = F.cross_entropy(logits(network, schedule, schedule.noisy(x0, eps, t), t), labels[index])
+            loss = F.cross_entropy(logits(network, schedule, schedule.noisy(x0, eps, t), t), labels[index].to(device))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -64,16 +64,15 @@ def train(run: Run) -> Outcome:
 @torch.no_grad()
 def accuracy(network: NoisyClassifier, schedule: Schedule, dataset: data.Data, device: str) -> dict[str, float]:
     """t/T → the share of noisy test images that are given their own class."""
-    x0, y = dataset.space.encode(dataset.test.images), dataset.test.known
-    eps = rng.normal(rng.key("guide test"), torch.arange(len(x0)), 0, dataset.shape)
+    stored, y, key = dataset.test.images, dataset.test.known, rng.key("guide test")
     found = {}
     for part in LEVELS:
         t = torch.tensor(max(1.0, round(part * schedule.steps)), dtype=torch.float64)
-        x_t = schedule.noisy(x0, eps, t)
-        right = [
-            logits(network, schedule, batch.to(device), t).argmax(1).cpu() == label
-            for batch, label in zip(x_t.split(1000), y.split(1000), strict=True)
-        ]
+        right = []
+        for index in torch.arange(len(stored)).split(1000):
+            x0, eps = dataset.space.encode(stored[index]), rng.normal(key, index, 0, dataset.shape)
+            x_t = schedule.noisy(x0, eps, t)
+            right.append(logits(network, schedule, x_t.to(device), t).argmax(1).cpu() == y[index])
         found[str(part)] = float(torch.cat(right).double().mean())
     return found
 

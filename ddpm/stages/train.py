@@ -21,6 +21,8 @@ from ddpm.schedules import Schedule
 from ddpm.times import Draws
 
 Tensor = torch.Tensor
+# The largest training split, in bytes as it is stored, that is kept on the device as a whole.
+RESIDENT = 2**30
 
 
 def ema(decay: float) -> Callable:
@@ -50,10 +52,15 @@ class Batches:
 
     An epoch is a seeded permutation of the training split; what is left over begins the next batch, so that
     every image is seen equally often. Nothing here has a state to save.
+
+    Images stay as they are stored, in their memory-mapped file, and are encoded batch by batch, so that a split may be
+    larger than memory; one of at most RESIDENT bytes is copied to the device first.
     """
 
     def __init__(self, dataset: Data, job: dict, device: torch.device):
-        self.images = dataset.space.encode(dataset.train.images).to(device)
+        stored = dataset.train.images
+        self.stored = stored.to(device) if stored.nbytes <= RESIDENT else stored
+        self.space, self.device = dataset.space, device
         self.name = job["name"]
         self.size, self.null = job["training"]["batch"], dataset.classes
         self.dropout = job["training"].get("label_dropout")
@@ -62,7 +69,7 @@ class Batches:
         self.epoch, self.order = -1, torch.arange(0)  # no epoch's yet
 
     def _indices(self, step: int) -> Tensor:
-        count, wanted = len(self.images), torch.arange(step * self.size, (step + 1) * self.size)
+        count, wanted = len(self.stored), torch.arange(step * self.size, (step + 1) * self.size)
         chosen = []
         for epoch in range(int(wanted[0]) // count, int(wanted[-1]) // count + 1):
             if epoch != self.epoch:
@@ -72,8 +79,8 @@ class Batches:
         return torch.cat(chosen)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        index = self._indices(step).to(self.images.device)
-        x0 = self.images[index]
+        index = self._indices(step)
+        x0 = self.space.encode(self.stored[index.to(self.stored.device)].to(self.device))
         position = torch.arange(self.size)
         eps = rng.normal(self.key, position.to(x0.device), 2 * step, tuple(x0.shape[1:]))
         u = rng.uniform(self.key, position, 2 * step + 1, (2,))
@@ -83,11 +90,11 @@ class Batches:
         if self.labels is None:
             return x0, eps, spread, None
         dropped = (u[:, 1] < self.dropout).to(x0.device)
-        return x0, eps, spread, torch.where(dropped, self.null, self.labels[index])
+        return x0, eps, spread, torch.where(dropped, self.null, self.labels[index.to(x0.device)])
 
     def signs(self, step: int, group: Group) -> Tensor:
         """Random signs of x0's shape, for this process's part of the batch."""
-        position, shape = torch.arange(self.size, device=self.images.device), tuple(self.images.shape[1:])
+        position, shape = torch.arange(self.size, device=self.device), self.space.shape
         signs = 2.0 * (rng.uniform(rng.key("signs", self.name), position, step, shape) < 0.5).float() - 1
         return group.part(signs)
 
@@ -180,7 +187,7 @@ class State:
 
 def require_noise(job: dict, schedule: Schedule, dataset: Data) -> None:
     """UserError where the schedule does not end in noise for these data (`ddpm.terminal`)."""
-    std = float(dataset.space.encode(dataset.train.images).var(0).mean().sqrt())
+    std = dataset.deviation
     end = schedule.level(torch.tensor(schedule.steps, dtype=torch.float64))
     if short := terminal.falls_short(float(end), std):
         raised = terminal.RAISED.get(schedule.method, "σ(T) against α(T)")
