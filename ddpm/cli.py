@@ -142,6 +142,13 @@ def table_command(args: argparse.Namespace) -> None:
     print(f"{layout.outputs('table')[0]}: {found['cells']} of {found['of']} cells")
 
 
+def claims_command(args: argparse.Namespace) -> None:
+    """Say which claims of the source documents hold here, fail or are undecided, by the results that are there."""
+    from ddpm.tables import claims_text, verdicts  # numpy and pandas: no other command waits for them
+
+    print(claims_text.text(verdicts.decide(Results(_grid(args)))), end="")
+
+
 def figures_command(args: argparse.Namespace) -> None:
     """Draw the pictures of a finished grid."""
     grid = _grid(args)
@@ -180,6 +187,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="everything, to be read by a program")
     sub.add_argument("--verify", action="store_true", help="hash every file first; what is corrupt is set aside")
     add("table", table_command, "write the tables of the cells that are there")
+    add("claims", claims_command, "which claims of the source documents hold here")
     add("figures", figures_command, "draw the pictures")
     add("schema", schema_command, "print the JSON schema of config.yaml, for editors")
     job = add("job", job_command, "what Snakemake calls: a stage with everything given as text")

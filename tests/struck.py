@@ -11,6 +11,7 @@ from pathlib import Path
 from cluster import output, running, wait
 
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.stages import TableStage
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "config.yaml", "ddpm", "workflow", "envs", "profiles", "slurm")
@@ -154,14 +155,7 @@ class Run:
         ours, theirs = (json.loads((r / self.outputs[-1]).read_text()) for r in (self.results, self.kept))
         for key in ("job", "code", "inputs", "outputs", "status", "result"):
             assert ours[key] == theirs[key], key
-        assert files(self.results) == files(self.kept) - {
-            "table.csv",
-            "table.md",
-            "table.json",
-            "published.md",
-            "differences.csv",
-            "costs.csv",
-        }
+        assert files(self.results) == files(self.kept) - {TableStage.record, *TableStage.files.values()}
         if position is None:
             assert ours["costs"]["started"] <= struck, "the struck job's result is not the one that is there"
             return "the struck job ended well"
@@ -173,5 +167,5 @@ class Run:
         """The table of these results is the one of the run that nothing happened to."""
         command = [*self.python, "ddpm", "table", "--configfile", "run.yaml"]
         subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
-        for name in ("table.csv", "table.md", "published.md", "differences.csv"):
+        for name in set(TableStage.files.values()) - {"costs.csv"}:
             assert (self.results / name).read_bytes() == (self.kept / name).read_bytes(), name

@@ -51,7 +51,7 @@ def test_same_bytes_on_other_cores(tree: Path, tmp_path: Path) -> None:
     other = copy_project(tmp_path / "other")
     run = snakemake(other, cores=1)
     assert run.returncode == 0, run.stdout + run.stderr
-    for name in ("table.csv", "table.md", "published.md", "figures/samples.png", "figures/denoising.png"):
+    for name in ("table.csv", "table.md", "published.md", "claims.md", "figures/samples.png", "figures/denoising.png"):
         assert (other / "results/tiny" / name).read_bytes() == (tree / "results/tiny" / name).read_bytes(), name
     for path in (tree / "results/tiny").rglob("*.safetensors"):
         twin = other / path.relative_to(tree)

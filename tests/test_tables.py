@@ -19,7 +19,7 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.validity import valid
-from ddpm.tables import columns, markdown, published
+from ddpm.tables import columns, markdown, published, verdicts
 
 torch.set_num_threads(1)
 
@@ -265,7 +265,7 @@ def test_every_record_has_the_form_of_the_schema(finished: Layout) -> None:
 
 # ---- what is written --------------------------------------------------------------------------------------
 
-FILES = ("table.csv", "table.md", "published.md", "differences.csv", "costs.csv")
+FILES = ("table.csv", "table.md", "published.md", "claims.md", "claims.csv", "differences.csv", "costs.csv")
 
 
 def write(layout: Layout) -> None:
@@ -292,7 +292,7 @@ def test_another_run_of_everything_gives_the_same_table(finished: Layout, layout
     again = build(tmp_path / "again")
     write(layout)
     write(again)
-    for name in ("table.csv", "table.md", "published.md", "differences.csv"):
+    for name in set(FILES) - {"costs.csv"}:
         assert (layout.root / name).read_bytes() == (again.root / name).read_bytes()
     for network in GRID.networks:
         assert finished.output("train", network).read_bytes() == again.output("train", network).read_bytes()
@@ -347,6 +347,23 @@ def test_without_the_histogram_nothing_is_said_of_it(layout: Layout) -> None:
     found = tables.collect(Results(GRID, layout))
     assert found["nll_minus_histogram"].isna().all() and markdown.against_histograms(found, GRID) == ""
     assert found.loc[3, "status"] == "missing"
+
+
+def test_claims_read_every_seed_of_a_row(layout: Layout) -> None:
+    """A row's number of each seed, as its own multiple of its kind's topline, without those that diverged."""
+    edit(layout.record("fidelity", f"{CELL}/seed1"), lambda record: record.update(status="diverged"))
+    results, row = Results(GRID, layout), ("eps", "linear", "none", "ddim", "mlp")
+    fid = number(layout, "fidelity", f"{CELL}/seed0", "fid")
+    assert verdicts.measured(results, "fid")[row] == {0: fid}
+    by_chance = number(layout, "fidelity", "real-by-chance", "fid")
+    assert verdicts.measured(results, "fid_over_topline")[row] == {0: pytest.approx(fid / by_chance, rel=1e-12)}
+    bound = number(layout, "likelihood", f"{NETWORK}/seed1", "bound_bits_per_dim")
+    found = verdicts.measured(results, "nll_bits_per_dim")
+    assert found[row][1] == bound and len(found[row]) == 2
+    assert not any(guidance == "cfg-w1" for _, _, guidance, *_ in found)
+    guided = verdicts.measured(results, "fid_over_topline")["score", "cosine", "cfg-w1", "ddim", "mlp"][0]
+    ours = number(layout, "fidelity", "score/cosine/cfg-w1/ddim/seed0", "fid")
+    assert guided == pytest.approx(ours / number(layout, "fidelity", "real", "fid"), rel=1e-12)
 
 
 # ---- what is left out -------------------------------------------------------------------------------------

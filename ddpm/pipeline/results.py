@@ -20,6 +20,7 @@ from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import Reason, reasons
 
 PUBLISHED = project.find("workflow/published")
+CLAIMS = project.find("workflow/claims")
 
 
 class Results:
@@ -181,6 +182,6 @@ class Results:
 
 
 def published() -> str:
-    """The hash of the published tables."""
-    content = b"".join(path.read_bytes() for path in sorted(PUBLISHED.glob("*.yaml")))
+    """The hash of the published tables and claims."""
+    content = b"".join(path.read_bytes() for folder in (PUBLISHED, CLAIMS) for path in sorted(folder.glob("*.yaml")))
     return hashlib.sha256(content).hexdigest()

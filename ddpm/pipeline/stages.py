@@ -272,6 +272,8 @@ class TableStage(Aggregate):
         "table": "table.csv",
         "reading": "table.md",
         "published": "published.md",
+        "claims": "claims.md",
+        "claims_table": "claims.csv",
         "differences": "differences.csv",
         "costs": "costs.csv",
     }

@@ -1,18 +1,20 @@
-"""Records → tables: table.csv and its Markdown twin, published numbers beside ours, differences in bits/dim, costs."""
+"""Records → tables: table.csv and its Markdown twin, published numbers beside ours, verdicts on the
+documents' claims, differences in bits/dim, costs."""
 
 from ddpm.errors import UserError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
-from ddpm.tables import paired
+from ddpm.tables import claims_text, paired
 from ddpm.tables.columns import FINISHED
 from ddpm.tables.markdown import reading
 from ddpm.tables.published import published_text
 from ddpm.tables.rows import collect, costs
+from ddpm.tables.verdicts import decide
 
 
 def write(run: Run) -> Outcome:
-    """The `table` stage: table.csv, table.md, published.md, differences.csv and costs.csv of what is there.
+    """The `table` stage: table.csv, table.md, published.md, claims.md, differences.csv, costs.csv of what is there.
 
     A result that is not valid is left out, its row says why, and the heading says how many cells there are.
     """
@@ -23,12 +25,14 @@ def write(run: Run) -> Outcome:
     if len(lacking) == len(table[table["status"] != "n/a"]):
         why = results.todo[results.grid.jobs[0]][0]
         raise UserError(f"{run.layout.root}/cells: none is finished (data: {why}); run snakemake first")
-    pairs = paired.differences(results)
+    pairs, verdicts = paired.differences(results), decide(results)
     texts = {
         "table": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
         "reading": reading(table, results.grid) + paired.text(pairs),
         "published": published_text(table),
         "differences": pairs.to_csv(index=False, float_format="%.5f", lineterminator="\n"),
+        "claims": claims_text.text(verdicts),
+        "claims_table": claims_text.frame(verdicts).to_csv(index=False, float_format="%.5f", lineterminator="\n"),
         "costs": costs(results).to_csv(index=False, lineterminator="\n"),
     }
     for name, text in texts.items():

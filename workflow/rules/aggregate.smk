@@ -5,6 +5,8 @@ rule table:
         report(PATHS.root / "table.csv", caption="../report/table.rst", category="Tables"),
         PATHS.root / "table.md",
         report(PATHS.root / "published.md", caption="../report/published.rst", category="Tables"),
+        report(PATHS.root / "claims.md", caption="../report/claims.rst", category="Tables"),
+        PATHS.root / "claims.csv",
         PATHS.root / "differences.csv",
         PATHS.root / "costs.csv",
         PATHS.record("table"),
