@@ -86,5 +86,6 @@ READING = (
     "parameter's values where a claim follows one. It is taken of every seed and averaged over pairs of rows that "
     f"differ in nothing else; the interval is Student's t over seeds, {LEAST} of which are the least. "
     f"The intervals' levels are such that at most {ALPHA:.0%} of tables of chance alone would have any "
-    "false verdict (Holm 1979): undecided is what covers no effect. Claims stand in `workflow/claims/`, all numbers in `claims.csv`.\n"
+    "false verdict (Holm 1979): undecided is what covers no effect. Claims stand "
+    "in `workflow/claims/`, all numbers in `claims.csv`.\n"
 )
