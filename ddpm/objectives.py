@@ -120,6 +120,17 @@ class Velocity(Target):
         return -schedule.sigma(t), schedule.alpha(t)
 
 
+class FlowVelocity(Target):
+    """y = ε − x0, the velocity dx/du of the straight paths x = (1 − u) x0 + u ε (Liu et al. 2023, eq. 1; Lipman et al.
+    2023). D = α + σ, which is nowhere 0: any schedule may have this target."""
+
+    method = "flow"
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(t, dtype=torch.float64)
+        return -one, one
+
+
 class PosteriorMean(Target):
     """y = µ̃(x_t, x0), the mean of q(x_{t−1} | x_t, x0): p = A + B α, q = B σ (000, L_µ; Ho et al. 2020).
 

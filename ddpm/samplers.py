@@ -235,7 +235,8 @@ class EulerODE(Sampler):
         x_s = x_t − (t − s) [f x_t − ½ g² s_θ(x_t)].
 
     DDIM with η = 0 is Euler's method for the same equation in σ/α, d(x/α)/d(σ/α) = ε̂. In t it needs more steps where
-    σ grows by orders of magnitude: on VE, 50 steps lose 60 % of the variance of Gaussian data, 250 lose 16 %.
+    σ grows by orders of magnitude: on VE, 50 steps lose 60 % of the variance of Gaussian data, 250 lose 16 %. On `flow`
+    without a shift both are the step of rectified flow, x_s = x_t + (s − t)/T (ε̂ − x̂0).
     """
 
     method = "ode-euler"

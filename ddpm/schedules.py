@@ -18,6 +18,8 @@ from ddpm.parameters import Fraction, Interval, Positive
 Tensor = torch.Tensor
 # Of one step of a discrete schedule.
 Beta = Annotated[float, Interval(ge=1e-8, le=0.9999)]
+# Of the sigmoid schedule: e³⁰⁰, at a temperature of 0.1, is a number.
+Logit = Annotated[float, Interval(ge=-30, le=30)]
 
 
 class VariancePreserving(Schedule):
@@ -269,3 +271,116 @@ class Karras(VarianceExploding):
     def place(self, sigma: Tensor) -> Tensor:
         low, high = self._roots()
         return (sigma ** (1 / self.rho) - low) / (high - low)
+
+
+# ---- continuous schedules that end in noise alone ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shifted(Schedule):
+    """α = a/‖(a, s)‖ and σ = s/‖(a, s)‖ of a curve a(u), s(u), u = t/T, to noise alone, a(1) = 0, at every real t.
+
+    `shift` multiplies every noise level σ/α, so that it adds −2 ln `shift` to log SNR: the more pixels an image has,
+    the more noise it takes to hide it. Hoogeboom et al. 2023 shift by d/64 for d × d pixels, Esser et al. 2024 by
+    √(m/n) for m pixels instead of n, and to scale x0 by b (Chen 2023) is to shift by 1/b.
+    """
+
+    shift: Positive = 1.0
+
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """a(u) and s(u), neither negative, of which s/a is the unshifted σ/α."""
+        raise NotImplementedError
+
+    def place(self, level: Tensor) -> Tensor:
+        """u of an unshifted σ/α, which may be infinite: the inverse of s/a."""
+        raise NotImplementedError
+
+    def size(self, a: Tensor, s: Tensor) -> Tensor:
+        """‖(a, s)‖: the Euclidean norm, so that α² + σ² = 1."""
+        return torch.hypot(a, s)
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        a, s = self.curve(self._inside(t) / self.steps)
+        size = self.size(a, self.shift * s)
+        return a / size, self.shift * s / size
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._scales(t)[0]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._scales(t)[1]
+
+    def time_at(self, level: Tensor) -> Tensor:
+        return self.steps * self.place(torch.as_tensor(level, dtype=torch.float64) / self.shift).clamp(0, 1)
+
+    def grid(self, steps: int) -> Tensor:
+        """start · i/S for i = S … 0: evenly spaced, and not rounded."""
+        return self.start * torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+
+
+@dataclass(frozen=True)
+class Flow(Shifted):
+    """α = 1 − u, σ = u: the straight paths of flow matching and rectified flow (Lipman et al. 2023; Liu et al. 2023,
+    eq. 1), where dx/du = ε − x0, the target `flow`.
+
+    With `shift` k, u is replaced by k u/(1 + (k − 1) u) (Esser et al. 2024, eq. 23).
+    """
+
+    method = "flow"
+
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - u, u
+
+    def place(self, level: Tensor) -> Tensor:
+        return 1 / (1 + 1 / level)
+
+    def size(self, a: Tensor, s: Tensor) -> Tensor:
+        """a + s, so that α + σ = 1."""
+        return a + s
+
+
+@dataclass(frozen=True)
+class ShiftedCosine(Shifted, VariancePreserving):
+    """σ/α = k tan(π u/2), k = `shift`: the cosine schedule in continuous time, moved along log SNR (Hoogeboom et al.
+    2023, "Adjusting Noise Schedules")."""
+
+    method = "shifted-cosine"
+
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sin((1 - u) * torch.pi / 2), torch.sin(u * torch.pi / 2)
+
+    def place(self, level: Tensor) -> Tensor:
+        return level.atan() * 2 / torch.pi
+
+
+@dataclass(frozen=True)
+class Sigmoid(Shifted, VariancePreserving):
+    """α² = (S(b) − S(x))/(S(b) − S(a)), S(x) = 1/(1 + e^{−x}), with x linear in u, from a = `logit_first`/τ at 0 to
+    b = `logit_last`/τ at 1; τ is `temperature` (Jabri et al. 2023; Chen 2023).
+
+    With S(x) − S(a) = sinh((x − a)/2)/(2 cosh(x/2) cosh(a/2)), in which nothing cancels,
+
+        σ²/α² = sinh((x − a)/2) cosh(b/2)/(sinh((b − x)/2) cosh(a/2)).
+    """
+
+    method = "sigmoid"
+    ordered = (("logit_first", "<", "logit_last"),)
+    logit_first: Logit = -3.0
+    logit_last: Logit = 3.0
+    temperature: Annotated[float, Interval(ge=0.1)] = 1.0
+
+    def _ends(self) -> tuple[float, float]:
+        return self.logit_first / self.temperature, self.logit_last / self.temperature
+
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self._ends()
+        half = (b - a) / 2
+        left, passed = torch.sinh((1 - u) * half), torch.sinh(u * half)
+        return (left * math.cosh(a / 2)).sqrt(), (passed * math.cosh(b / 2)).sqrt()
+
+    def place(self, level: Tensor) -> Tensor:
+        """2 h u = ln (1 + R eʰ)/(1 + R e⁻ʰ), h = (b − a)/2, where the level gives R = sinh(h u)/sinh(h (1 − u))."""
+        a, b = self._ends()
+        half = (b - a) / 2
+        ratio = (level**2 * (math.cosh(a / 2) / math.cosh(b / 2))).clamp(max=1e150)  # far beyond T, and a number
+        return ((ratio * math.exp(half)).log1p() - (ratio * math.exp(-half)).log1p()) / (2 * half)

@@ -19,6 +19,8 @@ RAISED = {
     "geometric": "sigma_max",
     "karras": "sigma_max",
 }
+# These end in noise alone, α(T) = 0, whatever their parameters.
+ENDLESS = ("flow", "shifted-cosine", "sigmoid")
 # More are refused as such.
 MOST_STEPS = 1_000_000
 
@@ -26,8 +28,10 @@ MOST_STEPS = 1_000_000
 def level(method: str, p: dict) -> float | None:
     """σ_T/α_T of a schedule with the parameters p (ddpm/schedules.py has the formulas).
 
-    None of an unknown method or of too many steps; infinite where a β_t would be 1 or more.
+    None of an unknown method or of too many steps; infinite where α_T is 0 or a β_t would be 1 or more.
     """
+    if method in ENDLESS:
+        return math.inf
     if method not in RAISED or p.get("steps", 0) > MOST_STEPS:
         return None
     if method in ("linear", "cosine"):

@@ -1,7 +1,7 @@
-"""At which times an objective is trained: uniform, log-normal in the noise level, or by importance.
+"""At which times an objective is trained: uniform, logit-normal, log-normal in the noise level, or by importance.
 
 Every draw is (t, weight) from an even grid u of (0, 1), shifted at random, such that the mean of weight · L_t is an
-unbiased estimate of the mean of L_t over t = 1 … T (of the objective's own distribution for `log-normal`).
+unbiased estimate of the mean of L_t over t = 1 … T (over the law's own distribution for the two normal ones).
 """
 
 from dataclasses import dataclass
@@ -79,6 +79,22 @@ class LogNormal(Times):
     def draw(self, u: Tensor, schedule: Schedule, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         level = (self.level_mean + self.level_std * torch.special.ndtri(u)).exp()
         return schedule.time_at(level).clamp(min=1), torch.ones_like(u)
+
+
+@dataclass(frozen=True)
+class LogitNormal(Times):
+    """ln(u/(1 − u)) ~ N(logit_mean, logit_std²), u = t/T, cut off at t = 1 (Esser et al. 2024, section 3.1).
+
+    On the schedule `flow`, where u/(1 − u) is σ/α, it is `log-normal` in other words.
+    """
+
+    method = "logit-normal"
+    logit_mean: float = 0.0
+    logit_std: Positive = 1.0
+
+    def draw(self, u: Tensor, schedule: Schedule, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        place = torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(u))
+        return (schedule.steps * place).clamp(min=1), torch.ones_like(u)
 
 
 class Importance(Times):

@@ -21,17 +21,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # The tests of tests/test_*.py that belong to each module.
 MODULES = {
-    "ddpm/schedules.py": ["schedules", "continuous", "types", "bound"],
+    "ddpm/schedules.py": ["schedules", "continuous", "types", "bound", "flow_matching"],
     "ddpm/forward.py": ["schedules", "continuous", "types", "bound", "defaults", "third_family"],
     "ddpm/calculus.py": ["defaults"],
     "ddpm/matching.py": ["objectives"],
-    "ddpm/objectives.py": ["objectives", "weightings", "types"],
+    "ddpm/objectives.py": ["objectives", "weightings", "types", "flow_matching"],
     "ddpm/samplers.py": ["samplers", "types", "orders", "continuous", "diffusers"],
     "ddpm/guidance.py": ["guidance", "guide"],
     "ddpm/denoiser.py": ["denoiser", "objectives", "guidance"],
     "ddpm/bound.py": ["bound", "likelihood"],
     "ddpm/probability_flow.py": ["flow", "ode_likelihood"],
-    "ddpm/times.py": ["times"],
+    "ddpm/times.py": ["times", "flow_matching"],
     "ddpm/stages/likelihood.py": ["draw", "likelihood", "bound", "ode_likelihood", "checkpoint"],
     "ddpm/stages/ode_likelihood.py": ["ode_likelihood"],
     "ddpm/stages/fidelity.py": ["fidelity", "stages"],

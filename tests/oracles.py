@@ -14,7 +14,7 @@ from ddpm.denoiser import Denoiser
 from ddpm.methods import annotations
 from ddpm.objectives import Matching, Objective, Target, Variance, Weighting
 from ddpm.samplers import Sampler
-from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule
+from ddpm.schedules import VPSDE, Cosine, Flow, Geometric, Karras, Linear, Schedule
 from ddpm.spaces import Pixels, Points
 from ddpm.times import Times
 
@@ -30,7 +30,7 @@ EVERY = SCHEDULES | {"vp-sde": VPSDE, "geometric": Geometric, "karras": Karras}
 
 @dataclass(frozen=True)
 class FlowMatching(Schedule):
-    """α = 1 − t/T, σ = t/T (Lipman et al. 2023): of neither family, with α(T) = 0, and nothing in closed form."""
+    """The schedule `flow`, α = 1 − t/T and σ = t/T, with nothing in closed form but these."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t / self.steps
@@ -39,8 +39,8 @@ class FlowMatching(Schedule):
         return t / self.steps
 
 
-# With one that states α and σ alone: what holds of any schedule.
-ANY = EVERY | {"flow": FlowMatching}
+# With one of neither family: what holds of any schedule.
+ANY = EVERY | {"flow": Flow}
 # Images of 8×8 pixels with 17 grey levels, and points of the plane.
 DIGITS = Pixels((1, 8, 8), 17)
 PLANE = Points((2,), (-1.0, -1.0), (1.0, 1.0))

@@ -1,4 +1,4 @@
-"""One function, answered as six targets: the same x̂0, samples and bound. Every sampler on every schedule."""
+"""One function, answered as seven targets: the same x̂0, samples and bound. Every sampler on every schedule."""
 
 import math
 from itertools import product
@@ -16,7 +16,7 @@ from ddpm.schedules import Schedule
 
 Tensor = torch.Tensor
 NAMES = list(EVERY)
-TARGETS = ["x0", "eps", "score", "v", "mu", "F"]
+TARGETS = ["x0", "eps", "score", "v", "mu", "F", "flow"]
 STD = 0.6
 TOLERANCE = dict.fromkeys(TARGETS, 1e-10) | {"mu": 1e-7}  # µ̃ holds x0 with a weight of β_t only
 # Little work for every method; with the number of network evaluations for S = 6.
@@ -64,7 +64,7 @@ class Disguise:
                 before = (self.schedule.time_at(sigma / alpha) - 1).clamp(min=0)
                 alpha_s, sigma_s = self.schedule.alpha(before), self.schedule.sigma(before)
                 return alpha_s * x0 + alpha / alpha_s * sigma_s**2 / sigma * eps
-        return {"x0": x0, "eps": eps}[self.target]
+        return {"x0": x0, "eps": eps, "flow": eps - x0}[self.target]
 
 
 def disguised(target: str, schedule: Schedule, learned: bool = False, clip: bool = False) -> Denoiser:
@@ -78,7 +78,7 @@ def sampler(method: str, steps: int = 6) -> Sampler:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_prediction(name: str) -> None:
-    """x̂0 and ε̂ of six networks, one time per image, clipped and not."""
+    """x̂0 and ε̂ of seven networks, one time per image, clipped and not."""
     schedule, t = EVERY[name](), time(1, 1.5, 2, 60, 400.5, 1000)
     x = randn(0, 6, 1, 2, 2) * (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).sqrt()
     for clip in (False, True):
@@ -93,7 +93,7 @@ def test_same_prediction(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_same_samples(name: str, method: str) -> None:
-    """Every sampler on every schedule, images and points: six networks, one result; NFE by the sampler's formula."""
+    """Every sampler on every schedule, images and points: seven networks, one result; NFE by the sampler's formula."""
     schedule = EVERY[name](steps=30)
     for shape in ((3, 1, 8, 8), (4, 2)):
         x, results = randn(1, *shape) * schedule.prior_std, []
@@ -124,7 +124,7 @@ def test_evaluations_under_guidance(method: str) -> None:
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_same_bound(name: str, learned: bool) -> None:
-    """Every term of the bound for six networks, on 17 grey levels, with fixed and with learned variance."""
+    """Every term of the bound for seven networks, on 17 grey levels, with fixed and with learned variance."""
     schedule, times = EVERY[name](steps=30), torch.arange(1, 31, dtype=torch.float64).reshape(-1, 1, 1, 1)
     x0 = torch.randint(17, (30, 1, 2, 2), generator=torch.Generator().manual_seed(0)).double() / 8 - 1
     x_t, terms = schedule.noisy(x0, randn(5, *x0.shape), times), []

@@ -87,7 +87,7 @@ def network(schedule: Schedule, law: VectorDenoiser | MixtureDenoiser, target: s
             to, left = alpha / schedule.alpha(s), schedule.sigma(s) ** 2
             return (schedule.alpha(s) * (sigma**2 - to**2 * left) * x0 + to * left * x_t) / sigma**2
         skip, out = 0.25 * alpha / (0.25 * alpha**2 + sigma**2), 0.5 * sigma / (0.25 * alpha**2 + sigma**2).sqrt()
-        answers = {"x0": x0, "eps": eps, "score": -eps / sigma, "v": alpha * eps - sigma * x0}
+        answers = {"x0": x0, "eps": eps, "score": -eps / sigma, "v": alpha * eps - sigma * x0, "flow": eps - x0}
         return (x0 - skip * x_t) / out if target == "F" else answers[target]
 
     return answer
@@ -140,7 +140,7 @@ def test_gaussian(kind: str, name: str) -> None:
     for spacing in SPACINGS:
         found = sampled(kind, name, spacing)
         assert max(found) < most, (spacing, found)
-        for target in TARGETS:
+        for target in (*TARGETS, "flow") if name == "flow" else TARGETS:
             assert sampled(kind, name, spacing, target) == pytest.approx(found, abs=2e-6), (spacing, target)
         if order:
             one, two = (sampled(kind, name, spacing, times=k, exact=True)[1] for k in (1, 2))

@@ -325,7 +325,7 @@ def test_gradients_stay_finite(levels: int, far: float, dtype: torch.dtype) -> N
         ({"target": "eps", "weighting": "snr"}, "weighting: 'snr'"),
         ({"target": "eps", "variance": "large"}, "variance: 'large'"),
         ({"target": "eps", "matching": "plain"}, "matching: 'plain'; known are denoising, sliced"),
-        ({"target": "eps", "times": "even"}, "times: 'even'; known are importance, log-normal, uniform"),
+        ({"target": "eps", "times": "even"}, "times: 'even'; known are importance, log-normal, logit-normal, uniform"),
         ({"target": "eps", "variance": "learned", "vlb_weight": -1.0}, "vlb_weight: -1.0; it must be at least 0"),
         ({"target": "eps", "variance": "learned", "vlb_weight": math.nan}, "vlb_weight: nan; it must be a finite"),
         ({"target": "eps", "matching": "sliced"}, "target: 'eps'; with matching 'sliced' it must be 'score'"),
@@ -353,7 +353,7 @@ def test_a_parameter_goes_to_every_component_that_declares_it() -> None:
 
 def test_unknown_target_is_named() -> None:
     """The message names the target and lists those that are known."""
-    with pytest.raises(ValueError, match="'epsilon'; known are F, eps, mu, score, v, x0"):
+    with pytest.raises(ValueError, match="'epsilon'; known are F, eps, flow, mu, score, v, x0"):
         Objective.make({"target": "epsilon"})
 
 

@@ -15,7 +15,7 @@ from ddpm.pipeline.catalogue import ConfigError
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM
-from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule
+from ddpm.schedules import VPSDE, Cosine, Flow, Geometric, Karras, Linear, Schedule, ShiftedCosine, Sigmoid
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +31,9 @@ ROOT = Path(__file__).parent.parent
         VPSDE(beta_min=0.3, beta_max=2.0),
         Geometric(sigma_max=7.0),
         Karras(sigma_max=0.9),
+        Flow(),
+        Sigmoid(temperature=0.2),
+        ShiftedCosine(shift=0.1),
     ],
     ids=str,
 )

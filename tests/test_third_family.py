@@ -32,7 +32,7 @@ from ddpm.stages.sample import chain
 
 ROOT = Path(__file__).parent.parent
 Tensor = torch.Tensor
-TARGETS = ("x0", "eps", "score", "mu", "v", "F")
+TARGETS = ("x0", "eps", "score", "mu", "v", "F", "flow")
 WEIGHTINGS = ("simple", "vlb", "edm", "min-snr")
 MEAN, STD = 0.3, 0.5
 

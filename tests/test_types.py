@@ -13,7 +13,7 @@ from ddpm.schedules import Cosine, Linear, distinct, like
 
 NAMES = list(EVERY)
 META = torch.zeros(3, 1, 2, 2, device="meta")
-TARGETS = ("x0", "eps", "score", "mu", "v", "F")
+TARGETS = ("x0", "eps", "score", "mu", "v", "F", "flow")
 
 
 def test_coefficients_go_where_the_images_are() -> None:

@@ -14,7 +14,7 @@ from ddpm.objectives import Target
 
 Tensor = torch.Tensor
 NAMES = list(EVERY)
-TARGETS = ["x0", "eps", "score", "v", "mu", "F"]
+TARGETS = ["x0", "eps", "score", "v", "mu", "F", "flow"]
 TIMES = [1.0, 2.0, 17.25, 400.0, 999.5, 1000.0]
 STD = 0.7  # of the data, where EDM asks for it
 
@@ -38,6 +38,8 @@ def definition(target: str, name: str, x0: Tensor, eps: Tensor, t: float) -> Ten
             return -(x_t - alpha * x0) / sigma**2
         case "v":
             return alpha * eps - sigma * x0
+        case "flow":
+            return eps - x0
         case "mu":
             # E[x_s | x_t, x0] by conditioning one normal variable on the other, s = t − 1.
             before, noise = scales(name, t - 1)
