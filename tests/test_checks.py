@@ -279,7 +279,6 @@ def test_mistakes_of_form_content_and_machine_come_together(monkeypatch: pytest.
     )
     found = [line.split(";")[0].split(" is of")[0] for line in said(overlay, "digits", *machine.checks(cluster=False))]
     assert found == [
-        "fidelity.extractor: 'incepton'",
         "likelihood.images: 'x'",
         "samplers.ddim: 5",
         "seeds[0]: '0'",
@@ -288,6 +287,7 @@ def test_mistakes_of_form_content_and_machine_come_together(monkeypatch: pytest.
         "objectives.eps.gamma: 1.0",
         "objectives.v.target: 'velocity' is unknown",
         "network.attention: 3",
+        "fidelity.extractor: 'incepton' is unknown",
         "ode_likelihood.images: 5000",
         "training.warmup: 4000",
         "threads: 64, but this machine has 2 cores",

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
 from oracles import DIGITS, PLANE, randn
 from project import forget
 
@@ -19,10 +18,11 @@ from ddpm.metrics import extractors
 from ddpm.metrics.evaluator import Evaluator, Samples
 from ddpm.metrics.metric import Metric
 from ddpm.networks.classifier import Classifier
-from ddpm.pipeline import catalogue, config, measures, records, source
+from ddpm.pipeline import catalogue, config, measures, records, schema, source
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.registry import known
 from ddpm.pipeline.running import run_stage
-from ddpm.tables import columns
+from ddpm.tables.columns import OURS, Columns
 
 torch.set_num_threads(1)
 
@@ -42,7 +42,7 @@ def test_planning_reads_what_the_classes_are(base: type, read) -> None:
     classes, declared = {c.method: c for c in base.all()}, read()
     assert declared.keys() == classes.keys()
     for name, attributes in declared.items():
-        for key in ("title", "direction", "wants", "topline", "shown", "counted", "real"):
+        for key in ("title", "direction", "wants", "topline", "shown", "details", "counted", "loads", "real"):
             assert attributes.get(key) == getattr(classes[name], key, None), (name, key)
 
 
@@ -61,30 +61,34 @@ def test_docs_list_the_metrics() -> None:
     text = (ROOT / "docs/table.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| ([↓↑]) \| (.*?) ?\| (.+) \|$", text, re.MULTILINE)
     expected = []
-    for name in columns.SHOWN:
-        declared = measures.metrics()[name]
+    for name, declared in OURS.metrics.items():
         needs = ", ".join(NEEDS.get(need, need) for need in declared["wants"])
         expected.append((name, declared["direction"], needs, declared["title"]))
     assert rows == expected
 
 
 def test_the_schema_names_the_extractors() -> None:
-    schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
-    assert schema["properties"]["fidelity"]["properties"]["extractor"]["enum"] == list(measures.extractors())
+    fidelity = schema.editor()["properties"]["fidelity"]["properties"]
+    assert fidelity["extractor"]["enum"] == list(measures.extractors())
+    assert fidelity["metrics"]["anyOf"][1]["items"]["enum"] == list(known("metric"))
 
 
 def test_the_columns_follow_from_the_metrics() -> None:
-    """Distances before the bits/dim, the others after; a topline has four columns more, and a spread."""
-    place = columns.COLUMNS.index
-    for name in columns.SHOWN:
+    """Distances before the bits/dim, the others after; a topline has four columns more, and a spread; each has its
+    details beside it."""
+    place = OURS.all.index
+    assert len(set(OURS.all)) == len(OURS.all)
+    for detail, name in OURS.details.items():
+        assert 0 < place(detail) - place(name) <= 3 and detail not in OURS.read
+    for name in OURS.metrics:
         better = measures.metrics()[name]["direction"]
         assert (place(name) < place("nll_bits_per_dim")) == (better == "↓"), name
-    for name in columns.TOPLINED:
+    for name in OURS.toplined:
         assert {
             f"{name}{end}" for end in ("_std", "_over_topline", "_topline", "_topline_low", "_topline_high")
-        } <= set(columns.COLUMNS)
-    assert "fid_train_binarized" not in columns.COLUMNS
-    assert "fid_train" in columns.COLUMNS and "fid_train" not in columns.READING
+        } <= set(OURS.all)
+    assert "fid_train_binarized" not in OURS.all
+    assert "fid_train" in OURS.all and "fid_train" not in OURS.read
 
 
 METRIC = '''
@@ -138,7 +142,7 @@ def test_a_metric_is_one_class(package: Path) -> None:
     add(package, "metrics/brightness.py", METRIC)
     forget()
     grid = config.check(read)
-    assert "brightness" in grid.metrics and "brightness" in measures.shown("table.md")
+    assert "brightness" in grid.metrics and "brightness" in Columns().read
     assert {job for job, code in before.items() if grid.job(*job)[1] != code} == {("fidelity", "noise")}
     samples = Samples(torch.full((3, 1, 8, 8), 4, dtype=torch.uint8))
     assert Metric.make({"method": "brightness"}).compute(None, samples) == {"brightness": 4.0}
@@ -158,7 +162,7 @@ def test_the_identity_has_one_feature_per_coordinate(tmp_path: Path) -> None:
     spec = {"extractor": "identity", "weights": ""}
     found = Evaluator(data_of(DIGITS, images), spec, nowhere).features(images)
     assert torch.equal(found, DIGITS.to_images(images).flatten(1).double())
-    assert found.shape[1] == measures.features("identity", (1, 8, 8), {})
+    assert found.shape[1] == measures.features({"fidelity": {"extractor": "identity"}}, (1, 8, 8))
     on_plane = Evaluator(data_of(PLANE, points), spec, nowhere)
     assert torch.equal(on_plane.features(points), points.double()) and on_plane.extractor.hash == "identity"
 

@@ -28,6 +28,25 @@ def frechet(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     return fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID]
 
 
+def in_order(features: Tensor) -> Tensor:
+    """The same features (N, D), sorted along one fixed direction: what draws subsets of them, or parts, then depends on
+    no order of the samples."""
+    direction = rng.normal(rng.key("order of features"), torch.zeros(1), 0, (features.shape[1],), torch.float64)[0]
+    return features[(features @ direction).argsort(stable=True)]
+
+
+def nearest(features: Tensor, to: Tensor, k: int = 1, rows: int = 1000) -> Tensor:
+    """The distance (N,) of every row of features (N, D) to the k-th nearest of `to` (M, D).
+
+    |a|² + |b|² − 2 a·b finds the k nearest; their distances are those of exact differences, 0 for equal rows.
+    """
+    found = []
+    for part in features.split(rows):
+        index = torch.cdist(part, to).topk(k, largest=False).indices
+        found.append((part[:, None] - to[index]).norm(dim=2).amax(1))
+    return torch.cat(found)
+
+
 def within_classes(features: Tensor, labels: Tensor) -> float:
     """Σ ‖f − mean of its class‖²/(N − classes): the variance of features (N, D) within the classes `labels` (N,)."""
     _, label = labels.unique(return_inverse=True)

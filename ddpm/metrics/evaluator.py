@@ -50,8 +50,9 @@ class Evaluator:
     def extractor(self) -> Extractor:
         if self.spec["extractor"] == TrainedClassifier.method:
             return self.classifier
+        own = {"modules": self.spec.get("modules", ())}
         weights = {"method": self.spec["extractor"], "weights": self.spec["weights"], "device": self.device}
-        return Extractor.make(weights)
+        return Extractor.make(own | weights)
 
     def images(self, stored: Tensor, size: int, binarized: bool = False) -> Iterator[Tensor]:
         """Stored images as the extractors take them, `size` at once, on the device."""
@@ -68,9 +69,13 @@ class Evaluator:
         return self.features(samples.images, binarized)
 
     @lru_cache(maxsize=1)  # noqa: B019
+    def sample_logits(self, samples: Samples) -> Tensor:
+        """The classifier's logits of what is measured, float64 (N, classes), computed once for all metrics."""
+        return self.logits(samples.images)
+
     def sample_labels(self, samples: Samples) -> Tensor:
         """The labels that the classifier sees in what is measured, int64 (N,)."""
-        return self.predict(samples.images)
+        return self.sample_logits(samples).argmax(1)
 
     @torch.no_grad()
     def features(self, stored: Tensor, binarized: bool = False) -> Tensor:
@@ -79,10 +84,14 @@ class Evaluator:
         return torch.cat([self.extractor(batch).double().cpu() for batch in batches])
 
     @torch.no_grad()
+    def logits(self, stored: Tensor) -> Tensor:
+        """The classifier's logits of every image, float64 (N, classes)."""
+        batches = self.images(stored, self.classifier.batch)
+        return torch.cat([self.classifier.logits(batch).cpu() for batch in batches])
+
     def predict(self, stored: Tensor) -> Tensor:
         """The classifier's label of every image, int64 (N,)."""
-        batches = self.images(stored, self.classifier.batch)
-        return torch.cat([self.classifier.predict(batch).cpu() for batch in batches])
+        return self.logits(stored).argmax(1)
 
     @cache  # noqa: B019 - it lives as long as its evaluator
     def real_features(self, split: str, binarized: bool) -> Tensor:

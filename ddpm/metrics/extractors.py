@@ -117,11 +117,13 @@ class Extractor(Method):
     counted:  how many features it has: a number, `coordinates` for one per coordinate of an image, or the key of the
               configuration that says so.
     batch:    how many images it takes at once.
+    loads:    whether it has weights from elsewhere, for which `fidelity.weights` may name a file.
     """
 
     wants: ClassVar[tuple[str, ...]] = ()
     counted: ClassVar[int | str] = "coordinates"
     batch: ClassVar[int] = 512
+    loads: ClassVar[bool] = False
     weights: str = ""
     device: str = "cpu"
 
@@ -154,9 +156,13 @@ class TrainedClassifier(Extractor):
     def __call__(self, images: Tensor) -> Tensor:
         return self.network(images)[0]
 
+    def logits(self, images: Tensor) -> Tensor:
+        """log p(label | image) of every image up to a constant, float64 (B, classes)."""
+        return self.network(images)[1]
+
     def predict(self, images: Tensor) -> Tensor:
         """The most likely label of every image, int64 (B,)."""
-        return self.network(images)[1].argmax(1)
+        return self.logits(images).argmax(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +173,7 @@ class Inception(Extractor):
     wants = ("images",)
     counted = 2048
     batch = 64
+    loads = True
 
     @cached_property
     def network(self) -> FeatureExtractorBase:

@@ -18,6 +18,7 @@ class Metric(Method):
     wants:     what it needs, of `ddpm.pipeline.measures`: it is left out where the data cannot give it.
     topline:   whether `compute` gives real images a mean and its interval, NAME, NAME_low and NAME_high; the table has
                the multiples of them, and the spread over seeds.
+    details:   of further numbers of `compute` the ends of their names, NAME_low for `low`: columns of table.csv.
     shown:     where it stands: `table.md` (and table.csv), `table.csv` alone, or in the `record` alone.
     """
 
@@ -25,6 +26,7 @@ class Metric(Method):
     direction: ClassVar[str] = "↓"
     wants: ClassVar[tuple[str, ...]] = ()
     topline: ClassVar[bool] = False
+    details: ClassVar[tuple[str, ...]] = ()
     shown: ClassVar[str] = "table.md"
 
     def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:

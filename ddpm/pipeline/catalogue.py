@@ -63,7 +63,7 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
     yield _of_data(config)
     yield _of_points(config)
     yield _of_labels(config)
-    yield _of_extractor(config)
+    yield _of_fidelity(config)
     schedules = config.get("schedules")
     for name in schedules if isinstance(schedules, dict) else ():
         yield _of_end(config, name)
@@ -129,10 +129,10 @@ def _of_labels(config: dict) -> Iterator[str]:
                 yield f"guidances.{name}.method: {takes}: it must be none"
 
 
-def _of_extractor(config: dict) -> Iterator[str]:
-    """An extractor that these data cannot have."""
+def _of_fidelity(config: dict) -> Iterator[str]:
+    """An extractor or metrics that there are not, or that these data cannot have."""
     if there := given(config):
-        yield from measures.mistakes(config["fidelity"]["extractor"], config["data"]["name"], there)
+        yield from measures.mistakes(config["fidelity"], config["data"]["name"], there, files_of(config))
 
 
 def _of_data(config: dict) -> Iterator[str]:
@@ -170,9 +170,10 @@ def _of_count(config: dict, section: str, split: str) -> Iterator[str]:
 def _of_features(config: dict) -> Iterator[str]:
     """No more images than features: a covariance of lower rank, which only looks like a FID."""
     data, extractor, images = _dataset(config), config["fidelity"]["extractor"], config["sampling"]["images"]
-    if data["shape"] is None or any(_of_extractor(config)):
+    if data["shape"] is None or any(_of_fidelity(config)):
         return
-    features, counted = measures.features(extractor, data["shape"], config), measures.extractors()[extractor]["counted"]
+    features = measures.features(config, data["shape"])
+    counted = measures.extractors(files_of(config))[extractor]["counted"]
     configured = "." in str(counted)
     key = f"{counted}: " if configured else f"fidelity.extractor: {extractor!r} has "
     splits = [(data[split], split) for split in ("train", "test") if data[split] is not None]
@@ -203,8 +204,10 @@ def _of_training(config: dict) -> Iterator[str]:
 
 def _of_weights(config: dict) -> Iterator[str]:
     weights, extractor = config["fidelity"]["weights"], config["fidelity"]["extractor"]
-    if weights and extractor != "inception":
-        yield f"fidelity.weights: {weights!r}; nothing uses it but fidelity.extractor inception: leave it empty"
+    using = [name for name, declared in measures.extractors(files_of(config)).items() if declared["loads"]]
+    if weights and extractor not in using:
+        users = " or ".join(using)
+        yield f"fidelity.weights: {weights!r}; nothing uses it but fidelity.extractor {users}: leave it empty"
 
 
 # The folders of a clone, which results would mix with.

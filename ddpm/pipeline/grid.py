@@ -123,14 +123,14 @@ class Grid:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The metrics that these data can have."""
-        return measures.possible(measures.metrics(), given(self.config))
+        """The metrics that the configuration asks for, of those that these data can have."""
+        return measures.chosen(self.config.get("fidelity", {}), given(self.config))
 
     @cached_property
     def needs(self) -> list[str]:
         """What has to be made for the metrics and the extractor, `classifier` or nothing; figures do not read it."""
         fidelity = self.config.get("fidelity")
-        return measures.needs(fidelity["extractor"], given(self.config)) if fidelity else []
+        return measures.needs(fidelity, given(self.config)) if fidelity else []
 
     @cached_property
     def networks(self) -> dict[str, Network]:

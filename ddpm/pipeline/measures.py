@@ -8,18 +8,19 @@ from collections.abc import Iterator
 from math import prod
 
 from ddpm.pipeline.declarations import methods
+from ddpm.pipeline.registry import Files, known
 
 
-def metrics() -> dict[str, dict]:
+def metrics(files: Files = ()) -> dict[str, dict]:
     """The metrics by name → what their classes declare (`ddpm.metrics.metric`), in the table's order: those whose
-    direction is ↓ first."""
-    found = {name: m.attributes for name, m in methods("ddpm.metrics", "Metric").items()}
+    direction is ↓ first. files: those of the user's own."""
+    found = {name: m.attributes for name, m in known("metric", files).items()}
     return dict(sorted(found.items(), key=lambda item: item[1]["direction"] != "↓"))
 
 
-def extractors() -> dict[str, dict]:
+def extractors(files: Files = ()) -> dict[str, dict]:
     """The feature extractors by name → what their classes declare (`ddpm.metrics.extractors`)."""
-    return {name: e.attributes for name, e in methods("ddpm.metrics", "Extractor").items()}
+    return {name: e.attributes for name, e in known("extractor", files).items()}
 
 
 def baselines() -> dict[str, dict]:
@@ -32,14 +33,17 @@ def toplines() -> dict[str, str]:
     return {declared["topline"]: name for name, declared in baselines().items() if declared["real"]}
 
 
-def shown(*places: str) -> list[str]:
-    """The metrics that are shown in one of these places, in the table's order."""
-    return [name for name, declared in metrics().items() if declared["shown"] in places]
+def files_of(fidelity: dict) -> Files:
+    """The files of the user's own that a job's section `fidelity` names."""
+    return tuple(fidelity.get("modules", ()))
 
 
-def toplined() -> dict[str, str]:
-    """The metrics that real images have a topline of → their titles."""
-    return {name: declared["title"] for name, declared in metrics().items() if declared["topline"]}
+def chosen(fidelity: dict, there: set[str]) -> list[str]:
+    """The metrics that a section `fidelity` asks for, in the table's order: those that it lists, or all that can be had
+    of data that give what is `there`."""
+    found = possible(metrics(files_of(fidelity)), there)
+    listed = fidelity.get("metrics", "all")
+    return found if listed == "all" else [name for name in found if name in listed]
 
 
 def given(dataset: dict) -> set[str]:
@@ -55,15 +59,17 @@ def possible(declared: dict[str, dict], there: set[str]) -> list[str]:
     return [name for name, attributes in declared.items() if there.issuperset(attributes["wants"])]
 
 
-def needs(extractor: str, there: set[str]) -> list[str]:
-    """What has to be made for the metrics that are possible, and for the extractor: `classifier`, or nothing."""
-    asked = [metrics()[name] for name in possible(metrics(), there)] + [extractors()[extractor]]
+def needs(fidelity: dict, there: set[str]) -> list[str]:
+    """What has to be made for the metrics that a section `fidelity` asks for and for its extractor: `classifier`, or
+    nothing."""
+    files = files_of(fidelity)
+    asked = [metrics(files)[name] for name in chosen(fidelity, there)] + [extractors(files)[fidelity["extractor"]]]
     return ["classifier"] if any("classifier" in declared["wants"] for declared in asked) else []
 
 
-def features(extractor: str, shape: tuple[int, ...], config: dict) -> int:
-    """How many features an extractor has of images of this shape."""
-    counted = extractors()[extractor]["counted"]
+def features(config: dict, shape: tuple[int, ...]) -> int:
+    """How many features the configured extractor has of images of this shape."""
+    counted = extractors(files_of(config["fidelity"]))[config["fidelity"]["extractor"]]["counted"]
     if isinstance(counted, int):
         return counted
     if counted == "coordinates":
@@ -72,10 +78,24 @@ def features(extractor: str, shape: tuple[int, ...], config: dict) -> int:
     return config[section][key]
 
 
-def mistakes(extractor: str, name: str, there: set[str]) -> Iterator[str]:
-    """An extractor that the data named `name` cannot have."""
-    lacking = set(extractors()[extractor]["wants"]) - there
-    others, where = " or ".join(possible(extractors(), there)), f"fidelity.extractor: {extractor!r}"
+def mistakes(fidelity: dict, name: str, there: set[str], files: Files) -> Iterator[str]:
+    """An extractor or metrics that there are not, or that the data named `name` cannot have."""
+    declared, listed = metrics(files), fidelity.get("metrics", "all")
+    for metric in listed if isinstance(listed, list) else ():
+        lacking = [want for want in declared.get(metric, {"wants": ()})["wants"] if want not in there]
+        if metric not in declared:
+            yield f"fidelity.metrics: {metric!r} is unknown; known are {', '.join(declared)}"
+        elif lacking:
+            yield f"fidelity.metrics: {metric!r} wants {' and '.join(lacking)}, which data.name {name!r} does not give"
+    if "fid" not in listed and isinstance(listed, list):
+        yield "fidelity.metrics: 'fid' is missing; every table has it, to tell samples from noise"
+    made = extractors(files)
+    extractor = fidelity["extractor"]
+    if extractor not in made:
+        yield f"fidelity.extractor: {extractor!r} is unknown; known are {', '.join(made)}"
+        return
+    lacking = [want for want in made[extractor]["wants"] if want not in there]
+    others, where = " or ".join(possible(made, there)), f"fidelity.extractor: {extractor!r}"
     if "images" in lacking:
         yield f"{where} takes images, and data.name {name!r} gives points: it must be {others}"
     if "classifier" in lacking:

@@ -33,6 +33,8 @@ KINDS = {
     "matching": ("ddpm.matching", "Matching"),
     "network": ("ddpm.networks", "Network"),
     "dataset": ("ddpm.datasets", "Dataset"),
+    "metric": ("ddpm.metrics", "Metric"),
+    "extractor": ("ddpm.metrics", "Extractor"),
 }
 Files = tuple[str, ...]
 
@@ -142,8 +144,18 @@ def located(config: dict) -> dict:
         for axis, section in AXES.items()
         if isinstance(config.get(section), dict)
     }
+    if isinstance(fidelity := config.get("fidelity"), dict) and (own := _measuring(fidelity, files)):
+        sections["fidelity"] = fidelity | {"modules": own}
     single = {s: modules(kind, config[s]) for s, kind in (("network", "network"), ("data", "dataset")) if s in config}
     return config | sections | single
+
+
+def _measuring(fidelity: dict, files: Files) -> list[str]:
+    """The files of the user's own that declare what a section `fidelity` asks for: metrics, and the extractor."""
+    listed, extractor = fidelity.get("metrics", "all"), fidelity.get("extractor")
+    sources = [s for name, s in known("metric", files).items() if listed == "all" or name in (listed or ())]
+    sources += [s for name, s in known("extractor", files).items() if name == extractor]
+    return list(dict.fromkeys(file for source in sources for file in source.modules))
 
 
 def settled(config: dict) -> dict:

@@ -18,6 +18,9 @@ def editor(files: Files = ()) -> dict:
         inner = _objective(files) if axis == "objective" else _any_of(axis, files)
         sections[section] = names | {"additionalProperties": inner}
     sections["data"], sections["network"] = _any_of("dataset", files), _any_of("network", files)
+    fidelity = sections["fidelity"]["properties"]
+    fidelity["extractor"] = {"enum": list(known("extractor", files))}
+    fidelity["metrics"]["anyOf"][1]["items"] = {"enum": list(known("metric", files))}
     return schema
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ddpm.pipeline import fingerprints
@@ -99,9 +98,9 @@ class Stage:
         return {package: v for package, v in versions().items() if IMPORTS.get(package, package) in named}
 
 
-def declared(module: str, base: str, names: Iterable[str] | None = None) -> set[Root]:
-    """The classes of the methods below `base` that are of these names, or all of them."""
-    return {(inner, cls) for name, inner, cls in found_in(module, base) if names is None or name in names}
+def declared(module: str, base: str) -> set[Root]:
+    """The classes of all our methods below `base`."""
+    return {(inner, cls) for _, inner, cls in found_in(module, base)}
 
 
 def on_axes(part: dict, trains: bool = False) -> set[Root]:

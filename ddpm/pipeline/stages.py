@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddpm.pipeline.registry import classes, complete, source_of
+from ddpm.pipeline.registry import classes, complete, known, source_of
 from ddpm.pipeline.stage import BASELINES, CELL, NETWORK, Aggregate, Job, Root, Stage, declared, on_axes
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class FidelityStage(Stage):
         return {
             "name": name,
             "images": grid.config["sampling"]["images"],
-            "fidelity": grid.config["fidelity"],
+            "fidelity": {k: v for k, v in grid.config["fidelity"].items() if k != "metrics"},
             "metrics": grid.metrics,
             "needs": grid.needs,
             "threads": grid.config["threads"],
@@ -197,8 +197,10 @@ class FidelityStage(Stage):
         return {"data": ("data", "")} | samples | extractor
 
     def methods(self, job: dict) -> set[Root]:
-        found = declared("ddpm.metrics", "Metric", job["metrics"])
-        found |= declared("ddpm.metrics", "Extractor", [job["fidelity"]["extractor"]])
+        files = tuple(job["fidelity"].get("modules", ()))
+        sources = [known("metric", files)[name] for name in job["metrics"]]
+        sources.append(known("extractor", files)[job["fidelity"]["extractor"]])
+        found = {(source.module, source.name) for source in sources}
         # All baselines, because they are one batch.
         return found | (declared("ddpm.baselines", "Baseline") if job["name"] in BASELINES else set())
 

@@ -19,6 +19,8 @@ from ddpm.pipeline.records import canonical, read_tensors
 from ddpm.pipeline.run import Outcome, Run
 
 Tensor = torch.Tensor
+# Raised whenever a metric's number comes to mean something else, so that numbers of two protocols are never compared.
+PROTOCOL = 1
 
 
 @lru_cache(maxsize=1)
@@ -61,7 +63,8 @@ def evaluate(run: Run) -> Outcome:
         exact = baseline.bits_per_dim(measure.dataset.test.images)
     # ---- the metrics
     run.phase("measuring")
-    result: dict[str, object] = {"images": count, "extractor": measure.extractor.hash}
+    result: dict[str, object] = {"images": count, "extractor": measure.extractor.hash, "protocol": PROTOCOL}
     for metric in run.job["metrics"]:
-        result |= Metric.make({"method": metric}).compute(measure, samples)
+        spec = {"method": metric, "modules": run.settings.get("modules", ())}
+        result |= Metric.make(spec).compute(measure, samples)
     return "ok", result | bits_per_dim(exact)

@@ -17,7 +17,7 @@ from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.measures import metrics
 from ddpm.pipeline.registry import AXES, PARTS, Files, known
 from ddpm.pipeline.results import CLAIMS
-from ddpm.tables.columns import MEASURES, TOPLINED
+from ddpm.tables.columns import OURS
 from ddpm.tables.documents import DOCUMENTS, cited
 
 Row = tuple[str, ...]  # the names on the axes
@@ -113,7 +113,7 @@ def _mistakes(entry: Any, files: Files) -> Iterator[tuple[str, str]]:
             yield key, f"{entry[key]!r}; it must be text"
     if ("against" in entry) == ("along" in entry):
         yield "against", "a claim has either `against`, other rows, or `along`, AXIS.PARAMETER, and not both"
-    measured = [*MEASURES, *(f"{name}{OVER}" for name in TOPLINED)]
+    measured = [*OURS.measures, *(f"{name}{OVER}" for name in OURS.toplined)]
     if entry.get("column", measured[0]) not in measured:
         yield "column", f"{entry['column']!r}; it must be a measured column: {', '.join(measured)}"
     if entry.get("direction", "less") not in ("less", "more"):

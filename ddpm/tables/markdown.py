@@ -5,7 +5,7 @@ import pandas as pd
 from ddpm.pipeline.catalogue import continuous
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.measures import toplines
-from ddpm.tables.columns import FINISHED, READING, TOPLINED
+from ddpm.tables.columns import FINISHED, columns_of
 
 
 def _cell_text(value: object, digits: int) -> str:
@@ -33,7 +33,7 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
     runs = table[~table["status"].isin(["n/a"])].iloc[len(grid.baselines) :]
     done = int(runs["status"].isin(FINISHED).sum())
     one = {"network"} if table["network"].nunique() == 1 else set()
-    columns = [c for c in READING if c not in one and table[c].notna().any()]
+    columns = [c for c in columns_of(grid.config).read if c not in one and table[c].notna().any()]
     things = "points" if continuous(grid.config) else "images"
     exact = (
         " Of real data it is −log p of the test split under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""
@@ -42,18 +42,18 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
         f"FID of N = {real['samples']} {things} against the test split, features of extractor `{real['extractor']}`. "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
-        f"{exact}\n\n{ratios(table, things)}\n{against_histograms(table, grid)}"
+        f"{exact}\n\n{ratios(table, columns_of(grid.config).toplined, things)}\n{against_histograms(table, grid)}"
         + markdown(table[columns], 3)
         + weights(grid)
     )
 
 
-def ratios(table: pd.DataFrame, things: str) -> str:
+def ratios(table: pd.DataFrame, toplined: dict[str, str], things: str) -> str:
     """What 1 means in every row's `fid_over_topline`, and which values around it are chance."""
     rows = []
     for name, (_, real) in zip(toplines(), table.iloc[: len(toplines())].iterrows(), strict=True):
         row: dict[str, object] = {"topline": name}
-        for column, short in TOPLINED.items():
+        for column, short in toplined.items():
             ends = [real[f"{column}_topline_{end}"] for end in ("low", "high")]
             known = pd.notna(ends).all()
             row[short] = real[column]

@@ -4,7 +4,7 @@ import pandas as pd
 import yaml
 
 from ddpm.pipeline.results import PUBLISHED
-from ddpm.tables.columns import TOPLINED
+from ddpm.tables.columns import OURS
 from ddpm.tables.markdown import markdown
 
 
@@ -16,7 +16,7 @@ def published(table: pd.DataFrame, source: dict) -> pd.DataFrame:
 
     def line(label: str, theirs: dict, ours: pd.Series | None) -> dict:
         row: dict[str, object] = {"row": label}
-        for column, short in TOPLINED.items():
+        for column, short in OURS.toplined.items():
             their, our = theirs.get(column), None if ours is None else ours[column]
             row[f"{short} published"], row[f"{short} ours"] = their, our
             row[f"{short}/top published"] = their / top[column] if their and column in top else None

@@ -9,7 +9,7 @@ from ddpm.pipeline.measures import baselines, toplines
 from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.verdict import degenerate
-from ddpm.tables.columns import COLUMNS, MEASURES, SHOWN, SPREADS, TOPLINED
+from ddpm.tables.columns import Columns, columns_of
 
 
 def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tuple[str, str] | None:
@@ -24,7 +24,7 @@ def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tup
     return None
 
 
-def _row(results: Results, cells: list[Cell]) -> dict:
+def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
     """One row of the table from the cells of all its seeds."""
     first, grid = cells[0], results.grid
     row: dict[str, Any] = dict(zip(AXES, first.row, strict=True)) | {"seeds": len(cells)}
@@ -64,15 +64,27 @@ def _row(results: Results, cells: list[Cell]) -> dict:
         "samples": sample["images"],
         "images_seen": train["images_seen"],
         "extractor": found[0]["fidelity"]["result"]["extractor"],
+        "protocol": found[0]["fidelity"]["result"].get("protocol"),
     }
-    for column, (stage, key) in MEASURES.items():
+    return row | _measured(columns, found) | _status(results, cells, found)
+
+
+def _measured(columns: Columns, found: list[dict[str, dict]]) -> dict[str, float]:
+    """Means over seeds, spreads over them, and intervals of means: of S seeds, whose samples are independent, the ends
+    lie (Σ_s (mean_s − end_s)²)^½/S from the mean (Zou & Donner 2008)."""
+    row = {}
+    for column, (stage, key) in columns.measures.items():
         values = pd.Series(
             [of[stage]["result"][key] for of in found if stage in of and key in of[stage]["result"]], dtype=float
         )
         row[column] = values.mean()
-        if column in SPREADS:
-            row[SPREADS[column]] = values.std()
-    return row | _status(results, cells, found)
+        if column in columns.spreads:
+            row[columns.spreads[column]] = values.std()
+        if (name := columns.details.get(column)) in columns.toplined and len(values):
+            means = pd.Series([of[stage]["result"][name] for of in found])
+            away = float((means - values).pow(2).sum() ** 0.5 / len(means))
+            row[column] = means.mean() + (away if column == f"{name}_high" else -away)
+    return row
 
 
 def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -> dict:
@@ -87,7 +99,7 @@ def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -
     return {"status": "degenerate", "reason": f"{len(bad)} of {len(cells)} seeds ({'; '.join(bad)})"}
 
 
-def _baseline(results: Results, name: str) -> dict:
+def _baseline(results: Results, columns: Columns, name: str) -> dict:
     """A row without a network: real data (ceilings), noise (floor) or a histogram."""
     declared = baselines()[name]
     row = {"objective": declared["title"] or name, "topline": declared["topline"]}
@@ -95,7 +107,7 @@ def _baseline(results: Results, name: str) -> dict:
     if record is None:
         return row | {"status": "missing", "reason": f"fidelity: {results.todo['fidelity', name][0]}"}
     result = record["result"]
-    row |= {key: result[key] for key in (*SHOWN, "extractor") if key in result}
+    row |= {key: result[key] for key in (*columns.metrics, *columns.details, "extractor", "protocol") if key in result}
     if "bits_per_dim" in result:
         row |= {"nll_bits_per_dim": result["bits_per_dim"], "nll_standard_error": result["standard_error"]}
     if name == toplines()["stratified"] and (of := results.valid("data", "")):
@@ -110,23 +122,25 @@ def collect(results: Results) -> pd.DataFrame:
     rows: dict[tuple, list[Cell]] = {}
     for cell in grid.cells:
         rows.setdefault(cell.row, []).append(cell)
-    found = [_baseline(results, b) for b in grid.baselines] + [_row(results, cells) for cells in rows.values()]
-    table = pd.DataFrame(found, columns=COLUMNS)
+    columns = columns_of(grid.config)
+    found = [_baseline(results, columns, name) for name in grid.baselines]
+    found += [_row(results, columns, cells) for cells in rows.values()]
+    table = pd.DataFrame(found, columns=columns.all)
     table["dataset"] = grid.config["data"]["name"]
-    for column in TOPLINED:
+    for column in columns.toplined:
         table[column] = pd.to_numeric(table[column])
         for part in ("", "_low", "_high"):
-            of = {
+            tops = {
                 name: record["result"].get(f"{column}{part}")
                 for name, baseline in toplines().items()
                 if (record := results.valid("fidelity", baseline))
             }
-            table[f"{column}_topline{part}"] = pd.to_numeric(table["topline"].map(of))
+            table[f"{column}_topline{part}"] = pd.to_numeric(table["topline"].map(tops))
         table[f"{column}_over_topline"] = table[column] / table[f"{column}_topline"]
     if "histogram" in grid.baselines:
         nll = pd.to_numeric(table["nll_bits_per_dim"])
         table["nll_minus_histogram"] = nll - nll[grid.baselines.index("histogram")]
-    for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen"):
+    for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen", "protocol"):
         table[column] = table[column].astype("Int64")
     return table
 

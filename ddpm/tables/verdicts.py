@@ -18,7 +18,7 @@ from ddpm.pipeline.measures import toplines
 from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
 from ddpm.tables.claims import OVER, Claim, Row, groups, read
-from ddpm.tables.columns import MEASURES
+from ddpm.tables.columns import OURS
 
 ALPHA = 0.05
 LEAST = 3  # seeds: of two, the spread is hardly known
@@ -60,7 +60,7 @@ def decide(results: Results) -> list[Verdict]:
 def measured(results: Results, column: str) -> Values:
     """Every row's number of every seed; those that are missing, diverged or not measured are left out."""
     base, grid = column.removesuffix(OVER), results.grid
-    stage, key = MEASURES[base]
+    stage, key = OURS.measures[base]
     top = {}
     for kind, baseline in toplines().items() if column != base else ():
         top[kind] = (results.valid("fidelity", baseline) or {"result": {}})["result"].get(base)
