@@ -1,12 +1,17 @@
 """The methods that the contract is asked of: all that the registry knows, at sizes that are quick."""
 
 import os
+import weakref
+from functools import cache
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from PIL import Image
 from project import ROOT
+from sklearn.datasets import load_digits
 
 from ddpm.parameters import Tolerance, cast
 from ddpm.pipeline.registry import KINDS, known
@@ -25,9 +30,24 @@ def every(*kinds: str) -> pytest.MarkDecorator:
     )
 
 
+@cache
+def pictures() -> str:
+    """A folder of scikit-learn's digits as PNG files, a sub-folder for each."""
+    folder = TemporaryDirectory()
+    weakref.finalize(pictures, folder.cleanup)
+    digits = load_digits()
+    for i, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        place = Path(folder.name, str(label))
+        place.mkdir(exist_ok=True)
+        Image.fromarray((image * 15).astype("uint8")).save(place / f"{i:04}.png")
+    return folder.name
+
+
 def small(kind: str, name: str, most: int = 4, **given: object) -> dict:
     """The method's specification: whole numbers at most `most` where it takes that, tolerances 1e-3."""
     source = KNOWN[kind][name]
+    if (kind, name) == ("dataset", "folder"):
+        given |= {"path": pictures(), "size": 8, "channels": 1, "labels": True, "test_share": 0.5}
     for parameter, declared in source.parameters.items():
         if declared.annotation == Tolerance:
             given.setdefault(parameter, 1e-3)

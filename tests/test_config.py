@@ -96,7 +96,7 @@ MISTAKES = {
     ),
     "unknown method": (("samplers", "ddim", "method"), "dimm", ["samplers.ddim.method", "'dimm'", "ancestral, ddim"]),
     "unknown network": (("network", "method"), "resnet", ["network.method", "'resnet'", "mlp, unet"]),
-    "unknown dataset": (("data", "name"), "cifar", ["data.name", "'cifar'", "digits, mnist"]),
+    "unknown dataset": (("data", "name"), "cifar", ["data.name", "'cifar'", "digits, folder, mnist"]),
     "list for a target": (("objectives", "eps", "target"), ["eps"], ["objectives.eps.target", "['eps']"]),
     "list for a method": (("samplers", "ddim", "method"), ["ddim"], ["samplers.ddim.method", "['ddim']"]),
     "unknown parameter of a sampler": (("samplers", "ddim", "etta"), 0.1, ["samplers.ddim.etta", "unknown", "eta"]),

@@ -14,6 +14,7 @@ from oracles import randn
 from project import ROOT
 
 from ddpm import networks
+from ddpm.datasets.dataset import Dataset
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance
 from ddpm.objectives import Objective, Target
@@ -259,8 +260,8 @@ def test_network(network: str, dataset: str) -> None:
     """The output's shape and type, conditional and not; the same in every batch; every parameter has a part in it."""
     if not accepts(network, dataset):
         pytest.skip("the catalogue refuses this pair")
-    shape, classes = KNOWN["dataset"][dataset].attributes["shape"], KNOWN["dataset"][dataset].attributes["classes"]
-    for heads, count in product((1, 2), {0, classes if isinstance(classes, int) else CLASSES}):
+    shape, classes = (data := Dataset.make(small("dataset", dataset))).shape, data.classes
+    for heads, count in product((1, 2), {0, classes}):
         torch.manual_seed(0)
         made = networks.build(small("network", network, 8), shape, heads, count).eval()
         assert made.classes == count

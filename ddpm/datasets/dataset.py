@@ -1,10 +1,14 @@
 """Datasets: images or points as they are stored, their labels where they have any, and the two splits."""
 
+import math
+import os
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from ddpm import rng
@@ -14,6 +18,8 @@ from ddpm.pipeline.records import read_tensors
 from ddpm.spaces import Space
 
 Tensor = torch.Tensor
+# Images of more bytes than this are gathered in a file instead of in memory.
+LARGE = 2**30
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Dataset(Method):
     std: about the standard deviation of a coordinate of x, in [−1, 1] for pixels: what a schedule's noise must outgrow.
     shape, train and test: (C, H, W) of an image or (D,) of a point, and how many are in each split, so that a
     configuration can be checked without the data; None where that is not known before.
+    form: the parameters whose values are the shape, where it depends on them.
+    reads: what the user's own files are called in records → the parameter that says where they lie.
     """
 
     space: ClassVar[dict[str, object]] = {"method": "pixels"}
@@ -55,6 +63,8 @@ class Dataset(Method):
     shape: ClassVar[tuple[int, ...] | None] = None
     train: ClassVar[int | None] = None
     test: ClassVar[int | None] = None
+    form: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[dict[str, str]] = {}
 
     def load(self) -> tuple[Split, Split]:
         raise NotImplementedError
@@ -87,6 +97,15 @@ class Data:
             x = self.space.encode(stored).double()
             total, squares = total + x.sum(0), squares + x.square().sum(0)
         return float(((squares - total.square() / count) / (count - 1)).mean().clamp(min=0).sqrt())
+
+
+def empty(count: int, shape: tuple[int, ...]) -> Tensor:
+    """Room for images, uint8 (count, *shape): in memory, or, of more than LARGE bytes, in a temporary file."""
+    if (size := count * math.prod(shape)) <= LARGE:
+        return torch.empty(count, *shape, dtype=torch.uint8)
+    with tempfile.TemporaryFile() as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # so that a full disk is an error here, not a crash later
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(count, *shape)))
 
 
 def read(path: Path) -> Data:

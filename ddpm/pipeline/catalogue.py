@@ -67,9 +67,7 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
     schedules = config.get("schedules")
     for name in schedules if isinstance(schedules, dict) else ():
         yield _of_end(config, name)
-    for section, split in (("sampling", "train"), ("likelihood", "test"), ("ode_likelihood", "test")):
-        yield _of_count(config, section, split)
-    yield _of_features(config)
+    yield from of_counts(config, {})
     yield _of_training(config)
     yield _of_weights(config)
     yield _of_results(config)
@@ -82,7 +80,10 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
 def given(config: dict) -> set[str]:
     """What the data give to whoever wants something (`ddpm.pipeline.measures`); nothing where they are unknown."""
     dataset = known("dataset", tuple(config["data"].get("modules", ()))).get(config["data"]["name"])
-    return set() if dataset is None else measures.given(dataset.attributes)
+    if dataset is None:
+        return set()
+    defaults = {name: parameter.default for name, parameter in dataset.parameters.items()}
+    return measures.given(dataset.attributes | defaults | config["data"])
 
 
 def continuous(config: dict) -> bool:
@@ -144,7 +145,8 @@ def _dataset(config: dict) -> dict:
     if any(_of_data(config)):
         raise LookupError("reported with the dataset itself")
     declared = source_of("dataset", config["data"])
-    return declared.attributes | complete(declared, config["data"])
+    found = declared.attributes | complete(declared, config["data"])
+    return found | ({"shape": tuple(found[name] for name in found["form"])} if found["form"] else {})
 
 
 def _of_end(config: dict, name: str) -> Iterator[str]:
@@ -157,9 +159,16 @@ def _of_end(config: dict, name: str) -> Iterator[str]:
         yield f"schedules.{name}.{mistake}"
 
 
-def _of_count(config: dict, section: str, split: str) -> Iterator[str]:
+def of_counts(config: dict, counts: dict[str, int]) -> Iterator[Iterator[str]]:
+    """What asks for more images than there are; counts: how many a split holds, where only the data themselves say."""
+    for section, split in (("sampling", "train"), ("likelihood", "test"), ("ode_likelihood", "test")):
+        yield _of_count(config, section, split, counts)
+    yield _of_features(config, counts)
+
+
+def _of_count(config: dict, section: str, split: str, counts: dict[str, int]) -> Iterator[str]:
     """More images than the split that they are taken from holds."""
-    wanted, there, name = config[section]["images"], _dataset(config)[split], config["data"]["name"]
+    wanted, there, name = config[section]["images"], (_dataset(config) | counts)[split], config["data"]["name"]
     if there is not None and wanted > there:
         of = "the row of real data takes as many" if section == "sampling" else "they are taken"
         yield f"{section}.images: {wanted}; {of} from the {split} split of {name!r}: it must be at most {there}"
@@ -167,9 +176,10 @@ def _of_count(config: dict, section: str, split: str) -> Iterator[str]:
         yield "ode_likelihood.images: 1; a standard error takes two: it must be 0 (not measured) or at least 2"
 
 
-def _of_features(config: dict) -> Iterator[str]:
+def _of_features(config: dict, counts: dict[str, int]) -> Iterator[str]:
     """No more images than features: a covariance of lower rank, which only looks like a FID."""
-    data, extractor, images = _dataset(config), config["fidelity"]["extractor"], config["sampling"]["images"]
+    data = _dataset(config) | counts
+    extractor, images = config["fidelity"]["extractor"], config["sampling"]["images"]
     if data["shape"] is None or any(_of_fidelity(config)):
         return
     features = measures.features(config, data["shape"])

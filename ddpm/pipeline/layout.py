@@ -26,8 +26,9 @@ class Layout:
         return self.work(stage, name) / "checkpoint.safetensors"
 
     def inputs(self, stage: str, name: str, job: dict) -> dict[str, Path]:
-        """The files that one job reads: the first output of each of its parents."""
-        return {of: self.output(*parent) for of, parent in STAGES[stage].parents(name, job).items()}
+        """The files that one job reads: the first output of each of its parents, and the user's own folders."""
+        found = {of: self.output(*parent) for of, parent in STAGES[stage].parents(name, job).items()}
+        return found | STAGES[stage].sources(job)
 
     def measured(self, batch: str) -> Path:
         """What says that every cell of a batch has its fidelity record: their names and digests."""

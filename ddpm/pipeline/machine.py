@@ -14,8 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
+from ddpm.pipeline import folders
+from ddpm.pipeline.catalogue import of_counts
 from ddpm.pipeline.devices import gpus
-from ddpm.pipeline.registry import files_of
+from ddpm.pipeline.registry import complete, files_of, source_of
 from ddpm.pipeline.source import modules_in
 
 # What Inception's state dict holds among others, and the file of it that torch-fidelity and pytorch-fid use.
@@ -41,7 +43,7 @@ for file in sys.argv[1:]:
 def checks(cluster: bool) -> list[Callable[[dict], Iterator[str]]]:
     """What to check a configuration with before its jobs run: here, or on a cluster, whose nodes this machine is none
     of (ddpm/pipeline/preflight.py asks Slurm about them)."""
-    return [_inception, _folder, _imports] + [_devices] * (not cluster)
+    return [_inception, _folder, _images, _imports] + [_devices] * (not cluster)
 
 
 def load_inception(config: dict) -> None:
@@ -64,6 +66,23 @@ def _folder(config: dict) -> Iterator[str]:
     folder = Path(config["results"])
     if file := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
         yield f"results: {config['results']!r}, but {file} is a file; it must be a folder"
+
+
+def _images(config: dict) -> Iterator[str]:
+    """A folder of images that is not there, or of which one sees without reading them that they are too few."""
+    declared = source_of("dataset", config["data"])
+    if "images" not in declared.attributes["reads"]:
+        return
+    data = complete(declared, config["data"])
+    prepared = Path(config["results"]) / "data" / "record.json"
+    if prepared.exists() and not folders.located(data["path"]).is_dir():
+        return  # all later jobs read what the data's job has made of them
+    if wrong := folders.mistakes(data["path"], data["labels"]):
+        yield from wrong
+        return
+    train, test = folders.sizes(data["path"], data["labels"], data["test_share"])
+    for check in of_counts(config, {"train": train, "test": test}):
+        yield from check
 
 
 def _imports(config: dict) -> Iterator[str]:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ddpm.errors import UserError
+from ddpm.pipeline import folders
 
 # The version of the record's format, see workflow/schemas/record.schema.yaml.
 FORMAT = 2
@@ -39,8 +40,8 @@ COSTS = {"started": str, "seconds": int | float, "phases": dict, "peak_memory_mb
 DEPTH = 20
 PRESERVED = "run again, the existing file is preserved"
 # The packages that numbers depend on, and the names by which code imports those that have another one.
-PACKAGES = ("torch", "torchvision", "torch-fidelity", "torchdiffeq", "numpy", "scipy", "scikit-learn")
-IMPORTS = {"torch-fidelity": "torch_fidelity", "scikit-learn": "sklearn"}
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "torchdiffeq", "numpy", "scipy", "scikit-learn", "pillow")
+IMPORTS = {"torch-fidelity": "torch_fidelity", "scikit-learn": "sklearn", "pillow": "PIL"}
 # When this process began to load its modules, torch above all: every entry point imports this one before them.
 LOADED = time.monotonic()
 
@@ -74,7 +75,9 @@ def _umask() -> int:
 
 
 def sha256(path: str | Path) -> str:
-    """The file's SHA-256, hexadecimal."""
+    """The file's SHA-256, hexadecimal; of a folder, that of its images (`folders.digest`)."""
+    if Path(path).is_dir():
+        return folders.digest(Path(path))
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

@@ -6,12 +6,13 @@ Whether one result is valid `ddpm.pipeline.validity` says; whatever follows from
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from functools import cache, cached_property
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.pipeline import fingerprints, project, records
+from ddpm.pipeline import fingerprints, folders, project, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import canonical
@@ -118,6 +119,25 @@ class Results:
         for of, parent in self.grid.parents(stage, name).items():
             record = self.record(*parent)
             found[of] = None if record is None else record["outputs"].get(self.layout.output(*parent).name)
+        own = STAGES[stage].sources(self.grid.job(stage, name)[0])
+        return found | {of: self._hash(of, folder) for of, folder in own.items()}
+
+    def _hash(self, of: str, folder: Path) -> str | None:
+        """The hash of a folder of the user's own, taken again only where something in it may have changed since; None
+        where it is not there."""
+        if not folder.is_dir():
+            return None
+        memo, (now, latest) = self.layout.work("data") / f"{of}.json", folders.stamp(folder)
+        try:
+            known = json.loads(memo.read_text(encoding="utf-8"))
+            if known["stamp"] == now and isinstance(known["hash"], str):
+                return known["hash"]
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+        found = folders.digest(folder)
+        # What changes within the clock's next tick would have the same stamp.
+        if time.time_ns() - latest > 2 * 10**9:
+            records.write_json(memo, {"stamp": now, "hash": found})
         return found
 
     def reads(self, aggregate: str) -> list[Job]:

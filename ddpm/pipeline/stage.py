@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.pipeline import fingerprints
@@ -71,6 +72,10 @@ class Stage:
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         """What a job reads, by the names that its record uses → the job that makes it: the first of its files."""
         return {"data": ("data", "")}
+
+    def sources(self, job: dict) -> dict[str, Path]:
+        """The user's own folders that a job reads, by the names that its record uses."""
+        return {}
 
     def methods(self, job: dict) -> set[Root]:
         """The classes of a job's methods, which it reaches by their names in the configuration."""

@@ -7,8 +7,10 @@ that of the network, the cell or the baseline that it is for; of the stages that
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpm.pipeline import folders
 from ddpm.pipeline.registry import classes, complete, known, source_of
 from ddpm.pipeline.stage import BASELINES, CELL, NETWORK, Aggregate, Job, Root, Stage, declared, on_axes
 
@@ -32,8 +34,18 @@ class DataStage(Stage):
         data = grid.config["data"]
         return {"data": complete(source_of("dataset", data), data)}
 
+    def seen(self, grid: Grid) -> dict:
+        """The same as later jobs are told of it: not where the user's own files lie, whose hash is in their inputs."""
+        data = self.job(grid)["data"]
+        places = source_of("dataset", data).attributes["reads"].values()
+        return {"data": {k: v for k, v in data.items() if k not in places}}
+
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         return {}
+
+    def sources(self, job: dict) -> dict[str, Path]:
+        reads = source_of("dataset", job["data"]).attributes["reads"]
+        return {of: folders.located(job["data"][parameter]) for of, parameter in reads.items()}
 
     def methods(self, job: dict) -> set[Root]:
         return set(classes("dataset", job["data"]))
@@ -53,7 +65,7 @@ class ClassifierStage(Stage):
         return "" if self.name in grid.needs else None
 
     def job(self, grid: Grid, name: str) -> dict:
-        return DataStage().job(grid) | {"classifier": grid.config["classifier"], "threads": grid.config["threads"]}
+        return DataStage().seen(grid) | {"classifier": grid.config["classifier"], "threads": grid.config["threads"]}
 
 
 class TrainStage(Stage):
@@ -77,7 +89,7 @@ class TrainStage(Stage):
         training = dict(grid.config["training"])
         conditional = network.labels == "conditional"
         dropout = training.pop("label_dropout")
-        return DataStage().job(grid) | {
+        return DataStage().seen(grid) | {
             "name": name,
             "objective": grid.axis("objective", network.objective),
             "schedule": grid.axis("schedule", network.schedule),
@@ -112,7 +124,7 @@ class GuideStage(Stage):
         return guide.name if guide else None
 
     def job(self, grid: Grid, name: str) -> dict:
-        return DataStage().job(grid) | {
+        return DataStage().seen(grid) | {
             "name": name,
             "schedule": grid.axis("schedule", grid.guides[name].schedule),
             "guide": grid.config["guide"],

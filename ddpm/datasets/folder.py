@@ -1,0 +1,125 @@
+"""A folder of images of the user's own."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from ddpm import rng
+from ddpm.datasets.dataset import Dataset, Split, empty, ranks
+from ddpm.errors import UserError
+from ddpm.parameters import Count, Index, Interval, Len
+from ddpm.pipeline import folders
+
+Tensor = torch.Tensor
+# How many of the files that cannot be used a message names.
+NAMED = 10
+
+
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """A picture as it is meant to be looked at, in grey (1 channel) or in colour (3).
+
+    It is turned as its EXIF data say; what is transparent is laid on white; CMYK and palettes become RGB, and colour
+    becomes grey, by Pillow's formulas (ITU-R 601: 0.299 R + 0.587 G + 0.114 B); a colour profile is ignored.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def pixels(path: Path, size: int, channels: int) -> np.ndarray:
+    """One file as uint8 (channels, size, size): the largest square in its middle, resized by a bicubic filter that is
+    as wide as the pixels it joins; a picture of that very size stays as it is.
+
+    ValueError says why it cannot be used: animated, of 16 bits, smaller than that, or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # a photograph with a preview beside it
+                raise ValueError(f"has {frames} frames or pages")
+            if image.mode[0] in "IF" or re.search(";16[BLN]", str([tile[3] for tile in image.tile])):
+                raise ValueError("has more than 8 bits per channel")
+            if min(image.size) < size:
+                raise ValueError(f"has {image.width} × {image.height} pixels, fewer than data.size")
+            whole = upright(image, channels)
+            side = min(whole.size)
+            left, top = (whole.width - side) // 2, (whole.height - side) // 2
+            square = whole.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"cannot be read ({' '.join(str(e).replace(str(path), path.name).split())})") from None
+    found = np.asarray(square)
+    return found[None] if channels == 1 else found.transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Folder(Dataset):
+    """A folder of images of your own, grey or in colour, with its sub-folders as classes or without labels.
+
+    path:       the folder; PNG, JPEG and other common formats, in sub-folders too.
+    size:       the height and width that every image is cropped and resized to (`pixels`); none may be smaller.
+    channels:   1, grey, or 3, colour: what is otherwise is converted (`upright`).
+    labels:     whether every sub-folder is a class: in the order of their names 0, 1, …
+    test_share: how much of every class goes to the test split, one image at least.
+    seed:       draws which.
+    """
+
+    method = "folder"
+    space = {"method": "pixels", "levels": 256}
+    form = ("channels", "size", "size")
+    reads = {"images": "path"}
+    path: Annotated[str, Len(1)]
+    size: Count
+    channels: Literal[1, 3] = 3
+    labels: bool = False
+    test_share: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+    seed: Index = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]  # of other datasets a fact, here parameters
+        return self.channels, self.size, self.size
+
+    @property
+    def classes(self) -> int:  # type: ignore[override]
+        return len(self.names)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The classes by number; empty where there are none."""
+        return folders.classes(folders.located(self.path)) if self.labels else []
+
+    def load(self) -> tuple[Split, Split]:
+        if wrong := folders.mistakes(self.path, self.labels):
+            raise UserError("\n".join(wrong))
+        folder = folders.located(self.path)
+        files = folders.images(folder)
+        number = {name: i for i, name in enumerate(self.names)}
+        groups = torch.tensor([number[file.relative_to(folder).parts[0]] if number else 0 for file in files])
+        # ---- which images go to the test split: the first of every class in a random order
+        order = rng.permutation(len(files), "folder", self.seed)
+        wanted = torch.tensor([folders.held_out(int(count), self.test_share) for count in groups.bincount()])
+        testing = torch.zeros(len(files), dtype=torch.bool)
+        testing[order] = ranks(groups[order]) < wanted[groups[order]]
+        # ---- the images, and all that is wrong with them
+        splits, wrong = {}, []
+        for name, chosen in (("train", ~testing), ("test", testing)):
+            index = chosen.nonzero().flatten()
+            splits[name] = Split(empty(len(index), self.shape), groups[index] if self.labels else None)
+            for place, i in enumerate(tqdm(index.tolist(), desc=f"{name} images", unit="image")):
+                try:
+                    splits[name].images[place] = torch.from_numpy(pixels(files[i], self.size, self.channels).copy())
+                except ValueError as e:
+                    wrong.append(f"{files[i]}: {e}")
+        if wrong:
+            more = [f"and {len(wrong) - NAMED} more"] * (len(wrong) > NAMED)
+            cure = f"data.path: {len(wrong)} of {len(files)} files cannot be used; replace them or take them away"
+            raise UserError("\n".join([cure, *sorted(wrong)[:NAMED], *more]))
+        return splits["train"], splits["test"]
