@@ -140,11 +140,11 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         Folder(path=str(tmp_path), size=8).load()
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("data.path: 8 of 13 files cannot be used")
+    assert lines[0].startswith("data: 8 of 13 images cannot be used")
     assert [line.split(": ")[0] for line in lines[1:]] == sorted(str(tmp_path / name) for name in BAD)
     for i in range(4):
         (tmp_path / f"worse{i}.png").write_text("no image")
-    with pytest.raises(UserError, match=r"(?s)12 of 17 files.*\nand 2 more$"):
+    with pytest.raises(UserError, match=r"(?s)12 of 17 images.*\nand 2 more$"):
         Folder(path=str(tmp_path), size=8).load()
 
 

@@ -195,7 +195,7 @@ def test_what_is_read_is_what_python_makes_of_it(kind: str) -> None:
         init = cls.__init__
         hints = get_type_hints(init, include_extras=True)
         own = {k: p for k, p in signature(init).parameters.items() if k in found.parameters}
-        assert {k: (hints[k], p.default) for k, p in own.items()} == {
+        assert {k: (hints[k], None if p.default is p.empty else p.default) for k, p in own.items()} == {
             k: (p.annotation, p.default) for k, p in found.parameters.items()
         }
         assert (cls.__module__, cls.__name__) == (found.module, found.name)

@@ -18,6 +18,7 @@ from ddpm.parameters import Count, Index, Interval, Len
 from ddpm.pipeline import folders
 
 Tensor = torch.Tensor
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 # How many of the files that cannot be used a message names.
 NAMED = 10
 
@@ -35,9 +36,9 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def pixels(path: Path, size: int, channels: int) -> np.ndarray:
-    """One file as uint8 (channels, size, size): the largest square in its middle, resized by a bicubic filter that is
-    as wide as the pixels it joins; a picture of that very size stays as it is.
+def pixels(path: Path, size: int, channels: int, box: Box | None = None) -> np.ndarray:
+    """One file as uint8 (channels, size, size): the largest square in its middle, or `box`, resized by a bicubic filter
+    that is as wide as the pixels it joins; a picture of that very size stays as it is.
 
     ValueError says why it cannot be used: animated, of 16 bits, smaller than that, or damaged.
     """
@@ -53,11 +54,31 @@ def pixels(path: Path, size: int, channels: int) -> np.ndarray:
             whole = upright(image, channels)
             side = min(whole.size)
             left, top = (whole.width - side) // 2, (whole.height - side) // 2
-            square = whole.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+            square = whole.crop(box or (left, top, left + side, top + side))
+            square = square.resize((size, size), Image.Resampling.BICUBIC)
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
         raise ValueError(f"cannot be read ({' '.join(str(e).replace(str(path), path.name).split())})") from None
     found = np.asarray(square)
     return found[None] if channels == 1 else found.transpose(2, 0, 1)
+
+
+def read_all(splits: dict[str, list[Path]], size: int, channels: int, box: Box | None = None) -> list[Tensor]:
+    """The files of every split as `pixels`, uint8 (N, channels, size, size); UserError that names all that cannot be
+    used."""
+    found, wrong = [], []
+    for name, files in splits.items():
+        images = empty(len(files), (channels, size, size))
+        for place, file in enumerate(tqdm(files, desc=f"{name} images", unit="image")):
+            try:
+                images[place] = torch.from_numpy(pixels(file, size, channels, box).copy())
+            except ValueError as e:
+                wrong.append(f"{file}: {e}")
+        found.append(images)
+    if wrong:
+        more = [f"and {len(wrong) - NAMED} more"] * (len(wrong) > NAMED)
+        cure = f"{len(wrong)} of {sum(map(len, found))} images cannot be used; replace them or take them away"
+        raise UserError("\n".join([f"data: {cure}", *sorted(wrong)[:NAMED], *more]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -108,18 +129,11 @@ class Folder(Dataset):
         wanted = torch.tensor([folders.held_out(int(count), self.test_share) for count in groups.bincount()])
         testing = torch.zeros(len(files), dtype=torch.bool)
         testing[order] = ranks(groups[order]) < wanted[groups[order]]
-        # ---- the images, and all that is wrong with them
-        splits, wrong = {}, []
-        for name, chosen in (("train", ~testing), ("test", testing)):
-            index = chosen.nonzero().flatten()
-            splits[name] = Split(empty(len(index), self.shape), groups[index] if self.labels else None)
-            for place, i in enumerate(tqdm(index.tolist(), desc=f"{name} images", unit="image")):
-                try:
-                    splits[name].images[place] = torch.from_numpy(pixels(files[i], self.size, self.channels).copy())
-                except ValueError as e:
-                    wrong.append(f"{files[i]}: {e}")
-        if wrong:
-            more = [f"and {len(wrong) - NAMED} more"] * (len(wrong) > NAMED)
-            cure = f"data.path: {len(wrong)} of {len(files)} files cannot be used; replace them or take them away"
-            raise UserError("\n".join([cure, *sorted(wrong)[:NAMED], *more]))
-        return splits["train"], splits["test"]
+        # ---- the images, each split in the order of their paths
+        index = [chosen.nonzero().flatten() for chosen in (~testing, testing)]
+        paths = [[files[i] for i in chosen.tolist()] for chosen in index]
+        images = read_all(dict(zip(("train", "test"), paths, strict=True)), self.size, self.channels)
+        train, test = (
+            Split(x, groups[chosen] if self.labels else None) for x, chosen in zip(images, index, strict=True)
+        )
+        return train, test

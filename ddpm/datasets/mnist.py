@@ -1,14 +1,15 @@
-"""MNIST."""
+"""MNIST and Fashion-MNIST."""
 
-import hashlib
-import os
+import gzip
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ddpm.datasets.dataset import Dataset, Split
-from ddpm.errors import UserError
+from ddpm.datasets.downloads import fetched, root
 
 Tensor = torch.Tensor
 
@@ -38,29 +39,42 @@ class MNIST(Dataset):
     def load(self) -> tuple[Split, Split]:
         from torchvision.datasets import MNIST as Torchvision
 
-        root = Path(os.environ.get("DDPM_DATA") or "data")
-        raw = root / "MNIST" / "raw"
-        if not all((raw / name).is_file() for name in MNIST_FILES):
-            if os.environ.get("DDPM_DATA"):
-                missing = next(name for name in MNIST_FILES if not (raw / name).is_file())
-                raise UserError(
-                    f"{raw / missing}: missing; DDPM_DATA={root} must hold MNIST/raw as torchvision lays it out"
-                )
-            try:
-                Torchvision(root, download=True)
-            except (RuntimeError, OSError) as e:
-                reason = " ".join(str(e).split())[:200]
-                raise UserError(
-                    f"{raw}: MNIST is not there and could not be downloaded ({reason}).\n"
-                    "Connect to the network, or set DDPM_DATA to a folder that holds MNIST/raw."
-                ) from None
-        for name, expected in MNIST_FILES.items():
-            found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
-            if found != expected:
-                size = (raw / name).stat().st_size
-                raise UserError(
-                    f"{raw / name}: not MNIST's file: SHA-256 {found[:12]}… ({size} bytes), not {expected[:12]}….\n"
-                    f"It is truncated or another file: delete {raw} and run again."
-                )
-        train, test = Torchvision(root, train=True), Torchvision(root, train=False)
+        fetched("MNIST", "MNIST/raw", MNIST_FILES, partial(Torchvision, download=True))
+        train, test = Torchvision(root(), train=True), Torchvision(root(), train=False)
         return Split(train.data[:, None], train.targets), Split(test.data[:, None], test.targets)
+
+
+def idx(path: Path, header: int, shape: tuple[int, ...]) -> Tensor:
+    """What follows the header of a gzipped file of MNIST's format, uint8 (N, *shape)."""
+    content = gzip.decompress(path.read_bytes())
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy()).reshape(-1, *shape)
+
+
+@dataclass(frozen=True)
+class FashionMNIST(Dataset):
+    """torchvision's Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): clothes, of MNIST's size, numbers and classes.
+
+    Read as `MNIST` is, from `FashionMNIST/raw`, whose gzipped files are checked against torchvision's MD5.
+    """
+
+    method = "fashion-mnist"
+    space = {"method": "pixels", "levels": 256}
+    shape = (1, 28, 28)
+    std = 0.6
+    train = 60000
+    test = 10000
+
+    def load(self) -> tuple[Split, Split]:
+        from torchvision.datasets import FashionMNIST as Torchvision
+
+        files = dict(Torchvision.resources)
+        raw = fetched("Fashion-MNIST", "FashionMNIST/raw", files, partial(Torchvision, download=True))
+        splits = (
+            Split(
+                idx(raw / f"{name}-images-idx3-ubyte.gz", 16, self.shape),
+                idx(raw / f"{name}-labels-idx1-ubyte.gz", 8, ()).long(),
+            )
+            for name in ("train", "t10k")
+        )
+        train, test = splits
+        return train, test
