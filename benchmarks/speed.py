@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ddpm import rng
+from ddpm.condition import NOTHING, Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data
 from ddpm.denoiser import Denoiser
@@ -65,7 +66,8 @@ def stored(grid: Grid) -> Data:
 
 def training_step(job: dict, dataset: Data, steps: int, warm: int = 5) -> nn.Module:
     """Milliseconds of a training step, by part; what the loss costs includes the network's forward pass."""
-    network, batches = training.build(job, dataset), training.Batches(dataset, job, torch.device("cpu"))
+    network = training.build(job, dataset)
+    batches = training.Batches(dataset, job, torch.device("cpu"), network)
     schedule, objective = Schedule.make(job["schedule"]), Objective.make(job["objective"])
     times, group = objective.times.on(schedule), parallel.join(1, "cpu")
     average = AveragedModel(network, multi_avg_fn=training.ema(0.999), use_buffers=False)
@@ -78,16 +80,16 @@ def training_step(job: dict, dataset: Data, steps: int, warm: int = 5) -> nn.Mod
         spent[part] += time.perf_counter() - start
         return result
 
-    def forward(*inputs: torch.Tensor | None) -> torch.Tensor:
+    def forward(*inputs: torch.Tensor | Condition) -> torch.Tensor:
         return timed("network", lambda: network(*inputs))
 
     for step in range(steps + warm):
         if step == warm:
             spent.clear()
-        x0, eps, u, y = timed("draw", lambda: batches(step))
+        x0, eps, u, condition = timed("draw", lambda: batches(step))
         t, weight = timed("times", lambda: times.draw(u))
         at, signs = t.reshape(-1, *[1] * (x0.ndim - 1)), partial(batches.signs, step, group)
-        losses = timed("loss", lambda: objective.loss(forward, schedule, x0, eps, at, y, dataset.space, signs))
+        losses = timed("loss", lambda: objective.loss(forward, schedule, x0, eps, at, condition, dataset.space, signs))
         times.learn(t, losses.detach())
         optimiser.zero_grad(set_to_none=True)
         timed("backward", (losses * weight.to(losses.dtype)).mean().backward)
@@ -106,7 +108,7 @@ def sampling(job: dict, network: nn.Module, dataset: Data, batch: int, steps: in
     denoiser = Denoiser(network.eval(), Objective.make(job["objective"]), Schedule.make(job["schedule"]))
     index = torch.arange(batch)
     start = time.perf_counter()
-    for _ in chain(denoiser, DDIM(steps=steps), job["name"], index, None, dataset.shape):
+    for _ in chain(denoiser, DDIM(steps=steps), job["name"], index, NOTHING, dataset.shape):
         pass
     print(f"sampling      {batch * steps / (time.perf_counter() - start):6.0f} evaluations/s, batch {batch}")
     start = time.perf_counter()

@@ -1,9 +1,10 @@
-"""Network + objective + schedule: (x_t, t, y) → x̂0, ε̂ and, if learned, the variance fraction v."""
+"""Network + objective + schedule: (x_t, t, condition) → x̂0, ε̂ and, if learned, the variance fraction v."""
 
 from dataclasses import dataclass
 
 import torch
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.networks.network import Network
 from ddpm.objectives import Objective
 from ddpm.schedules import Schedule, like
@@ -21,7 +22,7 @@ class Prediction:
 
 
 class Denoiser:
-    """E[x0 | x_t] as a function of (x_t, t, y); t is one time, a float64 scalar on the CPU, or (B, 1, 1, 1).
+    """E[x0 | x_t] as a function of (x_t, t, condition); t is one time, a float64 scalar on the CPU, or (B, 1, 1, 1).
 
     Guidance and exact denoisers override `predict`. x̂0 is clipped to the data's range [−1, 1] here and
     nowhere else (`clip=False` for unbounded data), and ε̂ = (x_t − α x̂0)/σ is derived from the clipped x̂0.
@@ -34,14 +35,14 @@ class Denoiser:
         self.network, self.objective, self.schedule, self.clip = network, objective, schedule, clip
         self.evaluated = 0  # network evaluations so far, summed over images
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """x̂0 before clipping, and v or None; y holds one class per image, or None for no condition."""
-        output, v = self.objective.outputs(self.network, self.schedule, x_t, t, y)
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        """x̂0 before clipping, and v or None."""
+        output, v = self.objective.outputs(self.network, self.schedule, x_t, t, condition)
         x0, _ = self.objective.target.invert(self.schedule, output, x_t, t)
         return x0, v
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        x0, v = self.predict(x_t, t, y)
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition = NOTHING) -> Prediction:
+        x0, v = self.predict(x_t, t, condition)
         self.evaluated += self.evaluations * len(x_t)
         if self.clip:
             x0 = x0.clamp(-1, 1)

@@ -13,6 +13,7 @@ the last two tied by Tweedie's formula α E[x0 | x] = x + σ² ∇ log p(x) (Efr
 
 import torch
 
+from ddpm.condition import Condition
 from ddpm.denoiser import Denoiser
 from ddpm.schedules import Schedule
 
@@ -113,7 +114,7 @@ class ExactDenoiser(Denoiser):
         # Neither a network nor its objective stands behind it: what the base makes of them, `predict`, is its own here.
         self.mixture, self.schedule, self.clip, self.evaluated = mixture, schedule, False, 0
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, None]:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, None]:
         x0 = self.mixture.posterior_mean(x_t.flatten(1), self.schedule.alpha(t), self.schedule.sigma(t))
         return x0.reshape(x_t.shape).to(x_t.dtype), None
 

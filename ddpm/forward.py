@@ -69,7 +69,7 @@ class Schedule(Method):
         """log SNR(t) = log α²/σ², what every network is conditioned on; +inf at t = 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
-    def condition(self, t: Tensor, x_t: Tensor) -> Tensor:
+    def log_snr_for(self, t: Tensor, x_t: Tensor) -> Tensor:
         """What a network is told of the noise: log SNR(t) for every image of x_t, (B,), within ±`LARGEST_LOG_SNR`.
 
         t is a scalar or (B, 1, …). A schedule whose α or σ vanishes at an end has an infinite log SNR there.

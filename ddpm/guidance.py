@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.methods import Method
 from ddpm.parameters import Interval, NonNegative
@@ -34,7 +35,7 @@ class Guidance(Method):
         return 1
 
     def predict(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, classifier: Classifier | None
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
     ) -> tuple[Tensor, Tensor | None]:
         """Guided x̂0 before clipping, and the variance fraction v or None."""
         raise NotImplementedError
@@ -51,8 +52,8 @@ class Guided(Denoiser):
         self.denoiser, self.guidance, self.classifier = denoiser, guidance, classifier
         self.evaluations = guidance.evaluations * denoiser.evaluations
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.guidance.predict(self.denoiser, x_t, t, y, self.classifier)
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        return self.guidance.predict(self.denoiser, x_t, t, condition, self.classifier)
 
 
 class Unguided(Guidance):
@@ -61,9 +62,9 @@ class Unguided(Guidance):
     method = "none"
 
     def predict(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, classifier: Classifier | None
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
     ) -> tuple[Tensor, Tensor | None]:
-        return denoiser.predict(x_t, t, None)
+        return denoiser.predict(x_t, t, NOTHING)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class ClassifierFree(Guidance):
     """
 
     method = "cfg"
+    requires = (("network", "labels", True, "classifier-free guidance takes a network that is trained with labels"),)
     labels = "conditional"
     unguided = -1.0
     weight: Annotated[float, Interval(ge=-1)] = 1.0
@@ -86,17 +88,17 @@ class ClassifierFree(Guidance):
         return 1 if self.weight in (0, -1) else 2
 
     def predict(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, classifier: Classifier | None
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
     ) -> tuple[Tensor, Tensor | None]:
-        if y is None:
+        if condition.labels is None:
             raise ValueError("cfg: classifier-free guidance needs the labels that it steers to")
         if self.weight == 0:
-            return denoiser.predict(x_t, t, y)
-        null = torch.full_like(y, denoiser.network.classes)
+            return denoiser.predict(x_t, t, condition)
+        null = denoiser.network.null(condition)
         if self.weight == -1:
             return denoiser.predict(x_t, t, null)
         both = torch.cat([t, t]) if t.ndim else t
-        x0, v = denoiser.predict(torch.cat([x_t, x_t]), both, torch.cat([y, null]))
+        x0, v = denoiser.predict(torch.cat([x_t, x_t]), both, condition.join(null))
         conditional, unconditional = x0.chunk(2)
         return (1 + self.weight) * conditional - self.weight * unconditional, None if v is None else v.chunk(2)[0]
 
@@ -120,15 +122,15 @@ class ClassifierGuidance(Guidance):
         return 1 if self.weight == 0 else 2
 
     def predict(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, classifier: Classifier | None
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
     ) -> tuple[Tensor, Tensor | None]:
-        if y is None or classifier is None:
+        if condition.labels is None or classifier is None:
             raise ValueError("classifier: classifier guidance needs labels, and a classifier of noisy images")
-        x0, v = denoiser.predict(x_t, t, None)
+        x0, v = denoiser.predict(x_t, t, NOTHING)
         if self.weight == 0:
             return x0, v
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(classifier(x, t, y).sum(), x)
+            (gradient,) = torch.autograd.grad(classifier(x, t, condition.labels).sum(), x)
         (scale,) = like(x_t, self.weight * denoiser.schedule.sigma(t) ** 2 / denoiser.schedule.alpha(t))
         return x0 + scale * gradient, v

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from ddpm import bound, extensions
+from ddpm.condition import Condition
 from ddpm.matching import Matching, Signs
 from ddpm.methods import Component, annotations
 from ddpm.parameters import NonNegative, Positive, unmet
@@ -24,8 +25,8 @@ from ddpm.spaces import Space
 from ddpm.times import Times
 
 Tensor = torch.Tensor
-# (x_t, log SNR (B,), labels or None) → output: a network of `ddpm.networks`, or any function like one.
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+# (x_t, log SNR (B,), condition) → output: a network of `ddpm.networks`, or any function like one.
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 # ---- targets ------------------------------------------------------------------------------------------------
@@ -335,14 +336,14 @@ class Objective:
         return cls(**parts)
 
     def outputs(
-        self, network: Network, schedule: Schedule, x_t: Tensor, t: Tensor, y: Tensor | None
+        self, network: Network, schedule: Schedule, x_t: Tensor, t: Tensor, condition: Condition
     ) -> tuple[Tensor, Tensor | None]:
         """The network at x_t: ŷ and, where learned, v in [0, 1].
 
-        The network sees x_t scaled by the target's `input_scale`, log SNR(t) and the labels.
+        The network sees x_t scaled by the target's `input_scale`, log SNR(t) and the condition.
         """
         (scale,) = like(x_t, self.target.input_scale(schedule, t))
-        return self.variance.split(network(scale * x_t, schedule.condition(t, x_t), y))
+        return self.variance.split(network(scale * x_t, schedule.log_snr_for(t, x_t), condition))
 
     def weight(self, schedule: Schedule, t: Tensor) -> Tensor:
         """w(t) in w ‖y − ŷ‖², float64, of the shape of t."""
@@ -355,7 +356,7 @@ class Objective:
         x0: Tensor,
         eps: Tensor,
         t: Tensor,
-        y: Tensor | None,
+        condition: Condition,
         space: Space,
         signs: Signs = None,
     ) -> Tensor:
@@ -366,7 +367,7 @@ class Objective:
         """
         x_t = schedule.noisy(x0, eps, t)
         error, y_hat, v = self.matching.error(
-            lambda x: self.outputs(network, schedule, x, t, y), x_t, self.target.of(schedule, x0, eps, t), signs
+            lambda x: self.outputs(network, schedule, x, t, condition), x_t, self.target.of(schedule, x0, eps, t), signs
         )
         bits = schedule.steps / math.log(2)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ddpm.condition import Condition
 from ddpm.denoiser import Denoiser
 from ddpm.schedules import Schedule, like
 from ddpm.spaces import log_normal
@@ -34,15 +35,15 @@ def _scale(schedule: Schedule, t: Tensor) -> Tensor:
 class Velocity:
     """dz/dℓ at (ℓ, z); with a `probe` v, shape of z, also Hutchinson's estimate vᵀ ∂(dz/dℓ)/∂z v of the trace, (B,)."""
 
-    def __init__(self, denoiser: Denoiser, y: Tensor | None, probe: Tensor | None = None):
-        self.denoiser, self.y, self.probe = denoiser, y, probe
+    def __init__(self, denoiser: Denoiser, condition: Condition, probe: Tensor | None = None):
+        self.denoiser, self.condition, self.probe = denoiser, condition, probe
 
     def at(self, ell: Tensor, z: Tensor) -> Tensor:
         schedule, level = self.denoiser.schedule, ell.detach().cpu().double().exp()
         t = schedule.time_at(level)
         share = level**2 / (1 + level**2)
         scale, root, share = like(z, _scale(schedule, t), share.sqrt(), share)
-        return root * self.denoiser(scale * z, t, self.y).eps - share * z
+        return root * self.denoiser(scale * z, t, self.condition).eps - share * z
 
     def __call__(self, ell: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.probe is None:
@@ -70,20 +71,22 @@ def _integrate(
         return tuple(part.new_full((len(times), *part.shape), math.nan) for part in state)
 
 
-def solve(denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None, rtol: float, atol: float) -> Iterator[Tensor]:
+def solve(
+    denoiser: Denoiser, x: Tensor, times: Tensor, condition: Condition, rtol: float, atol: float
+) -> Iterator[Tensor]:
     """x at times[1], times[2], … from x at times[0]; times are monotonic, above 0, in either direction.
 
     NaN where the solver does not converge, here and in `log_density`.
     """
     schedule = denoiser.schedule
     scales = [like(x, _scale(schedule, t))[0] for t in times]
-    (z,) = _integrate(Velocity(denoiser, y), schedule, (x / scales[0],), times, rtol, atol)
+    (z,) = _integrate(Velocity(denoiser, condition), schedule, (x / scales[0],), times, rtol, atol)
     for i, scale in enumerate(scales[1:], 1):
         yield z[i] * scale
 
 
 def log_density(
-    denoiser: Denoiser, x: Tensor, t: Tensor, y: Tensor | None, probe: Tensor, rtol: float, atol: float
+    denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, probe: Tensor, rtol: float, atol: float
 ) -> Tensor:
     """log p(x) of every image in nats, (B,), where p is the law of the flow at time t > 0, started from the prior at T.
 
@@ -95,7 +98,7 @@ def log_density(
     times = torch.stack([t, schedule.last])
     first, last = (like(x, _scale(schedule, t))[0] for t in times)
     state = (x / first, x.new_zeros(len(x)))
-    z, trace = _integrate(Velocity(denoiser, y, probe), schedule, state, times, rtol, atol)
+    z, trace = _integrate(Velocity(denoiser, condition, probe), schedule, state, times, rtol, atol)
     (std,) = like(x, schedule.noise_std(schedule.last))
     prior = log_normal(z[-1], torch.zeros_like(std), (std / last).log()).flatten(1).sum(1)
     return prior + trace[-1] - dimensions * first.log()

@@ -10,6 +10,7 @@ import torch
 
 from ddpm import probability_flow
 from ddpm.bound import reverse_log_variance
+from ddpm.condition import Condition
 from ddpm.denoiser import Denoiser
 from ddpm.methods import Method, Requirement
 from ddpm.parameters import Count, Fraction, Interval, NonNegative, Tolerance, Unbounded
@@ -63,14 +64,14 @@ class Sampler(Method):
             return torch.cat([inner, torch.zeros_like(inner[:1])])
         return schedule.grid(self.steps)
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        """x_s from x_t; t and s are scalars, y the labels or None, `noise()` a fresh z ~ N(0, I) of x_t's shape."""
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        """x_s from x_t; t and s are scalars, `noise()` gives a fresh z ~ N(0, I) of x_t's shape."""
         raise NotImplementedError
 
-    def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
+    def trajectory(self, denoiser: Denoiser, x: Tensor, condition: Condition, noise: Noise) -> Iterator[Tensor]:
         """x after every step, from x_T = `x`."""
         for t, s in pairwise(self.times(denoiser.schedule)):
-            x = self.step(denoiser, x, t, s, y, noise)
+            x = self.step(denoiser, x, t, s, condition, noise)
             yield x
 
 
@@ -90,8 +91,8 @@ class Ancestral(Sampler):
     steps: Count = 100
     variance: Literal["small", "large"] = "small"
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        prediction = denoiser(x_t, t, y)
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        prediction = denoiser(x_t, t, condition)
         a, b, _ = like(x_t, *denoiser.schedule.posterior(t, s))
         mean = a * prediction.x0 + b * x_t
         if s == 0:
@@ -110,8 +111,8 @@ class DDIM(Sampler):
     method = "ddim"
     eta: Fraction = 0.0
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        schedule, prediction = denoiser.schedule, denoiser(x_t, t, y)
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        schedule, prediction = denoiser.schedule, denoiser(x_t, t, condition)
         var = self.eta**2 * schedule.posterior(t, s)[2]
         alpha, direction, std = like(
             x_t, schedule.alpha(s), (schedule.sigma(s) ** 2 - var).clamp(min=0).sqrt(), var.sqrt()
@@ -139,10 +140,10 @@ class PlainLangevin(Sampler):
         """t = 1, S + 1 times."""
         return torch.ones(self.steps + 1, dtype=torch.float64)
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
         size = torch.tensor(self.step_size, dtype=torch.float64)
         from_eps, std = like(x_t, -0.5 * size / denoiser.schedule.sigma(t), size.sqrt())
-        return x_t + from_eps * denoiser(x_t, t, y).eps + std * noise()
+        return x_t + from_eps * denoiser(x_t, t, condition).eps + std * noise()
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,12 @@ class Langevin(Sampler):
     corrections: Count = 100
     step_size: StepSize = 2e-5
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
         sigma, smallest = denoiser.schedule.sigma(t), denoiser.schedule.sigma(torch.ones_like(t))
         size = self.step_size * (sigma / smallest) ** 2
         from_eps, std = like(x_t, -0.5 * size / sigma, size.sqrt())
         for _ in range(self.corrections):
-            x_t = x_t + from_eps * denoiser(x_t, t, y).eps + std * noise()
+            x_t = x_t + from_eps * denoiser(x_t, t, condition).eps + std * noise()
         return x_t
 
 
@@ -186,11 +187,11 @@ class EulerMaruyama(Sampler):
 
     method = "euler-maruyama"
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
         schedule, h = denoiser.schedule, t - s
         f, g2 = schedule.drift(t), schedule.diffusion(t)
         from_x, from_eps, std = like(x_t, 1 - h * f, -h * g2 / schedule.sigma(t), (h * g2).sqrt())
-        prediction = denoiser(x_t, t, y)
+        prediction = denoiser(x_t, t, condition)
         return prediction.x0 if s == 0 else from_x * x_t + from_eps * prediction.eps + std * noise()
 
 
@@ -212,15 +213,15 @@ class PredictorCorrector(EulerMaruyama):
     corrections: Count = 1
     snr: NonNegative = 0.16
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        x = super().step(denoiser, x_t, t, s, y, noise)
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        x = super().step(denoiser, x_t, t, s, condition, noise)
         if s == 0:
             return x
         sigma = denoiser.schedule.sigma(s)
         size = 2 * (denoiser.schedule.transition(t, s)[0] * self.snr * sigma) ** 2
         from_eps, std = like(x, -size / sigma, (2 * size).sqrt())
         for _ in range(self.corrections):
-            x = x + from_eps * denoiser(x, s, y).eps + std * noise()
+            x = x + from_eps * denoiser(x, s, condition).eps + std * noise()
         return x
 
 
@@ -242,11 +243,11 @@ class EulerODE(Sampler):
     method = "ode-euler"
     steps: Count = 250
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
         schedule, h = denoiser.schedule, t - s
         from_x, from_eps = 1 - h * schedule.drift(t), -0.5 * h * schedule.diffusion(t) / schedule.sigma(t)
         from_x, from_eps = like(x_t, from_x, from_eps)
-        prediction = denoiser(x_t, t, y)
+        prediction = denoiser(x_t, t, condition)
         return prediction.x0 if s == 0 else from_x * x_t + from_eps * prediction.eps
 
 
@@ -301,14 +302,14 @@ class Heun(Sampler):
         from_x, from_d = alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
         return alpha_t, sigma_t, from_x / square, from_d / square
 
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
         x_t, t = self.raised(denoiser.schedule, x_t, t, noise)
-        now = denoiser(x_t, t, y)
+        now = denoiser(x_t, t, condition)
         if s == 0:
             return now.x0
         a, b, from_x, from_d = like(x_t, *self.coordinate(denoiser.schedule, t, s))
         slope = a * now.eps - b * now.x0
-        then = denoiser(from_x * x_t + from_d * slope, s, y)
+        then = denoiser(from_x * x_t + from_d * slope, s, condition)
         return from_x * x_t + from_d * (slope + a * then.eps - b * then.x0) / 2
 
 
@@ -330,11 +331,11 @@ class DPMSolver(Sampler):
         from_x, from_d = like(x_t, ratio, schedule.alpha(s) - ratio * schedule.alpha(t))
         return from_x * x_t + from_d * d
 
-    def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
+    def trajectory(self, denoiser: Denoiser, x: Tensor, condition: Condition, noise: Noise) -> Iterator[Tensor]:
         schedule = denoiser.schedule
         before: tuple[Tensor, Tensor] | None = None  # x̂0 and h of the step before
         for t, s in pairwise(self.times(schedule)):
-            x0, h = denoiser(x, t, y).x0, 0.5 * (schedule.log_snr(s) - schedule.log_snr(t))
+            x0, h = denoiser(x, t, condition).x0, 0.5 * (schedule.log_snr(s) - schedule.log_snr(t))
             d = x0
             if before is not None and s > 0:
                 x0_before, h_before = before
@@ -365,9 +366,9 @@ class AdaptiveODE(Sampler):
         noisy = torch.linspace(float(schedule.start), 1, self.steps, dtype=torch.float64)
         return torch.cat([noisy, torch.zeros_like(noisy[:1])])
 
-    def trajectory(self, denoiser: Denoiser, x: Tensor, y: Tensor | None, noise: Noise) -> Iterator[Tensor]:
+    def trajectory(self, denoiser: Denoiser, x: Tensor, condition: Condition, noise: Noise) -> Iterator[Tensor]:
         times = self.times(denoiser.schedule)
         x_1 = x
-        for x_1 in probability_flow.solve(denoiser, x, times[:-1], y, self.rtol, self.atol):
+        for x_1 in probability_flow.solve(denoiser, x, times[:-1], condition, self.rtol, self.atol):
             yield x_1
-        yield denoiser(x_1, times[-2], y).x0
+        yield denoiser(x_1, times[-2], condition).x0

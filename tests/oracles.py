@@ -10,8 +10,10 @@ import mpmath
 import numpy as np
 import torch
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.methods import annotations
+from ddpm.networks.network import Network
 from ddpm.objectives import Matching, Objective, Target, Variance, Weighting
 from ddpm.samplers import Sampler
 from ddpm.schedules import VPSDE, Cosine, Flow, Geometric, Karras, Linear, Schedule
@@ -203,7 +205,7 @@ class MixtureDenoiser(Denoiser):
             x = x_t.detach().requires_grad_()
             return torch.autograd.grad(self.log_likelihood(x, t).sum(), x)[0]
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         snr_root = (self.schedule.alpha(t) / self.schedule.sigma(t))[..., None]
         observed = x_t[..., None] / self.schedule.sigma(t)[..., None]
         means = (self.means / self.vars + snr_root * observed) / (1 / self.vars + snr_root**2)
@@ -250,7 +252,7 @@ class VectorDenoiser(Denoiser):
         """log q(x_t), (B,); at t = 0 that of the data."""
         return self._log_joint(x_t, t).logsumexp(-1)
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         means, covariances = self.moments(t)
         gain = self.schedule.alpha(t) * torch.linalg.solve(covariances, self.covariances)
         x0 = self.means + torch.einsum("kij,bki->bkj", gain, x_t[:, None] - means)
@@ -265,7 +267,7 @@ def noises(seed: int, *shape: int) -> Callable[[], Tensor]:
 
 def last(sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Callable[[], Tensor] | None = None) -> Tensor:
     """x_0 from x_T = x."""
-    *_, x = sampler.trajectory(denoiser, x, None, noise)
+    *_, x = sampler.trajectory(denoiser, x, NOTHING, noise)
     return x
 
 
@@ -284,7 +286,7 @@ def maps(sampler: Sampler, denoiser: Denoiser, draws: int, size: int = 2) -> Ite
         z[first : first + size] = torch.eye(size)
         return z
 
-    for state in sampler.trajectory(denoiser, x, None, impulse):
+    for state in sampler.trajectory(denoiser, x, NOTHING, impulse):
         rows = state[1:] - state[0]
         yield state[0], rows[:size], rows[size:].T @ rows[size:]
     assert next(calls) == 1 + draws, "draws of noise"
@@ -296,10 +298,11 @@ def laws(sampler: Sampler, denoiser: Denoiser, draws: int, mean: Tensor, covaria
     return [(offset + mean @ start, start.T @ covariance @ start + noise) for offset, start, noise in found]
 
 
-class ClassNetwork:
-    """What guidance asks a network for: the number of classes, which is also the null label."""
+class ClassNetwork(Network):
+    """What guidance asks a network for: the null condition, whose label is the number of classes."""
 
     def __init__(self, classes: int):
+        super().__init__()
         self.classes = classes
 
 
@@ -321,12 +324,14 @@ class ClassDenoiser(Denoiser):
         self.branches.append(MixtureDenoiser(schedule, weights, means, stds))
         self.v, self.batches = v, []
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         self.batches.append(len(x_t))
+        labels = condition.labels
         rows = [
-            self.branches[int(k)].predict(x, u, None)[0] for x, u, k in zip(x_t, self._rows(t, x_t), y, strict=True)
+            self.branches[int(k)].predict(x, u, NOTHING)[0]
+            for x, u, k in zip(x_t, self._rows(t, x_t), labels, strict=True)
         ]
-        v = None if self.v is None else torch.stack([torch.full_like(x_t[0], self.v[int(k)]) for k in y])
+        v = None if self.v is None else torch.stack([torch.full_like(x_t[0], self.v[int(k)]) for k in labels])
         return torch.stack(rows), v
 
     @staticmethod

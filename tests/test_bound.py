@@ -12,6 +12,7 @@ from oracles import PLANE, SCHEDULES, GaussianDenoiser, alpha_bar, betas, level_
 from torch.distributions import Normal, kl_divergence
 
 from ddpm import bound, rng
+from ddpm.condition import NOTHING
 from ddpm.parameters import Count
 from ddpm.spaces import Pixels
 from ddpm.stages import likelihood
@@ -272,7 +273,7 @@ def test_exact_vlb_is_the_plain_sum(name: str, large: bool, times: int, v: float
         terms = []
         for t in range(1, steps + 1):
             x_t = math.sqrt(bar[t]) * x0[i] + math.sqrt(1 - bar[t]) * eps[t - 1]
-            x0_hat = denoiser.predict(x_t, time(t), None)[0].clamp(-1, 1)
+            x0_hat = denoiser.predict(x_t, time(t), NOTHING)[0].clamp(-1, 1)
             terms.append(expected_term(name, steps, t, x0[i], x_t, x0_hat, v, large, levels))
         q = Normal(math.sqrt(bar[-1]) * x0[i], math.sqrt(1 - bar[-1]))
         expected = {

@@ -13,6 +13,7 @@ import yaml
 from project import copy_project, snakemake_files
 
 from ddpm import cli, networks
+from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.networks.classifier import NoisyClassifier
 from ddpm.parameters import conflicts
@@ -344,7 +345,7 @@ def test_an_accepted_network_runs(spec: dict) -> None:
     assert said(json.dumps({"network": {"multipliers": [1, 2], "attention": []} | spec})) == []
     network = networks.build({"method": "unet"} | spec, (1, 8, 8), 2, 10)
     x = torch.randn(2, 1, 8, 8)
-    assert network(x, torch.zeros(2), torch.tensor([0, 1])).shape == (2, 2, 8, 8)
+    assert network(x, torch.zeros(2), Condition(torch.tensor([0, 1]))).shape == (2, 2, 8, 8)
 
 
 @pytest.mark.parametrize("spec", [{"width": 30, "attention": [0]}, {"width": 32, "attention": [9]}])

@@ -176,12 +176,12 @@ def test_condition(name: str) -> None:
     """A network is told log SNR of every image, in the images' type; an infinite one as ±30."""
     schedule, x = EVERY[name](), torch.zeros(3, 1, 2, 2)
     expected = [float(2 * mpmath.log(a / s)) for a, s in (exact_scales(name, t) for t in (1, 500, 1000))]
-    assert schedule.condition(time(1, 500, 1000), x).tolist() == pytest.approx(expected, rel=1e-6)
-    assert schedule.condition(time(500), x).tolist() == pytest.approx([expected[1]] * 3, rel=1e-6)
-    assert schedule.condition(time(500), x).dtype == x.dtype
-    assert schedule.condition(time(0), x).tolist() == [30.0] * 3
+    assert schedule.log_snr_for(time(1, 500, 1000), x).tolist() == pytest.approx(expected, rel=1e-6)
+    assert schedule.log_snr_for(time(500), x).tolist() == pytest.approx([expected[1]] * 3, rel=1e-6)
+    assert schedule.log_snr_for(time(500), x).dtype == x.dtype
+    assert schedule.log_snr_for(time(0), x).tolist() == [30.0] * 3
     # α_T = 0 to the last digit of a float64.
-    assert Linear(beta_last=0.9).condition(time(1000), x).tolist() == [-30.0] * 3
+    assert Linear(beta_last=0.9).log_snr_for(time(1000), x).tolist() == [-30.0] * 3
 
 
 @pytest.mark.parametrize("name", NAMES)

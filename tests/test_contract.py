@@ -14,9 +14,11 @@ from oracles import randn
 from project import ROOT
 
 from ddpm import networks
+from ddpm.condition import NOTHING, Condition
 from ddpm.datasets.dataset import Dataset
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance
+from ddpm.networks.network import Network
 from ddpm.objectives import Objective, Target
 from ddpm.parameters import unmet
 from ddpm.pipeline import config
@@ -50,8 +52,8 @@ def test_schedule(schedule: str, steps: int) -> None:
     assert made.alpha(ends[0]) == 1 and made.sigma(ends[0]) == 0
     assert made.level(torch.linspace(0, steps, 4 * steps + 1, dtype=torch.float64)).diff().min() > 0
     assert float(made.time_at(torch.tensor(math.inf))) == steps
-    condition = made.condition(column(ends[1:], torch.zeros(3, 1, 1, 1)), torch.zeros(3, 1, 4, 4))
-    assert condition.dtype == torch.float32 and condition.shape == (3,) and condition.diff().max() < 0
+    told = made.log_snr_for(column(ends[1:], torch.zeros(3, 1, 1, 1)), torch.zeros(3, 1, 4, 4))
+    assert told.dtype == torch.float32 and told.shape == (3,) and told.diff().max() < 0
     # Slope, f and g² are those of α and σ, to the left of t.
     t = torch.tensor([2, steps / 2, float(made.last)], dtype=torch.float64)
     h = 1e-5
@@ -107,11 +109,11 @@ def loss_of(
 ) -> Tensor:
     """The loss of every image under a network of one weight."""
 
-    def answer(x: Tensor, log_snr: Tensor, y: None) -> Tensor:
+    def answer(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         output = weight * x + column(log_snr, x).to(x.dtype) / 100
         return torch.cat([output, output.tanh()], dim=1) if objective.variance.heads == 2 else output
 
-    return objective.loss(answer, schedule, x0, eps, t, None, space, lambda: torch.ones_like(x0))
+    return objective.loss(answer, schedule, x0, eps, t, NOTHING, space, lambda: torch.ones_like(x0))
 
 
 @pytest.mark.parametrize("spec", objectives(), ids=lambda spec: "-".join(spec[part] for part in PARTS))
@@ -158,16 +160,16 @@ class Counting:
     """A network of every shape and head, the same to the bit in every batch, which counts the images it is given: of
     x̂0 = 0.3 x + y/4 and ε̂ = 0.8 x − y/4 it answers the target. And a classifier of noisy images."""
 
-    classes = CLASSES
+    classes, null = CLASSES, Network.null
 
     def __init__(self, objective: Objective, schedule: Schedule):
         self.objective, self.schedule, self.images, self.t = objective, schedule, 0, torch.zeros(())
 
-    def __call__(self, x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         assert x.dtype == log_snr.dtype == torch.float32 and log_snr.shape == (len(x),)
         assert x.isfinite().all() and log_snr.isfinite().all()
         self.images += len(x)
-        label = 0.0 if y is None else column(y / 4, x).float()
+        label = 0.0 if condition.labels is None else column(condition.labels / 4, x).float()
         output = self.objective.target.of(self.schedule, 0.3 * x + label, 0.8 * x - label, self.t)
         return torch.cat([output, (0.2 * x).clamp(-1, 1)], 1) if self.objective.variance.heads == 2 else output
 
@@ -179,9 +181,9 @@ class Counting:
 class Telling(Denoiser):
     """Tells such a network the time too."""
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         self.network.t = t
-        return super().predict(x_t, t, y)
+        return super().predict(x_t, t, condition)
 
 
 def drawn(values: dict, space: Space, index: list[int], labels: Tensor | None) -> tuple[list[Tensor], int]:
@@ -191,7 +193,7 @@ def drawn(values: dict, space: Space, index: list[int], labels: Tensor | None) -
     denoiser = Telling(network, objective, schedule, clip=space.clips)
     guided = Guidance.make(values["guidance"])(denoiser, network.classify)
     sampler, at = Sampler.make(values["sampler"]), torch.tensor(index)
-    path = list(chain(guided, sampler, "contract", at, None if labels is None else labels[at], space.shape))
+    path = list(chain(guided, sampler, "contract", at, Condition(labels)[at], space.shape))
     assert len(path) == sampler.steps + 1
     for x in path:
         assert x.shape == (len(at), *space.shape) and x.dtype == torch.float32 and x.isfinite().all()
@@ -261,30 +263,32 @@ def test_network(network: str, dataset: str) -> None:
     if not accepts(network, dataset):
         pytest.skip("the catalogue refuses this pair")
     shape, classes = (data := Dataset.make(small("dataset", dataset))).shape, data.classes
-    for heads, count in product((1, 2), {0, classes}):
+    for heads, count in product((1, 2), {0, classes if KNOWN["network"][network].attributes["labels"] else 0}):
         torch.manual_seed(0)
         made = networks.build(small("network", network, 8), shape, heads, count).eval()
         assert made.classes == count
         x, log_snr = randn(0, 4, *shape).float(), torch.tensor([-30.0, -1, 2, 30])
-        untrained = made(x, log_snr, None)
+        untrained = made(x, log_snr, NOTHING)
         assert untrained.shape == (4, heads * shape[0], *shape[1:]) and untrained.dtype == torch.float32
         # Weights of which none is 0: those of the last layer may begin there.
         made = made.double()
         for parameter in made.parameters():
             parameter.data.add_(0.1 * torch.randn_like(parameter))
         x, log_snr = x.double(), log_snr.double()
-        for y in (None, *([torch.tensor([0, count - 1, 0, count])] if count else ())):
+        for condition in (NOTHING, *([Condition(torch.tensor([0, count - 1, 0, count]))] if count else ())):
             made.zero_grad()
-            output = made(x, log_snr, y)
+            output = made(x, log_snr, condition)
             assert output.shape == untrained.shape and output.dtype == torch.float64 and output.isfinite().all()
-            assert torch.equal(output, made(x, log_snr, y))
+            assert torch.equal(output, made(x, log_snr, condition))
             for image in range(4):
                 one = slice(image, image + 1)
-                alone = made(x[one], log_snr[one], None if y is None else y[one])
+                alone = made(x[one], log_snr[one], condition[one])
                 torch.testing.assert_close(alone, output[one], rtol=1e-9, atol=1e-9)
-            assert not torch.equal(output, made(x, log_snr.flip(0), y))
-            assert y is None or not torch.equal(output[0], made(x, log_snr, None)[0])
-            assert y is None or torch.equal(output[3], made(x, log_snr, None)[3]), "the label `classes` is the null"
+            assert not torch.equal(output, made(x, log_snr.flip(0), condition))
+            if condition is not NOTHING:
+                without, null = made(x, log_snr, NOTHING), made(x, log_snr, made.null(condition))
+                assert not torch.equal(output[0], without[0]) and torch.equal(null, without)
+                assert torch.equal(output[3], without[3]), "the label `classes` is the null"
             (output * randn(1, *output.shape)).sum().backward()
             idle = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()]
             assert not idle and all(p.grad.isfinite().all() for p in made.parameters())

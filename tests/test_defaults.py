@@ -8,6 +8,7 @@ import torch
 from oracles import ANY, EVERY, SCHEDULES, FlowMatching, GaussianDenoiser, randn, time
 
 from ddpm import bound, calculus, probability_flow
+from ddpm.condition import NOTHING
 from ddpm.samplers import Ancestral, EulerMaruyama, EulerODE, Heun
 from ddpm.schedules import VPSDE, Cosine, Geometric, Karras, Linear, Schedule, VariancePreserving
 
@@ -76,7 +77,7 @@ def test_derivatives_of_flow_matching() -> None:
     end = time(1000)
     assert [float(f(end)) for f in (schedule.slope, schedule.drift, schedule.diffusion)] == [-math.inf] * 2 + [math.inf]
     assert float(schedule.log_snr(end)) == -math.inf and float(schedule.level(end)) == math.inf
-    assert schedule.condition(end, torch.zeros(2, 1)).tolist() == [-30.0] * 2
+    assert schedule.log_snr_for(end, torch.zeros(2, 1)).tolist() == [-30.0] * 2
 
 
 def test_a_family_member_of_alpha_and_sigma() -> None:
@@ -195,7 +196,7 @@ def test_samplers_and_densities_see_no_difference(name: str) -> None:
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
     probe = torch.ones_like(x)
     one, two = (
-        probability_flow.log_density(GaussianDenoiser(each, 0.3, 0.5), x, time(30.25), None, probe, 1e-9, 1e-9)
+        probability_flow.log_density(GaussianDenoiser(each, 0.3, 0.5), x, time(30.25), NOTHING, probe, 1e-9, 1e-9)
         for each in (closed, schedule)
     )
     torch.testing.assert_close(one, two, rtol=0, atol=1e-6 + 40 * float(closed.alpha(time(1000))) ** 2)
@@ -209,7 +210,7 @@ def test_heun_in_the_angle_is_of_second_order_on_any_schedule(name: str) -> None
     for steps in (100, 200):
         denoiser = GaussianDenoiser(bare(name), 0.3, 0.5)
         x = denoiser.schedule.prior_std * randn(1, 5, 2)
-        *_, x_1, _ = Heun(steps=steps).trajectory(denoiser, x, None, None)
+        *_, x_1, _ = Heun(steps=steps).trajectory(denoiser, x, NOTHING, None)
         errors.append(float((denoiser.flow(x_1, time(1)) - denoiser.flow(x, time(1000))).abs().max()))
     assert errors[0] < 1e-3 and math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)
 

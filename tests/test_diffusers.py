@@ -29,6 +29,7 @@ from oracles import (
 )
 from scipy import stats
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.samplers import DDIM, Ancestral, DPMSolver, Heun
 from ddpm.schedules import Schedule
@@ -72,7 +73,7 @@ def test_diffusers_ddpm(variance: str, theirs: str, v: float | None, steps: int,
         MixtureDenoiser(SCHEDULES[name](), WEIGHTS, MEANS, WIDE, v=v, clip=clipped) for clipped in (False, clip)
     )
     x = randn(10, 2, 1, 2, 2)
-    ours = Ancestral(steps=steps, variance=variance).trajectory(denoiser, x, None, noises(11, *x.shape))
+    ours = Ancestral(steps=steps, variance=variance).trajectory(denoiser, x, NOTHING, noises(11, *x.shape))
     generator, outside = torch.Generator().manual_seed(11), False
     for index, state in zip(scheduler.timesteps.tolist(), ours, strict=True):
         prediction = free(x, time(index + 1))
@@ -105,7 +106,7 @@ def test_diffusers_ddim(steps: int, spacing: str, clip: bool, eta: float, name: 
     )
     x = randn(12, 2, 1, 2, 2)
     drawn, outside = noises(13, *x.shape), False
-    ours = DDIM(steps=steps, eta=eta).trajectory(denoiser, x, None, noises(13, *x.shape))
+    ours = DDIM(steps=steps, eta=eta).trajectory(denoiser, x, NOTHING, noises(13, *x.shape))
     for index, after, state in zip(indices, [*indices[1:], -1], ours, strict=True):
         prediction = free(x, time(index + 1))
         outside |= bool((prediction.x0.abs() > 1).any())
@@ -193,7 +194,7 @@ def test_edms_algorithm(name: str, spacing: str, churn: tuple[float, float, floa
     alphas, levels = schedule.alpha(times).tolist(), schedule.level(times).tolist()
     drawn = [randn(30 + i, 6, 1) for i in range(12)]
     ours, theirs = iter(drawn), (z.numpy() for z in drawn)
-    found = sampler.trajectory(MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS), x, None, lambda: next(ours))
+    found = sampler.trajectory(MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS), x, NOTHING, lambda: next(ours))
     expected = edm(x.numpy() / alphas[0], levels, theirs, *churn, vp=schedule.family == "VP")
     for alpha, state, other in zip(alphas[1:], found, expected, strict=True):
         np.testing.assert_allclose(state.numpy() / alpha, other, rtol=1e-7, atol=1e-8)
@@ -214,7 +215,7 @@ def test_diffusers_heun(spacing: str, name: str) -> None:
     scheduler.sigmas = torch.cat([level[:1], level[1:-1].repeat_interleave(2), level[-1:]])
     scheduler.set_begin_index(0)
     denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
-    for (t, s), ours in zip(pairwise(times), sampler.trajectory(denoiser, x, None, None), strict=True):
+    for (t, s), ours in zip(pairwise(times), sampler.trajectory(denoiser, x, NOTHING, None), strict=True):
         state = x / schedule.alpha(t)
         for at in (t, s) if s > 0 else (t,):
             state = scheduler.step(denoiser(schedule.alpha(at) * state, at).eps, 0, state).prev_sample
@@ -229,7 +230,7 @@ def test_diffusers_edm() -> None:
     """
     schedule, steps, seen = EVERY["karras"](), 18, []
 
-    def network(x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
+    def network(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         # c_noise = ¼ ln σ.
         seen.append((x, -log_snr[0] / 8))
         return torch.tanh(x) + 0.3 * torch.sin(3 * x + log_snr[0])
@@ -239,12 +240,12 @@ def test_diffusers_edm() -> None:
     scheduler.sigmas = schedule.level(schedule.grid(steps))
     denoiser = Denoiser(network, make_objective(target="F", sigma_data=0.5), schedule, clip=False)
     x, sampler = 80 * randn(22, 3, 1, 2, 2), DDIM(steps=steps)
-    states = sampler.trajectory(denoiser, x, None, None)
+    states = sampler.trajectory(denoiser, x, NOTHING, None)
     for t, noise, ours in zip(sampler.times(schedule), scheduler.timesteps, states, strict=False):
         scaled = scheduler.scale_model_input(x, noise)
         torch.testing.assert_close(seen[-1][0], scaled, rtol=1e-12, atol=1e-12)
         assert float(seen[-1][1]) == pytest.approx(float(noise), rel=1e-5)
-        output = network(scaled, schedule.log_snr(t)[None], None)
+        output = network(scaled, schedule.log_snr(t)[None], NOTHING)
         stepped = scheduler.step(output, noise, x)
         torch.testing.assert_close(denoiser(x, t).x0, stepped.pred_original_sample, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(ours, stepped.prev_sample, rtol=1e-6, atol=1e-6)
@@ -273,7 +274,7 @@ def test_diffusers_dpm_solver(steps: int, spacing: str, name: str) -> None:
     scheduler.set_begin_index(0)
     denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
     x = randn(23, 4, 1, 2, 2) * schedule.prior_std
-    for (t, s), ours in zip(pairwise(times), sampler.trajectory(denoiser, x, None, None), strict=True):
+    for (t, s), ours in zip(pairwise(times), sampler.trajectory(denoiser, x, NOTHING, None), strict=True):
         theirs = scheduler.step(denoiser(x, t).x0, 0, standardised(schedule, x, t)).prev_sample
         torch.testing.assert_close(standardised(schedule, ours, s), theirs, rtol=1e-6, atol=1e-6)
         x = ours

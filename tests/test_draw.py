@@ -9,6 +9,7 @@ import torch
 from oracles import DIGITS, EVERY, PLANE, SCHEDULES, GaussianDenoiser, MixtureDenoiser, alpha_bar, betas, randn
 
 from ddpm import rng
+from ddpm.condition import Condition
 from ddpm.denoiser import Denoiser
 from ddpm.schedules import Schedule
 from ddpm.stages import likelihood
@@ -96,7 +97,7 @@ def test_the_text_of_the_terms_table() -> None:
 class ConstantDenoiser(Denoiser):
     """x̂0 is the same everywhere, so that KL_t depends on t alone and not on ε."""
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         return torch.full_like(x_t, 0.3), None
 
 

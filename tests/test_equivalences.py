@@ -9,8 +9,10 @@ import torch
 from oracles import DIGITS, EVERY, PLANE, GaussianDenoiser, exact_scales, last, make_objective, noises, randn, time
 
 from ddpm import bound
+from ddpm.condition import Condition
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import ClassifierFree
+from ddpm.networks.network import Network
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 
@@ -38,10 +40,12 @@ PAIRS = [(n, s) for n, s in product(NAMES, COSTS) if s != "langevin" or EVERY[n]
 class Disguise:
     """A network that means x̂0 = tanh(0.8 x_t + 0.1)/(1 + σ/4) and says so as a target, by the papers' formulas."""
 
+    null = Network.null
+
     def __init__(self, target: str, schedule: Schedule, learned: bool = False):
         self.target, self.schedule, self.learned, self.classes = target, schedule, learned, 0
 
-    def __call__(self, x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         odds = log_snr.double().reshape(-1, *[1] * (x.ndim - 1)).exp()
         ve = self.schedule.family == "VE"
         alpha, sigma = (torch.ones_like(odds), odds.rsqrt()) if ve else ((odds / (1 + odds)).sqrt(), (1 + odds).rsqrt())
@@ -111,10 +115,10 @@ def test_same_samples(name: str, method: str) -> None:
 def test_evaluations_under_guidance(method: str) -> None:
     """Classifier-free guidance doubles what a sampler asks for, unless one branch has no weight."""
     schedule, x = EVERY["karras"](steps=30), randn(3, 5, 2)
-    y = torch.zeros(5, dtype=torch.int64)
+    condition = Condition(torch.zeros(5, dtype=torch.int64))
     for weight, factor in ((0.0, 1), (1.0, 2)):
         guided = ClassifierFree(weight=weight)(disguised("eps", schedule))
-        last_one = [*sampler(method).trajectory(guided, x, y, noises(4, 5, 2))][-1]
+        last_one = [*sampler(method).trajectory(guided, x, condition, noises(4, 5, 2))][-1]
         plain = disguised("eps", schedule)
         # The network ignores its labels, so guidance changes nothing but the cost.
         torch.testing.assert_close(last_one, last(sampler(method), plain, x, noises(4, 5, 2)), rtol=1e-9, atol=1e-9)

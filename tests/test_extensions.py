@@ -45,9 +45,9 @@ class Jump(Sampler):
     method = "jump"
     share: Fraction = 1.0
 
-    def step(self, denoiser, x_t, t, s, y, noise):
+    def step(self, denoiser, x_t, t, s, condition, noise):
         alpha, sigma = like(x_t, denoiser.schedule.alpha(s), denoiser.schedule.sigma(s))
-        return scaled(alpha * denoiser(x_t, t, y).x0) + self.share * sigma * noise()
+        return scaled(alpha * denoiser(x_t, t, condition).x0) + self.share * sigma * noise()
 
 
 class Other(DDIM):
@@ -77,7 +77,7 @@ class Line(Network):
         self.classes = classes
         self.layer = nn.Conv2d(shape[0], heads * shape[0], size, padding="same")
 
-    def forward(self, x, log_snr, y=None):
+    def forward(self, x, log_snr, condition=None):
         return self.layer(x)
 '''
 HELPERS = "def scaled(x):\n    return 1.0 * x\n\n\ndef never(x):\n    return x\n"

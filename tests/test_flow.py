@@ -21,6 +21,7 @@ from oracles import (
 from scipy import optimize, stats
 
 from ddpm import probability_flow
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.samplers import AdaptiveODE
 from ddpm.schedules import Schedule
@@ -59,7 +60,7 @@ def test_each_tolerance_loosens_the_solver(loose: str) -> None:
     for value in (1e-9, 1e-1):
         denoiser = GaussianDenoiser(schedule, MEAN, STD)
         tolerances = {"rtol": 1e-9, "atol": 1e-9} | {loose: value}
-        (x,) = probability_flow.solve(denoiser, start, times(1000, 1), None, **tolerances)
+        (x,) = probability_flow.solve(denoiser, start, times(1000, 1), NOTHING, **tolerances)
         found[value] = denoiser.evaluated, float((x - carried(schedule, start, 1000, 1)).abs().max())
     assert found[1e-1][0] < 0.7 * found[1e-9][0] and found[1e-1][1] > 10 * found[1e-9][1]
 
@@ -70,7 +71,7 @@ def test_flow_of_a_gaussian(path: tuple[float, ...], name: str) -> None:
     """x at every asked time, in either direction, also below 1; one batch of images."""
     schedule = EVERY[name]()
     x = randn(0, 3, 1, 2, 2) * standard(schedule, path[0])[1]
-    found = list(probability_flow.solve(GaussianDenoiser(schedule, MEAN, STD), x, times(*path), None, **TIGHT))
+    found = list(probability_flow.solve(GaussianDenoiser(schedule, MEAN, STD), x, times(*path), NOTHING, **TIGHT))
     assert len(found) == len(path) - 1
     for value, t in zip(found, path[1:], strict=True):
         torch.testing.assert_close(value, carried(schedule, x, path[0], t), rtol=1e-6, atol=1e-6)
@@ -106,7 +107,7 @@ def test_no_step_leaps_over_the_data(name: str, tolerance: float) -> None:
     schedule, x = EVERY[name](), torch.linspace(-2, 2, 21, dtype=torch.float64).reshape(-1, 1)
     for mean, std in ((0.3, 0.5), (0.0, 0.05), (0.0, 1.0)):
         denoiser, start = GaussianDenoiser(schedule, mean, std), x * schedule.prior_std
-        (found,) = probability_flow.solve(denoiser, start, times(1000, 1), None, tolerance, tolerance)
+        (found,) = probability_flow.solve(denoiser, start, times(1000, 1), NOTHING, tolerance, tolerance)
         assert float((found - carried(schedule, start, 1000, 1, mean, std)).abs().max()) < 3 * tolerance
 
 
@@ -119,7 +120,7 @@ def test_solver_stays_inside_the_schedule(name: str, monkeypatch: pytest.MonkeyP
         probability_flow.Velocity, "at", lambda self, ell, z: seen.append(float(ell)) or at(self, ell, z)
     )
     denoiser = GaussianDenoiser(schedule, 0.0, 1.0)
-    list(probability_flow.solve(denoiser, randn(2, 3, 2) * schedule.prior_std, times(1000, 1), None, 1e-4, 1e-4))
+    list(probability_flow.solve(denoiser, randn(2, 3, 2) * schedule.prior_std, times(1000, 1), NOTHING, 1e-4, 1e-4))
     low, high = (float(schedule.level(time(t)).log()) for t in (1, 1000))
     assert min(seen) >= low - 1e-12 and max(seen) <= high + 1e-12
     assert denoiser.evaluated == 3 * len(seen) < 3 * 150
@@ -127,13 +128,13 @@ def test_solver_stays_inside_the_schedule(name: str, monkeypatch: pytest.MonkeyP
 
 def test_labels_reach_the_network() -> None:
     """Every image follows its own class's flow, and has its class's density."""
-    schedule, y, x = EVERY["cosine"](), torch.tensor([0, 1, 1]), randn(3, 3, 2)
+    schedule, labels, x = EVERY["cosine"](), torch.tensor([0, 1, 1]), randn(3, 3, 2)
     laws = ((-0.5, 0.3), (0.7, 0.2))
     denoiser = ClassDenoiser(schedule, (0.4, 0.6), *zip(*laws, strict=True))
-    (found,) = probability_flow.solve(denoiser, x, times(800, 100), y, 1e-8, 1e-8)
+    (found,) = probability_flow.solve(denoiser, x, times(800, 100), Condition(labels), 1e-8, 1e-8)
     probe = torch.ones_like(x)
-    density = probability_flow.log_density(denoiser, x, time(100), y, probe, 1e-8, 1e-8)
-    for i, label in enumerate(y):
+    density = probability_flow.log_density(denoiser, x, time(100), Condition(labels), probe, 1e-8, 1e-8)
+    for i, label in enumerate(labels):
         torch.testing.assert_close(found[i], carried(schedule, x[i], 800, 100, *laws[label]), rtol=1e-6, atol=1e-6)
         expected = gaussian_density(schedule, x[i : i + 1], 100, *laws[label])
         torch.testing.assert_close(density[i : i + 1], expected, rtol=1e-5, atol=1e-5)
@@ -156,7 +157,7 @@ def test_density_of_a_gaussian(t: float, name: str) -> None:
     schedule = EVERY[name]()
     x = MEAN + randn(4, 3, 2, 10, 10) * standard(schedule, t)[1]
     probe = 2.0 * (randn(5, *x.shape) > 0) - 1
-    found = probability_flow.log_density(GaussianDenoiser(schedule, MEAN, STD), x, time(t), None, probe, **TIGHT)
+    found = probability_flow.log_density(GaussianDenoiser(schedule, MEAN, STD), x, time(t), NOTHING, probe, **TIGHT)
     assert found.shape == (3,) and found.dtype == torch.float64
     torch.testing.assert_close(found, gaussian_density(schedule, x, t), rtol=0, atol=200 * 5e-8)
 
@@ -181,7 +182,7 @@ def test_density_of_a_mixture(name: str, t: float = 1.0) -> None:
     prior = stats.norm(0, float(schedule.prior_std))
     expected = [math.log(prior.pdf(e) * law("pdf", v, 0) / law("pdf", e, 1)) for e, v in zip(ends, x, strict=True)]
     points = torch.from_numpy(x).reshape(-1, 1)
-    found = probability_flow.log_density(denoiser, points, time(t), None, torch.ones_like(points), **TIGHT)
+    found = probability_flow.log_density(denoiser, points, time(t), NOTHING, torch.ones_like(points), **TIGHT)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
 
 
@@ -192,7 +193,7 @@ def test_density_is_that_of_the_data(name: str) -> None:
     denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
     x = torch.linspace(-2, 2.2, 401, dtype=torch.float64).reshape(-1, 1)
     log_q = denoiser.log_likelihood(x, time(1))[:, 0]
-    log_p = probability_flow.log_density(denoiser, x, time(1), None, torch.ones_like(x), 1e-8, 1e-8)
+    log_p = probability_flow.log_density(denoiser, x, time(1), NOTHING, torch.ones_like(x), 1e-8, 1e-8)
     found = float((log_q.exp() * (log_q - log_p)).sum() * (x[1] - x[0]))
     end = torch.linspace(-10, 10, 4001, dtype=torch.float64) * schedule.prior_std
     log_q, log_p = denoiser.log_likelihood(end, time(1000)), log_normal(end, 0.0, float(schedule.prior_std) ** 2)
@@ -213,12 +214,12 @@ def test_trace_estimate_is_unbiased(name: str) -> None:
     schedule, x = denoiser.schedule, torch.tensor([[0.4, -0.3], [-0.7, 0.5], [0.1, 0.1]], dtype=torch.float64)
 
     x.requires_grad_()
-    (end,) = probability_flow.solve(denoiser, x, times(t, 1000), None, 1e-7, 1e-7)
+    (end,) = probability_flow.solve(denoiser, x, times(t, 1000), NOTHING, 1e-7, 1e-7)
     rows = [torch.autograd.grad(end[:, i].sum(), x, retain_graph=True)[0] for i in range(2)]
     expected = log_normal(end, 0.0, float(schedule.prior_std) ** 2).sum(1) + torch.stack(rows, dim=1).det().log()
     found = torch.stack(
         [
-            probability_flow.log_density(denoiser, x, time(t), None, times(*signs).expand(3, 2), 1e-7, 1e-7)
+            probability_flow.log_density(denoiser, x, time(t), NOTHING, times(*signs).expand(3, 2), 1e-7, 1e-7)
             for signs in product((-1, 1), repeat=2)
         ]
     )
@@ -244,7 +245,7 @@ def test_a_solver_that_does_not_converge_gives_nan(broken: str, monkeypatch: pyt
 
     denoiser = Denoiser(network, make_objective(target="eps"), schedule)
     assert last(AdaptiveODE(steps=3), denoiser, x).isnan().all()
-    assert probability_flow.log_density(denoiser, x, time(1), None, torch.ones_like(x), 1e-4, 1e-4).isnan().all()
+    assert probability_flow.log_density(denoiser, x, time(1), NOTHING, torch.ones_like(x), 1e-4, 1e-4).isnan().all()
 
 
 @pytest.mark.parametrize("target", ["x0", "eps", "score", "v", "mu", "F"])
@@ -255,7 +256,7 @@ def test_every_target_in_single_precision(name: str, target: str) -> None:
     objective = make_objective(target=target)
     exact = GaussianDenoiser(schedule, MEAN, STD)
 
-    def network(x: Tensor, log_snr: Tensor, y: None) -> Tensor:
+    def network(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         t = schedule.time_at((-log_snr[0].double() / 2).exp())
         x_t = x.double() / objective.target.input_scale(schedule, t)
         found = exact(x_t, t)

@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from oracles import EVERY, FlowMatching, MixtureDenoiser, make_objective, randn, time
 from scipy import special, stats
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.objectives import Target
 from ddpm.samplers import DDIM, EulerODE
@@ -109,7 +110,7 @@ def test_scaling_the_input_is_a_shift(b: float) -> None:
 # ---- the flow ---------------------------------------------------------------------------------------------
 
 
-def velocity(x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
+def velocity(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
     """A network, of no data."""
     return torch.tanh(x) + 0.3 * torch.sin(3 * x + log_snr.reshape(-1, 1, 1, 1))
 
@@ -130,9 +131,9 @@ def test_ddim_is_eulers_method(steps: int, shift: float) -> None:
     scheduler.sigmas = schedule.sigma(times)
     scheduler.set_begin_index(0)
     kinds = [DDIM(steps=steps)] if shift > 1 else [DDIM(steps=steps), EulerODE(steps=steps)]
-    paths = [list(kind.trajectory(denoiser, x, None, None)) for kind in kinds]
+    paths = [list(kind.trajectory(denoiser, x, NOTHING, None)) for kind in kinds]
     for i, (t, s) in enumerate(pairwise(times)):
-        output, _ = objective.outputs(velocity, schedule, x, t, None)
+        output, _ = objective.outputs(velocity, schedule, x, t, NOTHING)
         theirs = scheduler.step(output, scheduler.timesteps[i], x, return_dict=False)[0]
         x = x + (schedule.sigma(s) - schedule.sigma(t)) * output
         torch.testing.assert_close(theirs, x, rtol=0, atol=1e-5)  # float32

@@ -6,12 +6,14 @@ import pytest
 import torch
 from oracles import SCHEDULES, ClassDenoiser, GaussianDenoiser, alpha_bar, log_normal, randn, time
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.guidance import ClassifierFree, Guidance, Unguided
 from ddpm.samplers import DDIM
 
 Tensor = torch.Tensor
 WEIGHTS, MEANS, STDS = (0.4, 0.6), (-0.5, 0.7), (0.3, 0.2)
 LABELS = torch.tensor([0, 1, 1])
+GIVEN = Condition(LABELS)
 TIMES = [3, 400, 950]
 
 
@@ -35,7 +37,7 @@ def scores(name: str, x: Tensor, t: int, label: int) -> tuple[Tensor, Tensor, Te
 
 def guided_scores(name: str, weight: float, x: Tensor) -> list[Tensor]:
     """−ε̂/σ of the guided denoiser, image i at TIMES[i] with label LABELS[i]."""
-    prediction = ClassifierFree(weight=weight)(exact(name))(x, time(*TIMES), LABELS)
+    prediction = ClassifierFree(weight=weight)(exact(name))(x, time(*TIMES), GIVEN)
     return [-e / math.sqrt(1 - alpha_bar(name)[t]) for e, t in zip(prediction.eps, TIMES, strict=True)]
 
 
@@ -67,9 +69,9 @@ def test_conventions_of_the_documents(weight: float) -> None:
 def test_guided_noise_and_clean_image(weight: float) -> None:
     """003, eq. 42: the same combination holds for ε̂, and for x̂0, because the weights sum to 1."""
     x, denoiser = randn(2, 3, 1, 2, 2), exact()
-    guided = ClassifierFree(weight=weight)(denoiser)(x, time(*TIMES), LABELS)
-    conditional = denoiser(x, time(*TIMES), LABELS)
-    unconditional = denoiser(x, time(*TIMES), torch.full_like(LABELS, 2))
+    guided = ClassifierFree(weight=weight)(denoiser)(x, time(*TIMES), GIVEN)
+    conditional = denoiser(x, time(*TIMES), GIVEN)
+    unconditional = denoiser(x, time(*TIMES), Condition(torch.full_like(LABELS, 2)))
     for part in ("x0", "eps"):
         with_label, without = getattr(conditional, part), getattr(unconditional, part)
         torch.testing.assert_close(
@@ -85,7 +87,7 @@ def test_one_batch(weight: float, evaluations: int, batches: list[int], single: 
     """Condition and null run as one batch, and a branch without weight not at all."""
     denoiser = exact()
     guided = ClassifierFree(weight=weight)(denoiser)
-    guided(randn(3, 3, 1, 2, 2), time(400) if single else time(*TIMES), LABELS)
+    guided(randn(3, 3, 1, 2, 2), time(400) if single else time(*TIMES), GIVEN)
     assert guided.evaluations == evaluations
     assert denoiser.batches == batches
 
@@ -102,14 +104,14 @@ def test_evaluations_multiply() -> None:
 def test_single_time_equals_one_time_per_image() -> None:
     """A scalar time means the same as that time for every image."""
     x, guided = randn(4, 3, 1, 2, 2), ClassifierFree(weight=2.0)(exact())
-    one, many = guided(x, time(400), LABELS), guided(x, time(400, 400, 400), LABELS)
+    one, many = guided(x, time(400), GIVEN), guided(x, time(400, 400, 400), GIVEN)
     torch.testing.assert_close(one.x0, many.x0, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(1.0, (0.2, 0.6)), (0.0, (0.2, 0.6)), (-1.0, (0.9, 0.9))])
 def test_learned_variance_is_the_conditional_one(weight: float, expected: tuple[float, float]) -> None:
     """v comes from the branch with the label, or from the only one that ran."""
-    prediction = ClassifierFree(weight=weight)(exact(v=(0.2, 0.6, 0.9)))(randn(5, 3, 1, 2, 2), time(400), LABELS)
+    prediction = ClassifierFree(weight=weight)(exact(v=(0.2, 0.6, 0.9)))(randn(5, 3, 1, 2, 2), time(400), GIVEN)
     assert prediction.v.shape == (3, 1, 2, 2)
     for i, label in enumerate(LABELS.tolist()):
         assert (prediction.v[i] == expected[label]).all()
@@ -121,8 +123,8 @@ def test_clipping_comes_after_guidance() -> None:
     denoiser.clip = True
     x = 2 * randn(6, 3, 1, 2, 2)
     guided = ClassifierFree(weight=5.0)(denoiser)
-    free = ClassifierFree(weight=5.0)(exact())(x, time(*TIMES), LABELS).x0
-    prediction = guided(x, time(*TIMES), LABELS)
+    free = ClassifierFree(weight=5.0)(exact())(x, time(*TIMES), GIVEN).x0
+    prediction = guided(x, time(*TIMES), GIVEN)
     assert ((free.abs() > 1).any()) and guided.clip
     assert torch.equal(prediction.x0, free.clamp(-1, 1))
     bar = torch.from_numpy(alpha_bar("linear")[TIMES]).reshape(-1, 1, 1, 1)
@@ -135,15 +137,15 @@ def test_unguided_ignores_labels() -> None:
     """`none` asks its network without any label."""
     seen = []
     denoiser = exact()
-    denoiser.predict = lambda x, t, y: (seen.append(y), (x, None))[1]
-    Unguided()(denoiser)(randn(7, 3, 1, 2, 2), time(400), LABELS)
-    assert seen == [None]
+    denoiser.predict = lambda x, t, condition: (seen.append(condition), (x, None))[1]
+    Unguided()(denoiser)(randn(7, 3, 1, 2, 2), time(400), GIVEN)
+    assert seen == [NOTHING]
 
 
 def test_samplers_inherit_guidance() -> None:
     """A guided denoiser goes through a sampler; w = 0 ends in its class, where DDIM is affine in closed form."""
     x, steps = randn(8, 3, 1, 2, 2), 20
-    *_, x0 = DDIM(steps=steps).trajectory(ClassifierFree(weight=0.0)(exact()), x, LABELS, None)
+    *_, x0 = DDIM(steps=steps).trajectory(ClassifierFree(weight=0.0)(exact()), x, GIVEN, None)
     bar = alpha_bar("linear")
     for i, label in enumerate(LABELS.tolist()):
         slope, var = 1.0, STDS[label] ** 2
@@ -166,5 +168,5 @@ def test_no_guidance_is_the_network_without_labels() -> None:
     """At its own time, whatever labels are given."""
     denoiser, x = GaussianDenoiser(SCHEDULES["linear"](), 0.3, 0.5), randn(40, 3, 1, 2, 2)
     for t in (time(20), time(700), time(20, 300, 700)):
-        found = Guidance.make({"method": "none"})(denoiser)(x, t, torch.tensor([1, 2, 0]))
+        found = Guidance.make({"method": "none"})(denoiser)(x, t, Condition(torch.tensor([1, 2, 0])))
         assert torch.equal(found.x0, denoiser(x, t).x0) and torch.equal(found.eps, denoiser(x, t).eps)

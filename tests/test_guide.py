@@ -8,6 +8,7 @@ import torch
 from oracles import PLANE, SCHEDULES, ClassDenoiser, GaussianDenoiser, MixtureDenoiser, randn, time
 from torch.nn import functional as F
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
 from ddpm.guidance import ClassifierFree, ClassifierGuidance
@@ -48,7 +49,7 @@ def test_with_w_1_the_exact_classifier_gives_the_conditional_denoiser(schedule, 
     y = torch.tensor([0, 1, 2, 0, 1, 2])
     x_t = schedule.noisy(randn(0, 6, 1, 1, 1), randn(1, 6, 1, 1, 1), time(t))
     guided = ClassifierGuidance(weight=1.0)(mixture(schedule), bayes(schedule))
-    found = guided(x_t, time(t), y).x0
+    found = guided(x_t, time(t), Condition(y)).x0
     for i, k in enumerate(y.tolist()):
         exact = GaussianDenoiser(schedule, MEANS[k], STDS[k])(x_t[i : i + 1], time(t)).x0
         torch.testing.assert_close(found[i : i + 1], exact, rtol=1e-7, atol=1e-9)
@@ -62,7 +63,7 @@ def test_algorithm_4() -> None:
         x = x_t.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(classifier(x, t, y).sum(), x)
         plain = mixture(schedule)(x_t, t)
-        found = ClassifierGuidance(weight=2.5)(mixture(schedule), classifier)(x_t, t, y)
+        found = ClassifierGuidance(weight=2.5)(mixture(schedule), classifier)(x_t, t, Condition(y))
         expected = plain.eps - 2.5 * schedule.sigma(t) * gradient
         torch.testing.assert_close(found.eps, expected, rtol=1e-9, atol=1e-12)
 
@@ -77,10 +78,10 @@ def test_guided_samples_are_the_classs(sampler) -> None:
     def draw() -> Tensor:
         return torch.randn(n, 1, 1, 1, generator=generator, dtype=torch.float64)
 
-    *_, x = sampler.trajectory(denoiser, draw(), torch.full((n,), k), draw)
+    *_, x = sampler.trajectory(denoiser, draw(), Condition(torch.full((n,), k)), draw)
     own = GaussianDenoiser(schedule, MEANS[k], STDS[k])
     generator = torch.Generator().manual_seed(0)
-    *_, expected = sampler.trajectory(own, draw(), None, draw)
+    *_, expected = sampler.trajectory(own, draw(), NOTHING, draw)
     torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-8)
     assert denoiser.evaluated == 2 * 200 * n
 
@@ -93,7 +94,7 @@ def test_no_weight_is_no_guidance() -> None:
 
     x_t, y = randn(3, 2, 1, 1, 1), torch.tensor([0, 1])
     guided = ClassifierGuidance(weight=0.0)(mixture(Linear()), never)
-    assert torch.equal(guided(x_t, time(300), y).x0, mixture(Linear())(x_t, time(300)).x0)
+    assert torch.equal(guided(x_t, time(300), Condition(y)).x0, mixture(Linear())(x_t, time(300)).x0)
     assert guided.evaluated == 2
 
 
@@ -101,16 +102,18 @@ def test_it_differs_from_classifier_free_guidance_by_convention_only() -> None:
     """With exact parts, classifier guidance of weight 1 + w is classifier-free guidance of weight w."""
     schedule, y = Linear(), torch.tensor([0, 1, 2])
     x_t = randn(4, 3, 1, 1, 1)
-    by_classifier = ClassifierGuidance(weight=3.0)(mixture(schedule), bayes(schedule))(x_t, time(300), y).x0
-    free = ClassifierFree(weight=2.0)(ClassDenoiser(schedule, WEIGHTS, MEANS, STDS))(x_t, time(300), y).x0
+    by_classifier = ClassifierGuidance(weight=3.0)(mixture(schedule), bayes(schedule))(x_t, time(300), Condition(y)).x0
+    free = ClassifierFree(weight=2.0)(ClassDenoiser(schedule, WEIGHTS, MEANS, STDS))(x_t, time(300), Condition(y)).x0
     torch.testing.assert_close(by_classifier, free, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize(("y", "classifier"), [(None, bayes(Linear())), (torch.tensor([0]), None)])
-def test_what_it_needs_is_named(y, classifier) -> None:
+@pytest.mark.parametrize(
+    ("condition", "classifier"), [(NOTHING, bayes(Linear())), (Condition(torch.tensor([0])), None)]
+)
+def test_what_it_needs_is_named(condition, classifier) -> None:
     """Labels and a classifier."""
     with pytest.raises(ValueError, match="needs labels, and a classifier of noisy images"):
-        ClassifierGuidance()(mixture(Linear()), classifier)(randn(0, 1, 1, 1, 1), time(300), y)
+        ClassifierGuidance()(mixture(Linear()), classifier)(randn(0, 1, 1, 1, 1), time(300), condition)
 
 
 # ---- the classifier of noisy images -------------------------------------------------------------------------

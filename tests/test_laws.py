@@ -13,6 +13,7 @@ import torch
 from oracles import ANY, MixtureDenoiser, VectorDenoiser, make_objective, maps
 from scipy import stats
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.samplers import (
     DDIM,
@@ -74,13 +75,13 @@ def remembered(name: str) -> Schedule:
 def network(schedule: Schedule, law: VectorDenoiser | MixtureDenoiser, target: str) -> Callable[..., Tensor]:
     """The best network of a target: what it must answer, from the scaled input and log SNR that it is given."""
 
-    def answer(scaled: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
+    def answer(scaled: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         level = (-0.5 * log_snr[:1]).exp()
         alpha = {"VE": torch.ones_like(level), "VP": 1 / (1 + level**2).sqrt(), "": 1 / (1 + level)}[schedule.family]
         sigma = level * alpha
         x_t = scaled * ((0.25 * alpha**2 if target == "F" else alpha**2) + sigma**2).sqrt()
         t = schedule.time_at(level)[0]
-        x0 = law.predict(x_t, t, None)[0]
+        x0 = law.predict(x_t, t, NOTHING)[0]
         eps = (x_t - alpha * x0) / sigma
         if target == "mu":
             s = (t - 1).clamp(min=0)
@@ -167,7 +168,7 @@ def test_mixture(kind: str, name: str) -> None:
     cdf = sum(w * stats.norm.cdf(points, m, c) for w, m, c in zip(WEIGHTS, MEANS, STDS, strict=True))
     quantiles = np.interp(grid, cdf, points)
     for spacing in SPACINGS:
-        *_, last = make(spacing=spacing).trajectory(exact, x, None, noise)
+        *_, last = make(spacing=spacing).trajectory(exact, x, NOTHING, noise)
         found = np.abs(np.sort(last.flatten().numpy()) - quantiles).mean() / quantiles.std()
         assert found < 0.02 + most / 2, (spacing, found)
 

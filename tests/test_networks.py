@@ -10,8 +10,9 @@ from oracles import randn
 from torch import nn
 
 from ddpm import networks
+from ddpm.condition import NOTHING, Condition
 from ddpm.networks.classifier import Classifier, NoisyClassifier
-from ddpm.networks.embedding import Condition
+from ddpm.networks.embedding import ConditionEmbedding
 from ddpm.networks.mlp import MLP
 from ddpm.networks.mlp import Block as PerceptronBlock
 from ddpm.networks.unet import Attention, ResidualBlock, UNet
@@ -188,7 +189,7 @@ def test_the_unet_is_its_formula(case: str) -> None:
     depth, blocks, attend = len(spec["multipliers"]), spec["blocks"], set(spec["attention"])
     expected = unet(w, x.numpy(), LOG_SNR.numpy(), labels, depth, blocks, attend)
     assert w.unused() == set()
-    found = network(x, LOG_SNR, y)
+    found = network(x, LOG_SNR, Condition(y))
     assert found.shape == (3, heads * shape[0], *shape[1:])
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-8, atol=1e-10)
 
@@ -229,7 +230,7 @@ def test_the_perceptron_is_its_formula(shape: tuple[int, ...], heads: int, class
     y = torch.tensor([classes, 1, 0]) if classes else None
     expected = perceptron(w, x.numpy(), LOG_SNR.numpy(), None if y is None else y.tolist(), depth)
     assert w.unused() == set()
-    found = network(x, LOG_SNR, y)
+    found = network(x, LOG_SNR, Condition(y))
     assert found.shape == (3, heads * shape[0], *shape[1:])
     np.testing.assert_allclose(found.detach().numpy().reshape(3, -1), expected, rtol=1e-9, atol=1e-11)
 
@@ -245,27 +246,27 @@ BOTH = {
 @pytest.mark.parametrize("method", BOTH)
 def test_the_output_depends_on_noise_level_and_label(method: str) -> None:
     """Another log SNR or label, another output; no label is the null label; without classes labels are ignored."""
-    network, x, none = stirred(BOTH[method](3)), randn(5, 3, 1, 8, 8), torch.tensor([3, 3, 3])
+    network, x, none = stirred(BOTH[method](3)), randn(5, 3, 1, 8, 8), Condition(torch.tensor([3, 3, 3]))
 
     def apart(a: torch.Tensor, b: torch.Tensor) -> bool:
         return bool(((a - b).flatten(1).abs().amax(1) > 1e-3).all())
 
-    plain = network(x, LOG_SNR, None)
+    plain = network(x, LOG_SNR, NOTHING)
     assert torch.equal(network(x, LOG_SNR, none), plain) and torch.equal(network(x, LOG_SNR), plain)
-    assert apart(network(x, LOG_SNR + 0.1, None), plain)
-    answers = [plain] + [network(x, LOG_SNR, torch.full((3,), k)) for k in range(3)]
+    assert apart(network(x, LOG_SNR + 0.1, NOTHING), plain)
+    answers = [plain] + [network(x, LOG_SNR, Condition(torch.full((3,), k))) for k in range(3)]
     assert all(apart(a, b) for i, a in enumerate(answers) for b in answers[:i])
     without = stirred(BOTH[method](0))
-    assert torch.equal(without(x, LOG_SNR, none), without(x, LOG_SNR, None))
+    assert torch.equal(without(x, LOG_SNR, none), without(x, LOG_SNR, NOTHING))
     assert "condition.label.weight" not in without.state_dict() and without.classes == 0 and network.classes == 3
 
 
 def test_the_condition_is_its_formula() -> None:
     """Alone, at noise levels far outside of the usual."""
-    network, log_snr = stirred(Condition(7, classes=2)), torch.tensor([-40.0, -1e-3, 25.0])
+    network, log_snr = stirred(ConditionEmbedding(7, classes=2)), torch.tensor([-40.0, -1e-3, 25.0])
     w = Weights(nn.ModuleDict({"condition": network}))
     for y, labels in ((torch.tensor([1, 2, 0]), [1, 2, 0]), (None, [2, 2, 2])):
-        found = network(log_snr, y).detach().numpy()
+        found = network(log_snr, Condition(y)).detach().numpy()
         np.testing.assert_allclose(found, condition(w, log_snr.numpy(), labels), rtol=1e-9, atol=1e-12)
 
 
@@ -273,7 +274,7 @@ def test_the_condition_is_its_formula() -> None:
 def test_a_new_network_answers_zero(method: str) -> None:
     """The last layer starts at zero, and so does the last one of every residual branch."""
     network, x = BOTH[method](2), randn(6, 3, 1, 8, 8)
-    assert not network(x, LOG_SNR, torch.tensor([0, 1, 2])).any()
+    assert not network(x, LOG_SNR, Condition(torch.tensor([0, 1, 2]))).any()
     h, c = randn(7, 3, 16, 4, 4), randn(8, 3, 64)
     assert torch.equal(ResidualBlock(16, 16, 64)(h, c), h) and torch.equal(Attention(16)(h), h)
     assert torch.equal(PerceptronBlock(64)(c, c), c)
@@ -285,7 +286,7 @@ def test_build(method: str, spec: dict) -> None:
     given = {"method": method} | spec
     network = networks.build(given, (1, 8, 8), 2, 5)
     assert type(network).method == method and network.classes == 5 and given == {"method": method} | spec
-    assert network(randn(0, 3, 1, 8, 8), LOG_SNR, None).shape == (3, 2, 8, 8)
+    assert network(randn(0, 3, 1, 8, 8), LOG_SNR, NOTHING).shape == (3, 2, 8, 8)
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.ndim == 4)
 
 

@@ -10,6 +10,7 @@ import torch
 from oracles import DIGITS, SCHEDULES, alpha_bar, answering, betas, level_log_probability, make_objective, randn, time
 from torch.distributions import Normal, kl_divergence
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.objectives import EDM, NoiseTarget, Objective, Preconditioned, Target
 from ddpm.schedules import Linear, Schedule
@@ -116,8 +117,8 @@ def test_network_output_becomes_x0(target: str, name: str) -> None:
     schedule, (x0, eps, t) = SCHEDULES[name](), sample(TIMES)
     objective, seen = make_objective(target=target), []
 
-    def network(x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
-        seen.append((log_snr, y))
+    def network(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
+        seen.append((log_snr, condition))
         return objective.target.of(schedule, x0, eps, t)
 
     prediction = Denoiser(network, objective, schedule, clip=False)(schedule.noisy(x0, eps, t), t)
@@ -126,14 +127,14 @@ def test_network_output_becomes_x0(target: str, name: str) -> None:
     assert prediction.v is None
     bar = alpha_bar(name)[TIMES]
     np.testing.assert_allclose(seen[0][0].numpy(), np.log(bar / (1 - bar)), rtol=1e-9, atol=1e-10)
-    assert seen[0][0].shape == (len(TIMES),) and seen[0][1] is None
+    assert seen[0][0].shape == (len(TIMES),) and seen[0][1] is NOTHING
 
 
 def test_single_time_conditions_every_image() -> None:
     """A scalar time reaches the network as one log SNR per image, in the images' type."""
     schedule, seen = SCHEDULES["linear"](), []
 
-    def network(x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
+    def network(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         seen.append(log_snr)
         return x
 
@@ -215,9 +216,9 @@ def test_variance_head_is_mapped_to_the_unit_interval() -> None:
     """Nichol & Dhariwal 2021: the head's −1 … 1 is v = 0 … 1; the first half of the channels is the target."""
     objective = make_objective(target="eps", variance="learned")
     output = torch.cat([torch.full((1, 3, 1, 1), 5.0), torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1)], dim=1)
-    y, v = objective.outputs(answering(output), Linear(), output[:, :3], time(500), None)
+    y, v = objective.outputs(answering(output), Linear(), output[:, :3], time(500), NOTHING)
     assert y.flatten().tolist() == [5, 5, 5] and v.flatten().tolist() == [0, 0.5, 1]
-    y, v = make_objective(target="eps").outputs(answering(output), Linear(), output, time(500), None)
+    y, v = make_objective(target="eps").outputs(answering(output), Linear(), output, time(500), NOTHING)
     assert y is output and v is None
 
 
@@ -367,16 +368,16 @@ def test_unknown_target_is_named() -> None:
     ],
 )
 def test_labels_reach_the_network_in_training(objective: Objective) -> None:
-    """Of every loss: the labels that it is given, unchanged."""
+    """Of every loss: the condition that it is given, unchanged."""
     heads, seen = objective.variance.heads, []
 
-    def network(x: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
-        seen.append(y)
+    def network(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
+        seen.append(condition)
         return torch.cat([x] * heads, dim=1)
 
-    (x0, eps, t), y = sample([1, 400]), torch.tensor([7, 3])
-    objective.loss(network, Linear(), x0, eps, t, y, DIGITS, lambda: torch.ones_like(x0))
-    assert len(seen) == 1 and torch.equal(seen[0], y)
+    (x0, eps, t), condition = sample([1, 400]), Condition(torch.tensor([7, 3]))
+    objective.loss(network, Linear(), x0, eps, t, condition, DIGITS, lambda: torch.ones_like(x0))
+    assert len(seen) == 1 and seen[0] is condition
 
 
 @pytest.mark.parametrize("target", TARGETS)

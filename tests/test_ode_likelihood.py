@@ -8,6 +8,7 @@ import torch
 from oracles import DIGITS, PLANE, GaussianDenoiser, log_normal, randn, time
 
 from ddpm import rng
+from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
@@ -95,7 +96,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 class Correlated(GaussianDenoiser):
     """Two pixels with covariance [[1, r], [r, 1]]: x̂0 = C α (α² C + σ² I)^−1 x, which mixes them."""
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         c = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
         gain = alpha * c @ torch.linalg.inv(alpha**2 * c + sigma**2 * torch.eye(2, dtype=torch.float64))

@@ -21,6 +21,7 @@ from oracles import (
 )
 from scipy import optimize, stats
 
+from ddpm.condition import NOTHING
 from ddpm.denoiser import Denoiser
 from ddpm.samplers import (
     DDIM,
@@ -135,7 +136,7 @@ def test_order(kind: type[Sampler], order: int, schedule: Schedule, sizes: tuple
     exact, errors = quantiles(schedule, x, float(schedule.start), end), []
     for steps in sizes:
         sampler = kind(steps=steps)
-        states = list(sampler.trajectory(denoiser, torch.tensor(x).reshape(-1, 1), None, None))
+        states = list(sampler.trajectory(denoiser, torch.tensor(x).reshape(-1, 1), NOTHING, None))
         errors.append(np.abs(states[state_at(sampler, schedule, end)].flatten().numpy() - exact).max())
     assert errors[-1] < (6e-2 if order == 1 else 2e-4)
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.07)

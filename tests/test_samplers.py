@@ -25,6 +25,7 @@ from oracles import (
 )
 from scipy import stats
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.samplers import DDIM, Ancestral, Heun, Sampler
 from ddpm.schedules import VPSDE
@@ -201,7 +202,7 @@ def test_last_step_adds_no_noise(sampler: Sampler) -> None:
         next(calls)
         return torch.zeros_like(x)
 
-    states = list(sampler.trajectory(denoiser, x, None, noise))
+    states = list(sampler.trajectory(denoiser, x, NOTHING, noise))
     assert next(calls) == 4 and len(states) == 5
     torch.testing.assert_close(states[-1], denoiser(states[-2], time(200)).x0, rtol=0, atol=1e-12)
 
@@ -304,7 +305,7 @@ def test_churn_never_lowers_the_noise() -> None:
     schedule, x = SCHEDULES["cosine"](), randn(30, 64, 1, 2, 2)
     denoiser = GaussianDenoiser(schedule, MEAN, STD)
     sampler = Heun(steps=1000, churn=30.0)
-    states = sampler.trajectory(denoiser, x, None, noises(31, *x.shape))
+    states = sampler.trajectory(denoiser, x, NOTHING, noises(31, *x.shape))
     for t, state in zip(sampler.times(schedule)[1:], states, strict=True):
         expected = math.sqrt(float(schedule.alpha(t)) ** 2 * STD**2 + float(schedule.sigma(t)) ** 2)
         assert float(state.std()) < 1.5 * expected
@@ -327,17 +328,17 @@ def test_times_fall(spacing: str, name: str) -> None:
 @pytest.mark.parametrize("method", sorted({m.method for m in Sampler.all()}))
 def test_labels_reach_the_denoiser(method: str) -> None:
     """At every evaluation of every sampler, and the same ones."""
-    labels, asked = torch.tensor([1, 0, 2]), []
+    condition, asked = Condition(torch.tensor([1, 0, 2])), []
 
     class Asked(GaussianDenoiser):
-        def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            asked.append(y)
-            return super().predict(x_t, t, y)
+        def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
+            asked.append(condition)
+            return super().predict(x_t, t, condition)
 
     denoiser, x = Asked(EVERY["geometric"](), MEAN, STD), randn(31, 3, 1, 2, 2)
     sampler = Sampler.make({"method": method, "steps": 4} | ({"corrections": 2} if method == "langevin" else {}))
-    *_, last_state = sampler.trajectory(denoiser, x, labels, noises(32, *x.shape))
-    assert last_state.shape == x.shape and len(asked) >= 4 and all(y is labels for y in asked)
+    *_, last_state = sampler.trajectory(denoiser, x, condition, noises(32, *x.shape))
+    assert last_state.shape == x.shape and len(asked) >= 4 and all(one is condition for one in asked)
 
 
 def test_churn_holds_at_both_of_its_bounds() -> None:

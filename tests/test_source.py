@@ -184,7 +184,11 @@ CHANGES = {
     "a law of times that is not used": ("times.py", "Importance.draw", uses("")),
     "a matching that is not used": ("matching.py", "Sliced.error", uses("")),
     "the network": ("networks/unet.py", "ResidualBlock.forward", uses("train sample likelihood")),
-    "what the network imports": ("networks/embedding.py", "Condition.forward", uses("train sample likelihood")),
+    "what the network imports": (
+        "networks/embedding.py",
+        "ConditionEmbedding.forward",
+        uses("train sample likelihood"),
+    ),
     "the classifier": ("networks/classifier.py", "Classifier.features", uses("classifier fidelity")),
     "one dataset": ("datasets/digits.py", "Digits.load", uses("data")),
     "a dataset that is not used": ("datasets/mnist.py", "MNIST.load", uses("")),

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddpm import networks, rng
+from ddpm.condition import NOTHING, Condition
 from ddpm.networks.classifier import Classifier, NoisyClassifier
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
@@ -139,7 +140,7 @@ def mixed_loss(network: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor
     small = beta * (1 - BAR[t - 1].reshape(-1, 1, 1, 1)) / (1 - bar)
     small = torch.where(small == 0, BETA[2] * (1 - BAR[1]) / (1 - BAR[2]), small)
     x_t = bar.sqrt() * x0 + (1 - bar).sqrt() * eps
-    y_hat, v = network(x_t.float(), (bar / (1 - bar)).log().flatten().float(), y).double().chunk(2, dim=1)
+    y_hat, v = network(x_t.float(), (bar / (1 - bar)).log().flatten().float(), Condition(y)).double().chunk(2, dim=1)
     log_var = (1 + v) / 2 * beta.log() + (1 - v) / 2 * small.log()
     fixed = y_hat.detach()
     mean = (x_t - beta / (1 - bar).sqrt() * fixed) / (1 - beta).sqrt()
@@ -151,7 +152,7 @@ def v_loss(network: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: None) -> T
     """‖v − v̂‖² with v = α ε − σ x0."""
     bar = BAR[t].reshape(-1, 1, 1, 1)
     alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
-    answer = network((alpha * x0 + sigma * eps).float(), (bar / (1 - bar)).log().flatten().float(), y).double()
+    answer = network((alpha * x0 + sigma * eps).float(), (bar / (1 - bar)).log().flatten().float()).double()
     return ((alpha * eps - sigma * x0 - answer) ** 2).flatten(1).mean(1)
 
 
@@ -242,12 +243,14 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
         bar, before = BAR[t], BAR[s]
         alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
 
-        def clean(y: Tensor | None, x: Tensor = x, bar: Tensor = bar) -> Tensor:
+        def clean(condition: Condition, x: Tensor = x, bar: Tensor = bar) -> Tensor:
             with torch.no_grad():
-                v = network(x.float(), (bar / (1 - bar)).log().float().expand(50), y).double()
+                v = network(x.float(), (bar / (1 - bar)).log().float().expand(50), condition).double()
             return bar.sqrt() * x - (1 - bar).sqrt() * v
 
-        x0 = 2.5 * clean(labels) - 1.5 * clean(torch.full((50,), 10)) if guided else clean(None)
+        x0 = (
+            2.5 * clean(Condition(labels)) - 1.5 * clean(Condition(torch.full((50,), 10))) if guided else clean(NOTHING)
+        )
         x0 = x0.clamp(-1, 1)
         if chain:
             beta = 1 - bar / before

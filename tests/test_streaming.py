@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm import networks
 from ddpm.datasets import dataset as data
 from ddpm.pipeline.records import write_tensors
 from ddpm.spaces import Pixels, Points
@@ -18,9 +19,10 @@ def test_large_data_stay_in_their_file(tmp_path: Path, monkeypatch: pytest.Monke
     about = {"space": Pixels((3, 8, 8)).spec, "classes": 0}
     write_tensors(path, {"train_images": images, "test_images": images[:3].clone()}, about)
     dataset, job = data.read(path), {"name": "a/b/c/seed0", "training": {"batch": 8}}
-    before = [training.Batches(dataset, job, cpu)(step) for step in range(3)]
+    network = networks.build({"method": "mlp"}, (3, 8, 8), 1, 0)
+    before = [training.Batches(dataset, job, cpu, network)(step) for step in range(3)]
     monkeypatch.setattr(training, "RESIDENT", 0)
-    large = training.Batches(dataset, job, cpu)
+    large = training.Batches(dataset, job, cpu, network)
     assert large.stored.dtype == torch.uint8
     mapped = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
     ends = [[int(end, 16) for end in one.split("-")] for one in mapped]

@@ -16,6 +16,7 @@ from oracles import DIGITS, PLANE, FlowMatching, GaussianDenoiser, log_normal, m
 from test_bound import quadrature
 
 from ddpm import probability_flow, rng
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.errors import UserError
 from ddpm.objectives import Target
@@ -41,7 +42,7 @@ def network(schedule: Schedule, target: str) -> "torch.nn.Module":
     """What the best network of N(MEAN, STD²) answers, E[y | x_t], at every t in [1, T]."""
     objective, exact = make_objective(target=target), GaussianDenoiser(schedule, MEAN, STD)
 
-    def answer(scaled: Tensor, log_snr: Tensor, y: None) -> Tensor:
+    def answer(scaled: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         t = schedule.time_at((-0.5 * log_snr.double()).exp()).reshape(-1, *[1] * (scaled.ndim - 1))
         # ±30 stands for an infinite log SNR.
         t = torch.where(log_snr.reshape(t.shape) == -30, schedule.steps, t)
@@ -109,7 +110,7 @@ def test_the_loss_is_finite_at_both_ends(parameters: dict, space: Space) -> None
     schedule, objective = FlowMatching(), make_objective(**parameters)
     weight = torch.tensor(0.3, requires_grad=True)
 
-    def answer(x: Tensor, log_snr: Tensor, y: None) -> Tensor:
+    def answer(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         output = weight * x + log_snr.reshape(-1, 1, 1, 1) / 100
         return torch.cat([output, output.tanh()], dim=1) if objective.variance.heads == 2 else output
 
@@ -145,7 +146,7 @@ def test_samplers_start_before_the_end() -> None:
         DDIM(steps=1000, spacing="quadratic").times(schedule)
     with pytest.raises(ValueError, match="steps: 2; x_t holds no data from t = 2 on"):
         AdaptiveODE(steps=2).times(FlowMatching(steps=2))
-    x, *_ = chain(through(schedule, "v"), DDIM(steps=2), "own", torch.arange(5), None, (1, 2, 2))
+    x, *_ = chain(through(schedule, "v"), DDIM(steps=2), "own", torch.arange(5), NOTHING, (1, 2, 2))
     drawn = rng.normal(rng.key("sampling", "own"), torch.arange(5), 0, (1, 2, 2))
     torch.testing.assert_close(x, drawn * 0.993, rtol=1e-6, atol=0)
 
@@ -242,7 +243,7 @@ def test_density_of_a_gaussian(t: float, target: str) -> None:
     mean, std = alpha * MEAN, math.hypot(alpha * STD, sigma)
     x = mean + randn(4, 3, 2, 2, 2) * std
     probe = 2.0 * (randn(5, *x.shape) > 0) - 1
-    found = probability_flow.log_density(denoiser, x, time(t), None, probe, 1e-8, 1e-8)
+    found = probability_flow.log_density(denoiser, x, time(t), NOTHING, probe, 1e-8, 1e-8)
     end = math.hypot(0.001 * STD, 0.999)
     carried = 0.001 * MEAN + end / std * (x - mean)
     expected = (log_normal(carried, 0.0, 0.999**2) + math.log(end / std)).flatten(1).sum(1)
@@ -300,5 +301,5 @@ def test_training_asks_the_schedule_itself(tmp_path: Path, monkeypatch: pytest.M
 def test_ancestral_with_a_learned_variance_is_finite() -> None:
     """The one sampler of a learned variance, over all times that it may take."""
     denoiser = GaussianDenoiser(FlowMatching(steps=20), MEAN, STD, v=0.5)
-    *_, x = Ancestral(steps=20).trajectory(denoiser, randn(0, 2000, 1), None, lambda: randn(1, 2000, 1))
+    *_, x = Ancestral(steps=20).trajectory(denoiser, randn(0, 2000, 1), NOTHING, lambda: randn(1, 2000, 1))
     assert x.isfinite().all() and float(x.mean()) == pytest.approx(MEAN, abs=0.1)

@@ -16,6 +16,7 @@ from test_pipeline import ROOT, copy_project
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from ddpm import figures, probability_flow, rng
+from ddpm.condition import NOTHING
 from ddpm.datasets import dataset as data
 from ddpm.datasets import points
 from ddpm.exact import ExactDenoiser, Mixture
@@ -164,7 +165,7 @@ def test_flow_of_a_gaussian(name: str) -> None:
     single = Mixture(torch.ones(1), law.means[:1], law.covariances[:1])
     denoiser, t, s = ExactDenoiser(single, schedule), time(900), time(30)
     x = randn(10, 6, 2) * (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).sqrt()
-    (solved,) = probability_flow.solve(denoiser, x, torch.stack([t, s]), None, 1e-9, 1e-9)
+    (solved,) = probability_flow.solve(denoiser, x, torch.stack([t, s]), NOTHING, 1e-9, 1e-9)
     x_s = denoiser.flow(x, t, s)
     torch.testing.assert_close(x_s, solved, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(denoiser.flow(x_s, s, t), x, rtol=1e-10, atol=1e-10)
@@ -346,7 +347,7 @@ def test_samplers_of_the_grid_on_the_exact_denoiser(schedule: str, sampler: str)
     checked, law = config.check(TOY), points.GaussianMixture().law()
     denoiser = ExactDenoiser(law, Schedule.make(checked.axis("schedule", schedule)))
     walk = sampling.chain(
-        denoiser, Sampler.make(checked.axis("sampler", sampler)), "toy", torch.arange(2000), None, (2,)
+        denoiser, Sampler.make(checked.axis("sampler", sampler)), "toy", torch.arange(2000), NOTHING, (2,)
     )
     *_, x = walk
     nearest = law.responsibilities(x).argmax(1)
@@ -404,7 +405,7 @@ def test_samples_are_points_outside_of_any_range(tree: Path) -> None:
     denoiser = sampling.load_denoiser(layout, "eps/vp-sde/unconditional/seed0")
     assert not denoiser.clip
     job = records.read_record(layout.record("sample", name))["job"]
-    walk = sampling.chain(denoiser, Sampler.make(job["sampler"]), job["network"], torch.arange(300), None, (2,))
+    walk = sampling.chain(denoiser, Sampler.make(job["sampler"]), job["network"], torch.arange(300), NOTHING, (2,))
     assert torch.equal([*walk][-1], stored)
     assert float(stored.abs().max()) > 1
 

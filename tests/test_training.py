@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddpm import tables
+from ddpm import networks, tables
 from ddpm.datasets import dataset as data
 from ddpm.pipeline import config, parallel, records
 from ddpm.pipeline import run as runs
@@ -301,7 +301,8 @@ def batches(
     job: dict = {"name": name, "schedule": {"steps": steps}, "training": {"batch": size}}
     if dropout is not None:
         job["training"]["label_dropout"] = dropout
-    return training.Batches(data.Data(half, half, Pixels((1, 2, 2)), 10), job, torch.device("cpu"))
+    network = networks.build({"method": "mlp"}, (1, 2, 2), 1, 10)
+    return training.Batches(data.Data(half, half, Pixels((1, 2, 2)), 10), job, torch.device("cpu"), network)
 
 
 def numbers(x0: torch.Tensor) -> list[int]:
@@ -330,7 +331,9 @@ def test_draws_do_not_depend_on_what_was_drawn_before() -> None:
     one, two = batches(dropout=0.3), batches(dropout=0.3)
     ordered = [one(step) for step in range(12)]
     for step in (11, 3, 3, 0, 9, 1):
-        assert all(torch.equal(a, b) for a, b in zip(two(step), ordered[step], strict=True))
+        *tensors, condition = two(step)
+        assert all(torch.equal(a, b) for a, b in zip(tensors, ordered[step], strict=False))
+        assert torch.equal(condition.labels, ordered[step][3].labels)
 
 
 def test_networks_and_steps_have_their_own_draws() -> None:
@@ -388,7 +391,8 @@ def test_labels_are_dropped_as_often_as_asked() -> None:
     draw = batches(size=50, dropout=0.1)
     dropped = 0
     for step in range(200):
-        x0, _, _, y = draw(step)
+        x0, _, _, condition = draw(step)
+        y = condition.labels
         dropped += int((y == 10).sum())
         assert all(label == 10 or label == n % 10 for label, n in zip(y.tolist(), numbers(x0), strict=True))
     assert abs(dropped / 10000 - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 10000)
@@ -397,7 +401,7 @@ def test_labels_are_dropped_as_often_as_asked() -> None:
 def test_labels_are_dropped_at_all_times() -> None:
     """Whether a label is dropped does not depend on its image's t, also at the place that t is drawn from."""
     draw = batches(size=2, dropout=0.2)
-    found = [(times(u)[0], int(y[0]) == 10) for _, _, u, y in map(draw, range(2000))]
+    found = [(times(u)[0], int(condition.labels[0]) == 10) for _, _, u, condition in map(draw, range(2000))]
     counts = Counter(t for t, dropped in found if dropped)
     assert set(counts) == set(range(1, 11))
     expected = sum(counts.values()) / 10
@@ -406,7 +410,7 @@ def test_labels_are_dropped_at_all_times() -> None:
 
 def test_an_unconditional_network_gets_no_labels() -> None:
     """No dropout given means no condition."""
-    assert batches()(0)[3] is None
+    assert batches()(0)[3].labels is None
 
 
 # ---- learning rate and curve ------------------------------------------------------------------------------

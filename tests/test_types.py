@@ -30,7 +30,7 @@ def test_coefficients_go_where_the_images_are() -> None:
 def test_the_condition_goes_where_the_images_are() -> None:
     for x in (META, META.bfloat16()):
         for t in (time(5), time(5, 7, 9)):
-            found = Linear().condition(t, x)
+            found = Linear().log_snr_for(t, x)
             assert found.device.type == "meta" and found.dtype == x.dtype and found.shape == (3,)
 
 

@@ -10,6 +10,7 @@ import torch
 from oracles import DIGITS, EVERY, PLANE, answering, exact_scales, level_log_probability, make_objective, randn, time
 from torch.distributions import Normal, kl_divergence
 
+from ddpm.condition import NOTHING, Condition
 from ddpm.objectives import Target
 
 Tensor = torch.Tensor
@@ -91,12 +92,12 @@ def test_edms_preconditioning(name: str) -> None:
     schedule, (x0, eps, t) = EVERY[name](), rows()
     output, x_t, seen = randn(9, *x0.shape), schedule.noisy(x0, eps, t), []
 
-    def network(x: Tensor, log_snr: Tensor, y: None) -> Tensor:
+    def network(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         seen.append(x)
         return output
 
     objective = make_objective(target="F", sigma_data=STD)
-    y, _ = objective.outputs(network, schedule, x_t, t, None)
+    y, _ = objective.outputs(network, schedule, x_t, t, NOTHING)
     x0_hat, _ = objective.target.invert(schedule, y, x_t, t)
     for i, at in enumerate(TIMES):
         sigma = scales(name, at)[1]
@@ -160,7 +161,7 @@ def test_weighting_is_the_same_for_every_target(weighting: str, name: str) -> No
     for target in TARGETS:
         objective = make_objective(target=target, weighting=weighting, sigma_data=STD, gamma=3.0)
         network = answering(outputs(target, name, x0, eps, x0_hat))
-        loss = objective.loss(network, schedule, x0, eps, t, None, space=DIGITS)
+        loss = objective.loss(network, schedule, x0, eps, t, NOTHING, space=DIGITS)
         np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-5, err_msg=target)
 
 
@@ -196,7 +197,7 @@ def test_learned_variance_by_the_bound_alone(target: str, name: str) -> None:
     x0, eps, raw, head = (randn(i, len(times), 1, 2, 2) for i in range(4))
     output = torch.cat([raw, 0.5 * head], dim=1).requires_grad_()
     objective = make_objective(target=target, weighting="vlb", variance="learned", vlb_weight=123.0, sigma_data=STD)
-    loss = objective.loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)
+    loss = objective.loss(answering(output), schedule, x0, eps, t, NOTHING, space=DIGITS)
     expected = []
     for i, at in enumerate(times):
         (alpha_s, sigma_s), (alpha, sigma) = (tuple(map(float, exact_scales(name, u, steps))) for u in (at - 1, at))
@@ -223,7 +224,7 @@ def test_the_bounds_decoder_trains_both_heads() -> None:
     objective = make_objective(target="eps", weighting="vlb", variance="learned")
 
     def loss(output: Tensor) -> Tensor:
-        return objective.loss(answering(output), schedule, x0, eps, t, None, space=DIGITS)[0]
+        return objective.loss(answering(output), schedule, x0, eps, t, NOTHING, space=DIGITS)[0]
 
     beta = [25 * 1e-4, 25 * (1e-4 + (0.02 - 1e-4) / 39)]  # scaled by 1000/T
     noise = [beta[0], 1 - (1 - beta[0]) * (1 - beta[1])]
@@ -245,7 +246,7 @@ def test_the_bounds_decoder_trains_both_heads() -> None:
 # ---- sliced score matching --------------------------------------------------------------------------------
 
 
-def curved(x: Tensor, log_snr: Tensor, y: None) -> Tensor:
+def curved(x: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
     """A smooth function whose Jacobian is neither diagonal nor symmetric."""
     mixing = torch.tensor([[0.7, -1.1, 0.2], [0.4, 0.3, 0.9], [-0.6, 0.5, -0.2]], dtype=torch.float64)
     return torch.tanh(x @ mixing + 0.3) - 0.2 * x + 0.01 * log_snr[:, None]
@@ -265,7 +266,7 @@ def test_sliced_score_matching_is_unbiased(weighting: str, name: str) -> None:
         scale = objective.target.input_scale(schedule, t[i])
 
         def score(x: Tensor, i: int = i, scale: Tensor = scale) -> Tensor:
-            return curved(scale * x[None], schedule.log_snr(t[i]), None)[0]
+            return curved(scale * x[None], schedule.log_snr(t[i]), NOTHING)[0]
 
         x_t = schedule.noisy(x0, eps, t)[i]
         trace = torch.autograd.functional.jacobian(score, x_t).trace()

@@ -9,6 +9,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 
 from ddpm import rng
+from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.figures import plane
 from ddpm.figures.canvas import save_figure, table
@@ -135,8 +136,8 @@ def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path)
     classifier = guide.load(layout, by.name, "cpu") if by else None
     denoiser = Guidance.make(grid.axis("guidance", cell.guidance))(load_denoiser(layout, network), classifier)
     sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), renderer.dataset, renderer.shown
-    labels = draw_labels(dataset, network, count) if denoiser.network.classes or classifier else None
-    states = list(chain(denoiser, sampler, network, torch.arange(count), labels, dataset.shape))
+    condition = Condition(draw_labels(dataset, network, count) if denoiser.network.classes or classifier else None)
+    states = list(chain(denoiser, sampler, network, torch.arange(count), condition, dataset.shape))
     times, chosen = sampler.times(denoiser.schedule), torch.linspace(0, len(states) - 1, 11).round().long().unique()
     seen = torch.stack([shrunk(denoiser.schedule, states[i], times[i]) for i in chosen])
     columns = [f"t = {times[i]:.0f}" for i in chosen]

@@ -7,6 +7,7 @@ import torch
 from matplotlib.colors import LogNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from ddpm.condition import NOTHING
 from ddpm.exact import ExactDenoiser
 from ddpm.figures.canvas import bare, save_figure
 from ddpm.figures.points import ACCENT, HUES, INK, SHADE, Clouds
@@ -99,7 +100,7 @@ def langevin_figure(layout: Layout, grid: Grid, renderer: Clouds, samples: dict[
         plain = PlainLangevin(300, step_size=schedule.sigma_min**2)
         annealed = Langevin(10, corrections=100, step_size=0.5 * schedule.sigma_min**2)
     real, exact = renderer.dataset.test.images, ExactDenoiser(renderer.law, schedule)
-    walks = [list(sampling.chain(exact, s, name, torch.arange(len(real)), None, (2,))) for s in (plain, annealed)]
+    walks = [list(sampling.chain(exact, s, name, torch.arange(len(real)), NOTHING, (2,))) for s in (plain, annealed)]
     panels = [
         ("independent points", real),
         *zip(("Langevin", "annealed Langevin"), (w[-1] for w in walks), strict=True),
@@ -152,7 +153,7 @@ def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path
         field = torch.stack([(0.5 * (column - column.max())).exp() for column in columns], dim=1)
         row[1].pcolormesh(times, place, field, cmap=SHADE, vmin=0, vmax=1, shading="gouraud")
         index = torch.arange(renderer.shown)
-        states = torch.stack(list(sampling.chain(denoiser, sampler, network.name, index, None, (2,)))).double()
+        states = torch.stack(list(sampling.chain(denoiser, sampler, network.name, index, NOTHING, (2,)))).double()
         paths, hues = states @ u / scale[:, None], renderer.hue(states[-1])
         for i in range(24):
             row[1].plot(times, paths[:, i], color=HUES(float(hues[i])), linewidth=0.9)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddpm.networks.embedding import Condition
+from ddpm.condition import NOTHING
+from ddpm.networks.embedding import ConditionEmbedding
 from ddpm.networks.unet import normalise
 
 Tensor = torch.Tensor
@@ -48,7 +49,7 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         widths = [shape[0], width, 2 * width, 4 * width]
         strides = [2 if min(shape[1:]) >= 4 << i else 1 for i in range(3)]
-        self.condition = Condition(4 * width)
+        self.condition = ConditionEmbedding(4 * width)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=s, padding=1) for a, b, s in zip(widths, widths[1:], strides, strict=False)
         )
@@ -57,8 +58,8 @@ class NoisyClassifier(nn.Module):
         self.head = nn.Linear(4 * width, classes)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        condition = self.condition(log_snr, None)
+        embedding = self.condition(log_snr, NOTHING)
         for convolution, norm, shift in zip(self.convolutions, self.norms, self.shifts, strict=True):
-            scale, offset = shift(condition)[:, :, None, None].chunk(2, dim=1)
+            scale, offset = shift(embedding)[:, :, None, None].chunk(2, dim=1)
             x = F.silu(norm(convolution(x)) * (1 + scale) + offset)
         return self.head(x.mean((2, 3)))

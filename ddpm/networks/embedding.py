@@ -1,4 +1,4 @@
-"""What every network is conditioned on: the noise level and, optionally, the label."""
+"""The embedding of what every network is conditioned on: the noise level and, where there are classes, the label."""
 
 import math
 
@@ -6,15 +6,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ddpm.condition import Condition
+
 Tensor = torch.Tensor
 
 
-class Condition(nn.Module):
-    """(log SNR (B,), y (B,) or None) → condition (B, width).
+class ConditionEmbedding(nn.Module):
+    """(log SNR (B,), condition) → (B, width).
 
     Sines and cosines of log SNR at frequencies between 1/8 and 16 rad per nat, then two linear layers;
     log SNR instead of the index t serves every schedule, discrete or continuous. `classes` labels are
-    embedded and added; the index `classes` is the null label, which y = None means for all images.
+    embedded and added; the index `classes` is the null label, which all images have where the condition has none.
     """
 
     frequency: Tensor
@@ -27,10 +29,10 @@ class Condition(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(classes + 1, width) if classes else None
 
-    def forward(self, log_snr: Tensor, y: Tensor | None) -> Tensor:
+    def forward(self, log_snr: Tensor, condition: Condition) -> Tensor:
         angle = log_snr[:, None] * self.frequency
-        condition = self.layers(torch.cat([angle.sin(), angle.cos()], dim=1))
+        embedding = self.layers(torch.cat([angle.sin(), angle.cos()], dim=1))
         if self.label is not None:
             null = torch.full((len(log_snr),), self.classes, device=log_snr.device)
-            condition = condition + self.label(null if y is None else y)
-        return F.silu(condition)
+            embedding = embedding + self.label(null if condition.labels is None else condition.labels)
+        return F.silu(embedding)

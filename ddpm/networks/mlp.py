@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddpm.networks.embedding import Condition
+from ddpm.condition import NOTHING, Condition
+from ddpm.networks.embedding import ConditionEmbedding
 from ddpm.networks.network import Network
 from ddpm.parameters import Count, Index
 
@@ -31,7 +32,7 @@ class Block(nn.Module):
 
 
 class MLP(Network):
-    """(x (B, *shape), log SNR (B,), y (B,) or None) → (B, heads · shape[0], *shape[1:]).
+    """(x (B, *shape), log SNR (B,), condition) → (B, heads · shape[0], *shape[1:]).
 
     width:  of every hidden layer and of the condition;  depth: number of residual blocks.
     """
@@ -45,16 +46,16 @@ class MLP(Network):
         super().__init__()
         self.shape = (heads * shape[0], *shape[1:])
         self.classes = classes
-        self.condition = Condition(width, classes)
+        self.condition = ConditionEmbedding(width, classes)
         self.first = nn.Linear(math.prod(shape), width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, heads * math.prod(shape))
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor:
-        condition = self.condition(log_snr, y)
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition = NOTHING) -> Tensor:
+        embedding = self.condition(log_snr, condition)
         h = self.first(x.flatten(1))
         for block in self.blocks:
-            h = block(h, condition)
+            h = block(h, embedding)
         return self.last(self.norm(h)).reshape(-1, *self.shape)

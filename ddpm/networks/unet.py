@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddpm.networks.embedding import Condition
+from ddpm.condition import NOTHING, Condition
+from ddpm.networks.embedding import ConditionEmbedding
 from ddpm.networks.network import Network
 from ddpm.parameters import Count, Index, Len
 
@@ -110,7 +111,7 @@ class Level(nn.Module):
 
 
 class UNet(Network):
-    """(x (B, C, H, W), log SNR (B,), y (B,) or None) → (B, heads · C, H, W) for images of `shape` (C, H, W).
+    """(x (B, C, H, W), log SNR (B,), condition) → (B, heads · C, H, W) for images of `shape` (C, H, W).
 
     heads:       1, or 2 where the network predicts a variance as well.
     classes:     number of labels; 0 for an unconditional network.
@@ -136,13 +137,13 @@ class UNet(Network):
     ):
         super().__init__()
         self.classes = classes
-        self.condition = Condition(4 * width, classes)
+        self.condition = ConditionEmbedding(4 * width, classes)
         widths = [width * m for m in multipliers]
         self.first = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         self.levels = Level(0, widths, blocks, attention, 4 * width)
         self.norm = normalise(widths[0])
         self.last = zeroed(nn.Conv2d(widths[0], heads * shape[0], 3, padding=1))
 
-    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor:
-        h = self.levels(self.first(x), self.condition(log_snr, y))
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Condition = NOTHING) -> Tensor:
+        h = self.levels(self.first(x), self.condition(log_snr, condition))
         return self.last(F.silu(self.norm(h)))

@@ -351,6 +351,6 @@ def incompatibility(values: dict[str, dict]) -> str:
     full = {axis: complete(declared[axis], value) | declared[axis].attributes for axis, value in values.items()}
     for axis in values:
         for other, parameter, wanted, reason in declared[axis].attributes.get("requires") or ():
-            if full[other].get(parameter) != wanted:
+            if other in full and full[other].get(parameter) != wanted:
                 return reason
     return ""

@@ -21,7 +21,7 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 def logits(network: NoisyClassifier, schedule: Schedule, x_t: Tensor, t: Tensor) -> Tensor:
     """(B, classes); the network sees x_t/√(α² + σ²) and log SNR(t), t a scalar or (B, 1, 1, 1)."""
     (scale,) = like(x_t, (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).rsqrt())
-    return network(scale * x_t, schedule.condition(t, x_t))
+    return network(scale * x_t, schedule.log_snr_for(t, x_t))
 
 
 def train(run: Run) -> Outcome:

@@ -5,6 +5,7 @@ import math
 import torch
 
 from ddpm import probability_flow, rng
+from ddpm.condition import NOTHING
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import reference
 from ddpm.denoiser import Denoiser
@@ -33,7 +34,7 @@ def ode(
     total = torch.zeros(len(x), dtype=torch.float64)
     for probe in range(probes):
         signs = (rng.uniform(key, index, 1 + probe, shape) < 0.5).to(x.dtype) * 2 - 1
-        total += probability_flow.log_density(denoiser, x, t, None, signs, rtol, atol).double().cpu()
+        total += probability_flow.log_density(denoiser, x, t, NOTHING, signs, rtol, atol).double().cpu()
     return -total / (probes * x[0].numel() * math.log(2)) - (math.log2(width) if width else 0.0)
 
 

@@ -6,6 +6,7 @@ from itertools import count
 import torch
 
 from ddpm import networks, rng
+from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data, proportional
 from ddpm.denoiser import Denoiser
@@ -42,7 +43,7 @@ def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
 
 @torch.no_grad()
 def chain(
-    denoiser: Denoiser, sampler: Sampler, name: str, index: Tensor, labels: Tensor | None, shape: tuple[int, ...]
+    denoiser: Denoiser, sampler: Sampler, name: str, index: Tensor, condition: Condition, shape: tuple[int, ...]
 ) -> Iterator[Tensor]:
     """x_T and then x after every step for the images number `index` of the network `name`, on the index's device.
 
@@ -51,7 +52,7 @@ def chain(
     key, draws = rng.key("sampling", name), count(1)
     x = rng.normal(key, index, 0, shape) * float(denoiser.schedule.noise_std(denoiser.schedule.start))
     yield x
-    yield from sampler.trajectory(denoiser, x, labels, lambda: rng.normal(key, index, next(draws), shape))
+    yield from sampler.trajectory(denoiser, x, condition, lambda: rng.normal(key, index, next(draws), shape))
 
 
 def reaches(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -89,8 +90,8 @@ def sample(run: Run) -> Outcome:
     with run.progress(wanted * each, "step", first * each) as progress:
         for start in range(first, wanted, settings["batch"]):
             index = torch.arange(start, min(start + settings["batch"], wanted))
-            y = None if labels is None else labels[index].to(device)
-            for x in chain(denoiser, sampler, network, index.to(device), y, dataset.shape):
+            condition = Condition(labels)[index].to(device)
+            for x in chain(denoiser, sampler, network, index.to(device), condition, dataset.shape):
                 progress.update(len(index))
             drawn += len(index)
             if not x.isfinite().all():

@@ -9,9 +9,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ddpm import networks, rng, terminal
+from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data
 from ddpm.errors import UserError
+from ddpm.networks.network import Network
 from ddpm.objectives import Objective
 from ddpm.pipeline import parallel
 from ddpm.pipeline.checkpoint import Checkpoint
@@ -48,7 +50,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -
 
 
 class Batches:
-    """Step → (x0, ε, u, y), each a function of the network's name and the step alone; u (B,) places the times.
+    """Step → (x0, ε, u, condition), each a function of the network's name and the step alone; u (B,) places the times.
 
     An epoch is a seeded permutation of the training split; what is left over begins the next batch, so that
     every image is seen equally often. Nothing here has a state to save.
@@ -57,14 +59,14 @@ class Batches:
     larger than memory; one of at most RESIDENT bytes is copied to the device first.
     """
 
-    def __init__(self, dataset: Data, job: dict, device: torch.device):
+    def __init__(self, dataset: Data, job: dict, device: torch.device, network: Network):
         stored = dataset.train.images
         self.stored = stored.to(device) if stored.nbytes <= RESIDENT else stored
         self.space, self.device = dataset.space, device
         self.name = job["name"]
-        self.size, self.null = job["training"]["batch"], dataset.classes
+        self.size, self.null = job["training"]["batch"], network.null
         self.dropout = job["training"].get("label_dropout")
-        self.labels = None if self.dropout is None else dataset.train.known.to(device)
+        self.condition = Condition(None if self.dropout is None else dataset.train.known.to(device))
         self.key = rng.key("training", self.name)
         self.epoch, self.order = -1, torch.arange(0)  # no epoch's yet
 
@@ -78,7 +80,7 @@ class Batches:
             chosen.append(self.order[inside])
         return torch.cat(chosen)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Condition]:
         index = self._indices(step)
         x0 = self.space.encode(self.stored[index.to(self.stored.device)].to(self.device))
         position = torch.arange(self.size)
@@ -87,10 +89,11 @@ class Batches:
         # One draw shifts an even grid: each place is uniform on (0, 1), and every batch covers them all, which lowers
         # the gradient's variance (Kingma et al. 2021, appendix I.1).
         spread = (u[0, 0] + position / self.size) % 1
-        if self.labels is None:
-            return x0, eps, spread, None
-        dropped = (u[:, 1] < self.dropout).to(x0.device)
-        return x0, eps, spread, torch.where(dropped, self.null, self.labels[index.to(x0.device)])
+        condition = self.condition[index.to(x0.device)]
+        if self.dropout is not None:
+            dropped = (u[:, 1] < self.dropout).to(x0.device)
+            condition = self.null(condition).where(dropped, condition)
+        return x0, eps, spread, condition
 
     def signs(self, step: int, group: Group) -> Tensor:
         """Random signs of x0's shape, for this process's part of the batch."""
@@ -99,7 +102,7 @@ class Batches:
         return group.part(signs)
 
 
-def build(job: dict, dataset: Data) -> nn.Module:
+def build(job: dict, dataset: Data) -> Network:
     """The network of a training job, its weights drawn from the job's name."""
     objective = Objective.make(job["objective"])
     torch.manual_seed(rng.key("weights", job["name"]) & (2**63 - 1))
@@ -206,8 +209,8 @@ def train(run: Run) -> Outcome | None:
     dataset = data.read(run.inputs["data"])
     schedule, objective = Schedule.make(run.job["schedule"]), Objective.make(run.job["objective"])
     require_noise(run.job, schedule, dataset)
-    batches, times = Batches(dataset, run.job, torch.device(device)), objective.times.on(schedule)
-    state = State(build(run.job, dataset).to(device), settings, times, device)
+    network, times = build(run.job, dataset).to(device), objective.times.on(schedule)
+    batches, state = Batches(dataset, run.job, torch.device(device), network), State(network, settings, times, device)
     # ---- what an interrupted job has already
     first = state.resume(run.checkpoint)
     group.agree(first, f"{run.checkpoint.path}: first step")
@@ -218,14 +221,14 @@ def train(run: Run) -> Outcome | None:
     run.phase("training")
     with run.progress(steps, "step", first, disable=not group.first) as progress:
         for step in range(first, steps):
-            # A batch x0 with its noise ε, times t and labels y; every process takes its part of them.
-            x0, eps, u, y = batches(step)
+            # A batch x0 with its noise ε, times t and condition; every process takes its part of them.
+            x0, eps, u, condition = batches(step)
             t, weight = times.draw(u)
             x0, eps, at = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1))))
-            y = None if y is None else group.part(y)
+            condition = condition.each(group.part)
             # The loss of every image, and its mean with the weights that make the law of times even.
             signs = partial(batches.signs, step, group)
-            losses = objective.loss(together, schedule, x0, eps, at, y, dataset.space, signs)
+            losses = objective.loss(together, schedule, x0, eps, at, condition, dataset.space, signs)
             weight = weight.to(losses.device, losses.dtype)
             loss = (losses * group.part(weight)).mean()
             losses = group.whole(losses)
