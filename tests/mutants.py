@@ -42,6 +42,7 @@ MODULES = {
     "ddpm/metrics/fid.py": ["fidelity"],
     "ddpm/metrics/labels.py": ["fidelity"],
     "ddpm/metrics/sliced.py": ["toy"],
+    "ddpm/metrics/store.py": ["store"],
     "ddpm/metrics/intervals.py": ["intervals"],
     "ddpm/metrics/kid.py": ["measures"],
     "ddpm/metrics/neighbours.py": ["measures"],

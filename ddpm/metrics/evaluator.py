@@ -12,6 +12,7 @@ from ddpm.datasets.dataset import Data
 from ddpm.metrics import toplines
 from ddpm.metrics.distances import enough, statistics
 from ddpm.metrics.extractors import Extractor, TrainedClassifier, binarize
+from ddpm.metrics.store import Store
 
 Tensor = torch.Tensor
 
@@ -34,12 +35,14 @@ class Evaluator:
 
     spec: the configuration's section `fidelity`.
     classifier_file: the trained classifier's, opened where a metric or the extractor asks for it; None where none does.
+    store: where features of real images are kept; None: nowhere.
     """
 
     dataset: Data
     spec: dict
     classifier_file: Path | None
     device: str = "cpu"
+    store: Store | None = None
 
     @cached_property
     def classifier(self) -> TrainedClassifier:
@@ -96,7 +99,15 @@ class Evaluator:
     @cache  # noqa: B019 - it lives as long as its evaluator
     def real_features(self, split: str, binarized: bool) -> Tensor:
         """The features of all images of a split, `train` or `test`."""
-        return self.features(getattr(self.dataset, split).images, binarized)
+
+        def compute() -> Tensor:
+            return self.features(getattr(self.dataset, split).images, binarized)
+
+        if self.store is None:
+            return compute()
+        asked = {"split": split, "binarized": binarized, "extractor": self.spec["extractor"]}
+        place = {"hash": self.extractor.hash, "device": self.device, "threads": torch.get_num_threads()}
+        return self.store.features(asked | place, compute)
 
     @cache  # noqa: B019
     def real_statistics(self, split: str, binarized: bool) -> dict[str, np.ndarray]:

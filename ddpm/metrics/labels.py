@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ddpm.datasets.dataset import reference
 from ddpm.metrics.distances import within_classes
 from ddpm.metrics.evaluator import Evaluator, Samples
 from ddpm.metrics.metric import Metric
@@ -40,5 +39,4 @@ class Diversity(Metric):
 
 @lru_cache(maxsize=1)
 def _of_real(evaluator: Evaluator) -> float:
-    images = reference(evaluator.dataset, "test")
-    return within_classes(evaluator.features(images), evaluator.predict(images))
+    return within_classes(evaluator.real_features("test", False), evaluator.predict(evaluator.dataset.test.images))

@@ -82,6 +82,9 @@ def features(config: dict, shape: tuple[int, ...]) -> int:
 def mistakes(fidelity: dict, name: str, there: set[str], files: Files) -> Iterator[str]:
     """An extractor or metrics that there are not, or that the data named `name` cannot have."""
     declared, listed = metrics(files), fidelity.get("metrics", "all")
+    if listed != "all" and not isinstance(listed, list):
+        yield f"fidelity.metrics: {listed!r}; it must be all, or a list of some of {', '.join(declared)}"
+        return
     for metric in listed if isinstance(listed, list) else ():
         lacking = [want for want in declared.get(metric, {"wants": ()})["wants"] if want not in there]
         if metric not in declared:

@@ -20,7 +20,8 @@ def editor(files: Files = ()) -> dict:
     sections["data"], sections["network"] = _any_of("dataset", files), _any_of("network", files)
     fidelity = sections["fidelity"]["properties"]
     fidelity["extractor"] = {"enum": list(known("extractor", files))}
-    fidelity["metrics"]["anyOf"][1]["items"] = {"enum": list(known("metric", files))}
+    listed = {"type": "array", "uniqueItems": True, "items": {"enum": list(known("metric", files))}}
+    fidelity["metrics"] = {"anyOf": [{"const": "all"}, listed]}
     return schema
 
 

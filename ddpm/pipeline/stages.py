@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.pipeline import folders
+from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.registry import classes, complete, known, source_of
 from ddpm.pipeline.stage import BASELINES, CELL, NETWORK, Aggregate, Job, Root, Stage, declared, on_axes
 
@@ -208,11 +209,19 @@ class FidelityStage(Stage):
         extractor = {"extractor": ("classifier", "")} if "classifier" in job["needs"] else {}
         return {"data": ("data", "")} | samples | extractor
 
+    def extractor(self, job: dict) -> Root:
+        """The class of the feature extractor."""
+        source = known("extractor", tuple(job["fidelity"].get("modules", ())))[job["fidelity"]["extractor"]]
+        return source.module, source.name
+
+    def extraction(self, job: dict) -> str:
+        """The fingerprint of the code that makes features of stored images."""
+        roots = {("ddpm.metrics.evaluator", "Evaluator"), self.extractor(job)} | declared("ddpm.spaces", "Space")
+        return fingerprint(frozenset(roots))
+
     def methods(self, job: dict) -> set[Root]:
-        files = tuple(job["fidelity"].get("modules", ()))
-        sources = [known("metric", files)[name] for name in job["metrics"]]
-        sources.append(known("extractor", files)[job["fidelity"]["extractor"]])
-        found = {(source.module, source.name) for source in sources}
+        metrics = known("metric", tuple(job["fidelity"].get("modules", ())))
+        found = {(metrics[name].module, metrics[name].name) for name in job["metrics"]} | {self.extractor(job)}
         # All baselines, because they are one batch.
         return found | (declared("ddpm.baselines", "Baseline") if job["name"] in BASELINES else set())
 

@@ -7,6 +7,7 @@ exact, and the rows of real data give the scale (`ddpm.metrics.toplines`).
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -15,8 +16,12 @@ from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
 from ddpm.metrics.evaluator import Evaluator, Samples
 from ddpm.metrics.metric import Metric
+from ddpm.metrics.store import Store
 from ddpm.pipeline.records import canonical, read_tensors
 from ddpm.pipeline.run import Outcome, Run
+
+if TYPE_CHECKING:
+    from ddpm.pipeline.stages import FidelityStage
 
 Tensor = torch.Tensor
 # Raised whenever a metric's number comes to mean something else, so that numbers of two protocols are never compared.
@@ -25,10 +30,19 @@ PROTOCOL = 1
 
 @lru_cache(maxsize=1)
 def evaluator(
-    hashes: tuple[str, ...], data_file: Path, classifier_file: Path | None, spec: str, device: str
+    hashes: tuple[str, ...], data_file: Path, classifier_file: Path | None, spec: str, device: str, store: Store
 ) -> Evaluator:
     """One for all cells of a batch; the hashes of its files are part of the key."""
-    return Evaluator(data.read(data_file), json.loads(spec), classifier_file, device)
+    return Evaluator(data.read(data_file), json.loads(spec), classifier_file, device, store)
+
+
+def store(run: Run) -> Store:
+    """Where features of the real images are kept, by all that they depend on: the stored data, the code that extracts
+    them, the packages, and the processor; the evaluator adds the extractor's weights, split and threshold."""
+    record, stage = run.recorder.record, cast("FidelityStage", run.stage)
+    about = {"data": record["inputs"]["data"], "code": stage.extraction(run.job)}
+    about |= {"versions": stage.environment(run.job), "hardware": record["hardware"]}
+    return Store(run.inputs["data"].parent / "features", canonical(about))
 
 
 def bits_per_dim(bits: Tensor | None) -> dict[str, float]:
@@ -50,7 +64,7 @@ def evaluate(run: Run) -> Outcome:
     # ---- what is measured, and with what
     hashes = tuple(hashes[of] for of in ("data", "extractor") if of in hashes)
     files = run.inputs["data"], run.inputs.get("extractor")
-    measure = evaluator(hashes, *files, canonical(run.settings), run.device)
+    measure = evaluator(hashes, *files, canonical(run.settings), run.device, store(run))
     if "samples" in run.inputs:
         tensors, _ = read_tensors(run.inputs["samples"])
         samples = Samples(tensors["images"], tensors.get("labels"))
