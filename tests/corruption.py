@@ -338,22 +338,22 @@ def carry_out(found: Trial, trees: dict[str, Path], place: Path, rng: random.Ran
     return found
 
 
-def heal(strikes: list[Trial], run: Here, wanted: dict[str, bytes], rng: random.Random) -> None:
+def heal(trials: list[Trial], run: Here, wanted: dict[str, bytes], rng: random.Random) -> None:
     """Corrupt a tree, here and there, and run until it is what it was: one run more than there are corruptions at most.
 
     A run stops where it finds something corrupt, so that another one finds the next.
     """
     same = {}
-    for found in strikes:
+    for found in trials:
         hit = run.root / found.path
         before = known(hit)
-        struck = KINDS[found.kind](hit, rng) or hit
-        found.path = str(struck.relative_to(run.root))
+        changed = KINDS[found.kind](hit, rng) or hit
+        found.path = str(changed.relative_to(run.root))
         if found.redo and (run.root / found.redo).is_file():
             (run.root / found.redo).unlink()
         same[found.path] = found.kind in ("flip", "swap") and before is not None and before == known(hit)
     said, runs, everything, first = {"run": "", "verify": ""}, 0, "", ""
-    for number in range(1, 2 + len(strikes)):
+    for number in range(1, 2 + len(trials)):
         code, told = run.run()
         dirty, checked = run.verify()
         first = first or told  # before anything was verified
@@ -366,7 +366,7 @@ def heal(strikes: list[Trial], run: Here, wanted: dict[str, bytes], rng: random.
             break
     now = content(run.root)
     other = sorted(k for k in wanted.keys() | now.keys() if wanted.get(k) != now.get(k))
-    for found in strikes:
+    for found in trials:
         by = [who for who, text in said.items() if names(run.root, found.path, text, found.kind in GONE)]
         nobody = "nobody: the same content" if same[found.path] else UNREAD if unread(Path(found.path)) else ""
         found.runs, found.said, found.named = runs, everything, " and ".join(by) or nobody

@@ -2,9 +2,9 @@
 
     python tests/faults.py [--fault NAME ...] [--stage NAME ...]
 
-Every trial takes a finished run, removes what one stage made, starts `snakemake --profile slurm` for it, strikes once
-the job has a checkpoint, and lets things recover. Then results, bytes and leftovers must be those of the run that
-nothing happened to. The job must have gone on from what its checkpoint held when it was struck, so that no more than
+Every trial takes a finished run, removes what one stage made, starts `snakemake --profile slurm`, injects one fault
+once the job has a checkpoint, and lets things recover. Then results, bytes and leftovers must be those of the run that
+nothing happened to. The job must have gone on from what its checkpoint held when the fault came, so that no more than
 one interval is lost; where it survives (a second copy, a folder that lags), its own result must be the one that is
 there. Takes about forty minutes.
 """
@@ -22,11 +22,11 @@ from pathlib import Path
 
 import cluster  # beside this file
 from cluster import output, running
-from struck import STAGES, Run
+from fault_injection import STAGES, Run
 
 from ddpm.pipeline.locks import STALE, machine
 
-# ---- the faults: each strikes a job that is under way, and gives the position that must not be lost, if it dies ------
+# ---- the faults: each happens to a job under way, and gives the position that must not be lost, if it dies -----------
 
 
 def cancelled(run: Run) -> int:
@@ -200,8 +200,8 @@ def trial(run: Run, fault: str, stage: str) -> str:
         run.prepare(stage)
         run.start()
         run.underway()
-        struck = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        how = run.check(FAULTS[fault](run), struck)
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        how = run.check(FAULTS[fault](run), when)
         run.table()
     finally:
         if run.snakemake.poll() is None:

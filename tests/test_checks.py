@@ -18,7 +18,7 @@ from ddpm.datasets import dataset as data
 from ddpm.networks.classifier import NoisyClassifier
 from ddpm.parameters import conflicts
 from ddpm.pipeline import config, machine
-from ddpm.pipeline.catalogue import ConfigError
+from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.registry import known
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm.errors import UserError
 from ddpm.pipeline import config
-from ddpm.pipeline.catalogue import ConfigError
+from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.stage import BASELINES

@@ -22,7 +22,7 @@ from ddpm.networks.network import Network
 from ddpm.objectives import Objective, Target
 from ddpm.parameters import unmet
 from ddpm.pipeline import config
-from ddpm.pipeline.catalogue import ConfigError, incompatibility
+from ddpm.pipeline.checks import ConfigError, incompatibility
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 from ddpm.spaces import Pixels, Points, Space
@@ -235,7 +235,7 @@ def test_sampler(sampler: str, schedule: str) -> None:
                 others, _ = drawn(values, space, [0, 1, 2], labels.flip(0))
                 assert not torch.equal(others[-1], path[-1]), values
     if not asked:
-        pytest.skip("the catalogue refuses this pair, whatever the objective")
+        pytest.skip("the checks refuse this pair, whatever the objective")
 
 
 # ---- networks ---------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def accepts(network: str, dataset: str) -> bool:
 def test_network(network: str, dataset: str) -> None:
     """The output's shape and type, conditional and not; the same in every batch; every parameter has a part in it."""
     if not accepts(network, dataset):
-        pytest.skip("the catalogue refuses this pair")
+        pytest.skip("the checks refuse this pair")
     shape, classes = (data := Dataset.make(small("dataset", dataset))).shape, data.classes
     for heads, count in product((1, 2), {0, classes if KNOWN["network"][network].attributes["labels"] else 0}):
         torch.manual_seed(0)

@@ -155,7 +155,7 @@ def test_snakemake_heals(made: dict[str, Path], tmp_path: Path) -> None:
     log = layout.log("sample", CELL)
     log.parent.mkdir(parents=True)
     log.write_text("a log")
-    strikes = {
+    corrupted = {
         log: "folder",
         layout.output("train", NETWORK): "flip",
         layout.record("sample", CELL): "empty",
@@ -166,7 +166,7 @@ def test_snakemake_heals(made: dict[str, Path], tmp_path: Path) -> None:
         layout.root / "table.json": "dangle",
         layout.root / "figures/samples.png": "truncate",
     }
-    for path, kind in strikes.items():
+    for path, kind in corrupted.items():
         KINDS[kind](path, rng)
     shutil.rmtree(layout.root / "code")
     (layout.root / "code").write_text("a file")

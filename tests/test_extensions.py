@@ -17,7 +17,7 @@ from ddpm import cli, networks
 from ddpm.extensions import load
 from ddpm.objectives import Objective
 from ddpm.pipeline import config, fingerprints, machine
-from ddpm.pipeline.catalogue import ConfigError
+from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.records import canonical
 from ddpm.samplers import Sampler

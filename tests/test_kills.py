@@ -54,9 +54,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
     """Fifty kills, every other one at any time, also before there is anything to go on from, the others shortly after a
     checkpoint, however slow the machine is; then to the end."""
-    alone, struck = tmp_path / "alone", tmp_path / "struck"
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
     job = grid().job("train", NAME)
-    for root in (alone, struck):
+    for root in (alone, killed):
         shutil.copytree(prepared, root)
     # In this process: its children then need not warm up.
     run_stage("train", *job, str(alone), "cpu")
@@ -65,7 +65,7 @@ def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
     assert os.waitpid(child(alone, *job), 0)[1] == 0
     whole = time.monotonic() - begun
     rng, kills, positions = random.Random(0), 0, set()
-    kept = Layout(struck).checkpoint("train", NAME)
+    kept = Layout(killed).checkpoint("train", NAME)
 
     def position() -> int:
         with suppress(FileNotFoundError):
@@ -73,7 +73,7 @@ def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
         return 0
 
     while kills < KILLS:
-        before, pid = position(), child(struck, *job)
+        before, pid = position(), child(killed, *job)
         while kills % 2 and position() == before and not os.waitid(os.P_PID, pid, ENDED):
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05 * whole if kills % 2 else 0.3 * whole))
@@ -82,16 +82,16 @@ def test_killed_at_random_moments(prepared: Path, tmp_path: Path) -> None:
             kills += 1
             positions.add(position())
         else:  # it was faster
-            assert Layout(struck).output("train", NAME).read_bytes() == wanted[0]
-            shutil.rmtree(struck)
-            shutil.copytree(prepared, struck)
+            assert Layout(killed).output("train", NAME).read_bytes() == wanted[0]
+            shutil.rmtree(killed)
+            shutil.copytree(prepared, killed)
     assert len(positions) > 10
-    assert os.waitpid(child(struck, *job), 0)[1] == 0
+    assert os.waitpid(child(killed, *job), 0)[1] == 0
     assert (
-        Layout(struck).output("train", NAME).read_bytes(),
-        Layout(struck).output("train", NAME, "loss").read_bytes(),
+        Layout(killed).output("train", NAME).read_bytes(),
+        Layout(killed).output("train", NAME, "loss").read_bytes(),
     ) == wanted
-    assert not (struck / "work").exists()
+    assert not (killed / "work").exists()
 
 
 @pytest.mark.parametrize("steps", [1, 40])

@@ -18,7 +18,7 @@ from ddpm.metrics import extractors
 from ddpm.metrics.evaluator import Evaluator, Samples
 from ddpm.metrics.metric import Metric
 from ddpm.networks.classifier import Classifier
-from ddpm.pipeline import catalogue, config, measures, records, schema, source
+from ddpm.pipeline import checks, config, measures, records, schema, source
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.registry import known
 from ddpm.pipeline.running import run_stage
@@ -328,7 +328,7 @@ def test_images_that_are_not_square(package: Path, tmp_path: Path) -> None:
 def test_what_wants_labels_is_refused(package: Path, change: dict, message: str) -> None:
     """Once, before anything runs."""
     add(package, "datasets/bands.py", DATASET)
-    with pytest.raises(catalogue.ConfigError) as e:
+    with pytest.raises(checks.ConfigError) as e:
         config.check(overlay("unlabelled", **change))
     assert e.value.messages == [message]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ddpm.pipeline import config
-from ddpm.pipeline.catalogue import ConfigError
+from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.records import canonical
 

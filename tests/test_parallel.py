@@ -92,10 +92,10 @@ def test_each_process_sees_its_own_part(folders: list[Path]) -> None:
 def test_two_processes_resume_bit_for_bit_even_if_killed(folders: list[Path]) -> None:
     """SIGKILL to the one that was started: the others die with it, and the next run ends in the same bytes."""
     whole, _ = train(folders[0], 2, steps=150)
-    struck = Layout(folders[1])
+    killed = Layout(folders[1])
     process = start(folders[1], 2, seconds=0.1, steps=150)
     deadline = time.monotonic() + 60
-    while not struck.checkpoint("train", NAME).exists() and time.monotonic() < deadline:
+    while not killed.checkpoint("train", NAME).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     workers = children(process.pid)
     assert len(workers) == 2

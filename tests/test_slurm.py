@@ -11,8 +11,8 @@ from pathlib import Path
 
 import cluster
 import pytest
+from fault_injection import Run, files
 from faults import trial
-from struck import Run, files
 
 from ddpm.errors import UserError
 from ddpm.pipeline import preflight

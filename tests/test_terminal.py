@@ -11,7 +11,7 @@ from oracles import EVERY, GaussianDenoiser, last, time
 from ddpm import terminal
 from ddpm.errors import UserError
 from ddpm.pipeline import config
-from ddpm.pipeline.catalogue import ConfigError
+from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM

@@ -20,7 +20,7 @@ from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.errors import UserError
 from ddpm.objectives import Target
-from ddpm.pipeline import catalogue, config, registry
+from ddpm.pipeline import checks, config, registry
 from ddpm.pipeline.declarations import MethodSource
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
@@ -184,7 +184,7 @@ def test_annealed_langevin_requires_ve(monkeypatch: pytest.MonkeyPatch) -> None:
             "guidance": {"method": "none"},
             "sampler": {"method": sampler},
         }
-        return catalogue.incompatibility(values)
+        return checks.incompatibility(values)
 
     for schedule in ("flow", "silent", "linear", "cosine", "vp-sde"):
         assert reason(schedule, "langevin") == (

@@ -23,7 +23,7 @@ from ddpm.exact import ExactDenoiser, Mixture
 from ddpm.figures import plane
 from ddpm.figures.points import Clouds, law_of
 from ddpm.metrics import distances
-from ddpm.pipeline import catalogue, config, records
+from ddpm.pipeline import checks, config, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.samplers import Sampler
@@ -292,7 +292,7 @@ def test_impossible_mixtures(parameters: dict, message: str) -> None:
     ],
 )
 def test_what_wants_images_is_refused(change: dict, message: str) -> None:
-    with pytest.raises(catalogue.ConfigError) as e:
+    with pytest.raises(checks.ConfigError) as e:
         config.check(config.merge(TOY, change))
     (found,) = e.value.messages
     assert message in found

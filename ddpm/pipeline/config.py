@@ -11,7 +11,7 @@ import yaml
 
 from ddpm.errors import UserError
 from ddpm.pipeline import project
-from ddpm.pipeline.catalogue import ConfigError, mistakes
+from ddpm.pipeline.checks import ConfigError, mistakes
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.registry import located, readable, settled
 

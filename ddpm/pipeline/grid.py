@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import product
 
 from ddpm.pipeline import fingerprints, measures
-from ddpm.pipeline.catalogue import continuous, given, incompatibility
+from ddpm.pipeline.checks import continuous, given, incompatibility
 from ddpm.pipeline.registry import AXES, complete, source_of
 from ddpm.pipeline.stage import BASELINES, EXECUTION, Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES

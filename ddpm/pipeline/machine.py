@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from ddpm.pipeline import folders
-from ddpm.pipeline.catalogue import of_counts
+from ddpm.pipeline.checks import of_counts
 from ddpm.pipeline.devices import gpus
 from ddpm.pipeline.registry import complete, files_of, source_of
 from ddpm.pipeline.source import modules_in

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from ddpm.pipeline.catalogue import continuous
+from ddpm.pipeline.checks import continuous
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.measures import toplines
 from ddpm.tables.columns import FINISHED, columns_of

@@ -1,4 +1,4 @@
-"""A finished run in a project folder of its own, one of whose jobs is made anew on a cluster and struck."""
+"""A finished run in a folder of its own, one of whose jobs is made again on a cluster, with a fault injected."""
 
 import json
 import re
@@ -27,7 +27,7 @@ sampling: {images: 800, batch: 8}
 classifier: {width: 4, features: 16, epochs: 1}
 likelihood: {images: 400, times: 120, batch: 8}
 """
-# The job of each stage that is struck.
+# The job of each stage that the fault happens to.
 STAGES = {"train": NETWORK, "sample": CELL, "likelihood": NETWORK}
 # The job of each stage takes some twenty seconds, many times KillWait; a trial that takes this long has failed.
 SECONDS = 400
@@ -121,7 +121,7 @@ class Run:
         return self.snakemake.returncode
 
     def again(self) -> None:
-        """Start Snakemake anew after it was killed, as its message asks."""
+        """Start Snakemake again after it was killed, as its message asks."""
         self.ended()
         self.call("--profile", "slurm", "--unlock")
         self.start()
@@ -142,7 +142,7 @@ class Run:
 
     # ---- what must hold ---------------------------------------------------------------------------------------
 
-    def check(self, position: int | None, struck: str) -> str:
+    def check(self, position: int | None, when: str) -> str:
         """The results of the run that nothing happened to, and nothing left over.
 
         A job that had come to `position` went on from there or later; without one, it has survived. Gives which.
@@ -157,11 +157,11 @@ class Run:
             assert ours[key] == theirs[key], key
         assert files(self.results) == files(self.kept) - {TableStage.record, *TableStage.files.values()}
         if position is None:
-            assert ours["costs"]["started"] <= struck, "the struck job's result is not the one that is there"
-            return "the struck job ended well"
+            assert ours["costs"]["started"] <= when, "the result of the job with the fault is not the one that is there"
+            return "the job with the fault ended well"
         resumed = [int(n) for n in re.findall(r"going on from this checkpoint, (\d+) done", self.text())]
         assert 0 < position <= max(resumed, default=0), f"lost work: was at {position}, resumed {resumed}"
-        return f"struck at {position}, went on from {max(resumed)}"
+        return f"fault at {position}, went on from {max(resumed)}"
 
     def table(self) -> None:
         """The table of these results is the one of the run that nothing happened to."""
