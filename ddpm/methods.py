@@ -113,7 +113,7 @@ def declarations(cls: type) -> dict[str, Any]:
     """What a class and its bases declare beside the annotations; mappings add to those of the base."""
     found: dict[str, Any] = {}
     for line in reversed(cls.__mro__):
-        for name in ("ordered", "uses", "paired", "shares", "attended"):
+        for name in ("ordered", "uses", "paired", "shares", "attended", "instead", "multiples"):
             if name in vars(line):
                 value = vars(line)[name]
                 found[name] = found.get(name, {}) | value if isinstance(value, dict) else value

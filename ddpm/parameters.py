@@ -157,6 +157,12 @@ def conflicts(values: Mapping[str, Any], declared: Mapping[str, Any], written: C
     for name, use in (declared.get("uses") or {}).items():
         if name in written and not (use and values[use]):
             yield unused(name, values[name], f"{use} above 0" if use else "")
+    for name, others in (declared.get("instead") or {}).items():
+        if values[name] is not None:
+            yield from (unused(n, values[n], "", f"{name} {values[name]!r}") for n in others if n in written)
+    for name, factor in declared.get("multiples") or ():
+        if values[name] % values[factor]:
+            yield f"{name}: {values[name]}; it must be a multiple of {factor}, {values[factor]}"
     for names in declared.get("paired") or ():
         counts = [len(values[name]) for name in names]
         if len(set(counts)) > 1:

@@ -46,6 +46,8 @@ def pictures() -> str:
 def small(kind: str, name: str, most: int = 4, **given: object) -> dict:
     """The method's specification: whole numbers at most `most` where it takes that, tolerances 1e-3."""
     source = KNOWN[kind][name]
+    if (kind, name) == ("network", "dit"):
+        given |= {"width": 8, "depth": 2, "attention_heads": 2}
     if (kind, name) == ("dataset", "folder"):
         given |= {"path": pictures(), "size": 8, "channels": 1, "labels": True, "test_share": 0.5}
     for parameter, declared in source.parameters.items():

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -17,6 +18,7 @@ from ddpm.errors import UserError
 from ddpm.methods import Method
 from ddpm.parameters import Count, Fraction, Interval, Len, NonNegative, Positive, Unbounded, cast, plain
 from ddpm.pipeline import declarations, registry
+from ddpm.pipeline.source import modules_in
 from ddpm.samplers import Heun
 from ddpm.schedules import Linear
 
@@ -181,6 +183,8 @@ def test_what_is_read_is_what_python_makes_of_it(kind: str) -> None:
 
     from ddpm import baselines, datasets, guidance, networks, objectives, samplers, schedules, times  # noqa: F401
 
+    for module in modules_in("ddpm.metrics"):
+        import_module(module)
     networks.build({"method": "mlp"}, (2,), 1, 0)
     for name, found in registry.known(kind).items():
         base = {"network": networks.Network, "dataset": datasets.Digits.__mro__[1]}.get(kind)

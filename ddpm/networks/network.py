@@ -24,6 +24,12 @@ class Network(Named, nn.Module):
     labels: ClassVar[bool] = True
     # (levels, the list whose entries they number, what those multiply, the heads that share the product evenly).
     attended: ClassVar[tuple[tuple[str, str, str, int], ...]] = ()
+    # The parameter that must divide the images' height and width.
+    patched: ClassVar[str] = ""
+    # A parameter → those that are used only where it is None.
+    instead: ClassVar[dict[str, tuple[str, ...]]] = {}
+    # (a parameter, the one that it must be a multiple of).
+    multiples: ClassVar[tuple[tuple[str, str], ...]] = ()
     # How many labels it takes, which the constructor sets; the index `classes` is the null label.
     classes = 0
 

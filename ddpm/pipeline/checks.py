@@ -61,6 +61,7 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
         yield _of_method("network", "network", config["network"], files)
     yield _of_networks(config)
     yield _of_data(config)
+    yield _of_patches(config)
     yield _of_points(config)
     yield _of_labels(config)
     yield _of_fidelity(config)
@@ -102,6 +103,17 @@ def _of_networks(config: dict) -> Iterator[str]:
     """One of two networks that is named as the other."""
     if "network" in config and (name := config["network"]["method"]) in config.get("networks", {}):
         yield f"networks.{name}: `network` is called {name!r} as well, after its method; give this one another name"
+
+
+def _of_patches(config: dict) -> Iterator[str]:
+    """A network whose patches do not fit the images."""
+    shape = _dataset(config)["shape"]
+    for where, value in _networks(config):
+        source = source_of("network", value)
+        if (key := source.attributes["patched"]) and shape and len(shape) == 3:
+            patch = complete(source, value)[key]
+            if any(side % patch for side in shape[1:]):
+                yield f"{where}.{key}: {patch}; it must divide the images' height and width, {shape[1]} × {shape[2]}"
 
 
 def _of_points(config: dict) -> Iterator[str]:
