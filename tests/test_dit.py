@@ -16,7 +16,7 @@ from ddpm import networks
 from ddpm.condition import Condition
 from ddpm.networks.dit import SIZES, DiT, positions
 from ddpm.pipeline import config
-from ddpm.pipeline.catalogue import ConfigError
+from ddpm.pipeline.checks import ConfigError
 
 LOG_SNR, LABELS = torch.tensor([-3.0, 0.4, 7.5], dtype=torch.float64), torch.tensor([2, 0, 3])
 

@@ -10,6 +10,7 @@ from ddpm.datasets import dataset as data
 from ddpm.pipeline.records import write_tensors
 from ddpm.spaces import Pixels, Points
 from ddpm.stages import train as training
+from ddpm.stages.sample import variance
 
 
 def test_large_data_stay_in_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +40,4 @@ def test_the_deviation_is_that_of_all_images() -> None:
     split = data.Split(points)
     dataset = data.Data(split, split, Points((3,), (0.0,) * 3, (1.0,) * 3), 0)
     assert dataset.deviation == pytest.approx(float(points.double().var(0).mean().sqrt()), rel=1e-9)
+    assert dataset.variance == pytest.approx(variance(points), rel=1e-9)

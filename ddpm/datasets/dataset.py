@@ -98,6 +98,12 @@ class Data:
             total, squares = total + x.sum(0), squares + x.square().sum(0)
         return float(((squares - total.square() / count) / (count - 1)).mean().clamp(min=0).sqrt())
 
+    @property
+    def variance(self) -> float:
+        """The variance of x over the training split, summed over coordinates: E‖x − E x‖²."""
+        count = len(self.train.images)
+        return self.deviation**2 * math.prod(self.shape) * (count - 1) / count
+
 
 def empty(count: int, shape: tuple[int, ...]) -> Tensor:
     """Room for images, uint8 (count, *shape): in memory, or, of more than LARGE bytes, in a temporary file."""

@@ -109,6 +109,5 @@ def sample(run: Run) -> Outcome:
     result = {"images": len(samples), "steps": sampler.steps, "nfe": round(denoiser.evaluated / max(1, drawn))}
     if len(samples):
         result["reach"] = float(torch.cat(reach).max())
-        encoded, real = map(dataset.space.encode, (samples, dataset.train.images))
-        result["spread"] = variance(encoded) / variance(real)
+        result["spread"] = variance(dataset.space.encode(samples)) / dataset.variance
     return status, result
