@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -14,8 +15,10 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 from oracles import (
+    ANY,
     DIFFUSERS_SCHEDULES,
     EVERY,
     SCHEDULES,
@@ -31,7 +34,7 @@ from scipy import stats
 
 from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
-from ddpm.samplers import DDIM, Ancestral, DPMSolver, Heun
+from ddpm.samplers import DDIM, Ancestral, DPMSolver, Heun, Restart, SDEDPMSolver, UniPC
 from ddpm.schedules import Schedule
 
 # Theirs, with numpy 2.
@@ -202,6 +205,46 @@ def test_edms_algorithm(name: str, spacing: str, churn: tuple[float, float, floa
     assert len(list(ours)) == len(list(theirs))
 
 
+@pytest.mark.parametrize("name", ["karras", "linear"])
+@pytest.mark.parametrize(("low", "high"), [(0.06, 0.3), (0.5, 1000.0)])
+def test_restart(low: float, high: float, name: str) -> None:
+    """Xu et al. 2023, algorithm 1, in x/α and σ/α: Heun's steps; at σ_min K times σ_max² − σ_min² more variance and N
+    steps back. σ_max is at most where samples begin, and the level next to σ_min is σ_min."""
+    schedule, k, n = EVERY[name](), 3, 2
+    sampler = Restart(steps=10, restarts=k, restart_steps=n, level_min=low, level_max=high, spacing="karras")
+    times, plain = sampler.times(schedule), Heun(steps=10, spacing="karras").times(schedule)
+    levels = schedule.level(times).tolist()
+    moved = [i for i in range(11) if times[i] != plain[i]]
+    nearest = min(range(1, 10), key=lambda i: abs(math.log(float(schedule.level(plain[i])) / low)))
+    assert moved == [nearest] and levels[nearest] == pytest.approx(low, rel=1e-9)
+    top, root = min(high, levels[0]), 1 / 7
+    again = [(low**root + (1 - i / n) * (top**root - low**root)) ** 7 for i in range(n + 1)]
+    x, drawn = randn(24, 6, 1) * schedule.prior_std, [randn(50 + i, 6, 1) for i in range(k)]
+    ours, theirs = iter(drawn), (z.numpy() for z in drawn)
+    found = sampler.trajectory(MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS), x, NOTHING, lambda: next(ours))
+    state = x.numpy() / float(schedule.alpha(times[0]))
+
+    def step(state: np.ndarray, t: float, after: float) -> np.ndarray:
+        return next(edm(state, [t, after], iter(()), 0.0, 0.0, 0.0, 0.0, vp=schedule.family == "VP"))
+
+    for i, (t, after) in enumerate(pairwise(levels)):
+        state = step(state, t, after)
+        for _ in range(k if i + 1 == nearest else 0):
+            state = state + math.sqrt(top**2 - low**2) * next(theirs)
+            for upper, lower in pairwise(again):
+                state = step(state, upper, lower)
+        np.testing.assert_allclose(
+            next(found).numpy() / float(schedule.alpha(times[i + 1])), state, rtol=1e-7, atol=1e-8
+        )
+    assert not list(ours) and not list(found)
+
+
+def test_restarts_begin_below_the_start() -> None:
+    """A level_min that no step can lead to is named, with what would be right."""
+    with pytest.raises(ValueError, match="level_min: 90; it must be below 80, the σ/α where samples begin"):
+        Restart(level_min=90.0, level_max=100.0).times(EVERY["karras"]())
+
+
 @pytest.mark.parametrize("name", ["karras", "geometric"])
 @pytest.mark.parametrize("spacing", ["uniform", "karras"])
 def test_diffusers_heun(spacing: str, name: str) -> None:
@@ -252,7 +295,7 @@ def test_diffusers_edm() -> None:
         x = ours
 
 
-# ---- DPM-Solver++ -----------------------------------------------------------------------------------------
+# ---- multistep methods -----------------------------------------------------------------------------------------
 
 
 def standardised(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
@@ -260,21 +303,38 @@ def standardised(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
     return x / (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).sqrt()
 
 
-@pytest.mark.parametrize("name", list(EVERY))
+MULTISTEP = {
+    "dpmsolver++": (DPMSolver, DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "sde": (SDEDPMSolver, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    "unipc-2": (partial(UniPC, order=2), UniPCMultistepScheduler, {"solver_type": "bh2", "solver_order": 2}),
+    "unipc-3": (partial(UniPC, order=3), UniPCMultistepScheduler, {"solver_type": "bh2", "solver_order": 3}),
+}
+
+
+@pytest.mark.parametrize("name", list(ANY))
 @pytest.mark.parametrize(("steps", "spacing"), [(1, "uniform"), (2, "uniform"), (10, "uniform"), (25, "karras")])
-def test_diffusers_dpm_solver(steps: int, spacing: str, name: str) -> None:
-    """DPMSolverMultistepScheduler, dpmsolver++ of order 2 ending at σ = 0, on our levels; its state is float32."""
-    scheduler = DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++", solver_order=2, prediction_type="sample", final_sigmas_type="zero"
-    )
-    schedule, sampler = EVERY[name](), DPMSolver(steps=steps, spacing=spacing)
+@pytest.mark.parametrize("kind", list(MULTISTEP))
+def test_diffusers_multistep(kind: str, steps: int, spacing: str, name: str) -> None:
+    """After every step, ending at σ = 0, on our levels. Their x is x/√(α² + σ²); the state of dpmsolver++ is float32.
+
+    UniPC corrects what it predicted: its own prediction goes on.
+    """
+    ours, theirs, settings = MULTISTEP[kind]
+    scheduler = theirs(prediction_type="sample", final_sigmas_type="zero", **settings)
+    schedule, sampler = ANY[name](), ours(steps=steps, spacing=spacing)
     times = sampler.times(schedule)
     scheduler.set_timesteps(steps)
     scheduler.sigmas = schedule.level(times)
     scheduler.set_begin_index(0)
-    denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
-    x = randn(23, 4, 1, 2, 2) * schedule.prior_std
-    for (t, s), ours in zip(pairwise(times), sampler.trajectory(denoiser, x, NOTHING, None), strict=True):
-        theirs = scheduler.step(denoiser(x, t).x0, 0, standardised(schedule, x, t)).prev_sample
-        torch.testing.assert_close(standardised(schedule, ours, s), theirs, rtol=1e-6, atol=1e-6)
-        x = ours
+    denoiser, generator = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS), torch.Generator().manual_seed(24)
+    x = randn(23, 4, 1, 2, 2) * schedule.noise_std(times[0])
+    states = sampler.trajectory(denoiser, x, NOTHING, noises(24, *x.shape))
+    tolerance = (
+        {"rtol": 1e-6, "atol": 1e-6} if theirs is DPMSolverMultistepScheduler else {"rtol": 1e-11, "atol": 1e-11}
+    )
+    for i, (t, s) in enumerate(pairwise(times)):
+        known, z = denoiser(x, t).x0, torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        more = {"variance_noise": z} if kind == "sde" else {}
+        found = scheduler.step(known, scheduler.timesteps[i], standardised(schedule, x, t), **more).prev_sample
+        x = next(states)
+        torch.testing.assert_close(standardised(schedule, x, s), found.double(), **tolerance)

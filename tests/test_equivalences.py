@@ -31,7 +31,10 @@ COSTS: dict[str, tuple[dict, int | None]] = {
     "predictor-corrector": ({"corrections": 2}, 6 + 2 * 5),
     "ode-euler": ({}, 6),
     "heun": ({"churn": 4.0}, 2 * 6 - 1),
+    "restart": ({"restarts": 2, "restart_steps": 3}, 2 * 6 - 1 + 2 * 3 * 2),
     "dpm-solver++": ({}, 6),
+    "sde-dpm-solver++": ({}, 6),
+    "unipc": ({"order": 3}, 6),
     "ode-adaptive": ({"rtol": 1e-2, "atol": 1e-2}, None),
 }
 PAIRS = [(n, s) for n, s in product(NAMES, COSTS) if s != "langevin" or EVERY[n].family == "VE"]

@@ -209,7 +209,7 @@ def test_a_package_of_methods() -> None:
     (package / "inner" / "helpers.py").write_text(HELPERS.replace("1.0 * x", "x * 1.0"))
     assert grid("lib/packed").job("sample", CELL)[1] != code
     names = fingerprints.parts(frozenset({("lib/packed/samplers.py", "Jump")}))
-    assert {"packed.samplers.Jump", "packed.inner.helpers.scaled", "ddpm.samplers.Sampler"} <= names.keys()
+    assert {"packed.samplers.Jump", "packed.inner.helpers.scaled", "ddpm.samplers.sampler.Sampler"} <= names.keys()
 
 
 def test_a_cell_by_hand(capsys: pytest.CaptureFixture) -> None:
@@ -348,7 +348,8 @@ FILES = {
     ),
     "taken": (
         "from ddpm.samplers import DDIM\nclass Mine(DDIM):\n    method = 'ddim'\n",
-        "methods: the sampler 'ddim' stands in ddpm.samplers.DDIM and in taken.py: Mine; give one another name",
+        "methods: the sampler 'ddim' stands in ddpm.samplers.singlestep.DDIM and in taken.py: Mine; "
+        "give one another name",
     ),
 }
 

@@ -24,7 +24,10 @@ from ddpm.samplers import (
     EulerODE,
     Heun,
     PredictorCorrector,
+    Restart,
     Sampler,
+    SDEDPMSolver,
+    UniPC,
 )
 from ddpm.schedules import Schedule
 
@@ -47,6 +50,9 @@ KINDS: dict[str, tuple[Callable[..., Sampler], Callable[[int], int], int, float]
     "heun": (Heun, lambda s: 0, 2, 0.02),
     "heun, churn 10": (lambda **k: Heun(churn=10.0, **k), lambda s: s, 2, 0.042),
     "dpm-solver++": (DPMSolver, lambda s: 0, 2, 0.02),
+    "sde-dpm-solver++": (SDEDPMSolver, lambda s: s - 1, 0, 0.06),
+    "unipc": (UniPC, lambda s: 0, 0, 0.008),
+    "restart": (Restart, lambda s: 4, 0, 0.075),
     "ode-adaptive": (AdaptiveODE, lambda s: 0, 0, 0.01),
 }
 # On flow matching ln σ/α falls by 1.4 in the first of fifty even steps, which is of first order (σ/α = 142 → 36).

@@ -34,9 +34,12 @@ from ddpm.samplers import (
     Langevin,
     PlainLangevin,
     PredictorCorrector,
+    Restart,
     Sampler,
+    SDEDPMSolver,
+    UniPC,
 )
-from ddpm.schedules import VPSDE, Geometric, Karras, Schedule
+from ddpm.schedules import VPSDE, Flow, Geometric, Karras, Schedule
 
 Tensor = torch.Tensor
 Array = np.ndarray
@@ -54,6 +57,12 @@ AFFINE: dict[str, Callable[[int], tuple[Sampler, int]]] = {
     "heun": lambda s: (Heun(steps=s), 0),
     "heun, churn": lambda s: (Heun(steps=s, churn=10.0), s),
     "dpm-solver++": lambda s: (DPMSolver(steps=s), 0),
+    "unipc": lambda s: (UniPC(steps=s), 0),
+}
+# Of few steps, x̂0 of the last one is most of their error.
+FURTHER: dict[str, Callable[[int], tuple[Sampler, int]]] = {
+    "sde-dpm-solver++": lambda s: (SDEDPMSolver(steps=s), s - 1),
+    "restart": lambda s: (Restart(steps=s, restarts=3, restart_steps=s // 8), 3),
 }
 
 
@@ -151,15 +160,49 @@ def test_order(kind: type[Sampler], order: int, schedule: Schedule, sizes: tuple
     ],
     ids=["VP", "NCSN", "flow"],
 )
-@pytest.mark.parametrize(("kind", "order"), [("euler-maruyama", 1), ("heun, churn", 2)])
+@pytest.mark.parametrize(
+    ("kind", "order"), [("euler-maruyama", 1), ("heun, churn", 2), ("sde-dpm-solver++", 2), ("restart", 2)]
+)
 def test_weak_order(kind: str, order: int, schedule: Schedule, sizes: tuple[int, int], end: float) -> None:
-    """The law of Euler and Maruyama's steps approaches q(x_t) as 1/S, that of churned Heun steps as 1/S²."""
+    """The law of Euler and Maruyama's steps approaches q(x_t) as 1/S, that of the others as 1/S²: restarts keep the
+    order of Heun's method, and on Gaussian data the multistep method of the SDE is of second order."""
     denoiser, errors = VectorDenoiser(schedule, [1.0], [MEAN], [COVARIANCE]), []
     for steps in sizes:
-        sampler, draws = AFFINE[kind](steps)
+        sampler, draws = (AFFINE | FURTHER)[kind](steps)
         found = laws(sampler, denoiser, draws, *true_law(denoiser, schedule.start))
         errors.append(distance(found[state_at(sampler, schedule, end)], denoiser, time(end)))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("schedule", [VPSDE(steps=4096), Karras(), Flow()], ids=["VP", "EDM", "flow"])
+def test_order_of_unipc(schedule: Schedule, order: int) -> None:
+    """The corrector adds one to the order of the predictor: S^−(p + 1) at t = 1, before the last step."""
+    denoiser = MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
+    x = np.array([-1.5, -0.7, -0.2, 0.4, 1.8]) * float(schedule.prior_std)
+    exact, errors = quantiles(schedule, x, float(schedule.start), 1), []
+    for steps in (64, 128):
+        sampler = UniPC(steps=steps, order=order, spacing="karras")
+        states = list(sampler.trajectory(denoiser, torch.tensor(x).reshape(-1, 1), NOTHING, None))
+        errors.append(np.abs(states[state_at(sampler, schedule, 1)].flatten().numpy() - exact).max())
+    assert errors[-1] < {2: 1e-3, 3: 2e-4}[order]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order + 1, abs=0.15)
+
+
+@pytest.mark.parametrize("schedule", [VPSDE(), Karras(), Flow()], ids=["VP", "EDM", "flow"])
+def test_restarts_forget_what_was_before(schedule: Schedule) -> None:
+    """From a single point the ODE leads to a single point. Every restart adds ς_max² − ς_min² to the variance of x/α at
+    ς_min, and the way down multiplies it by (c² + ς_min²)/(c² + ς_max²): towards c² + ς_min²."""
+    denoiser, low, high = VectorDenoiser(schedule, [1.0], [MEAN[:1]], [COVARIANCE[:1, :1]]), 0.06**2, 0.9**2
+    for count in (1, 3):
+        sampler = Restart(steps=8, restarts=count, restart_steps=64, level_min=0.06, level_max=0.9)
+        bottom = schedule.time_at(time(0.06))
+        found = laws(sampler, denoiser, count, torch.zeros(1).double(), torch.zeros(1, 1).double())
+        _, variance = found[state_at(sampler, schedule, float(bottom))]
+        expected = 0.0
+        for _ in range(count):
+            expected = (expected + high - low) * (0.3 + low) / (0.3 + high)
+        assert float(variance) / float(schedule.alpha(bottom)) ** 2 == pytest.approx(expected, rel=1e-3)
 
 
 # ---- single steps by their formulas -----------------------------------------------------------------------

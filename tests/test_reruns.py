@@ -113,10 +113,15 @@ def test_a_change_of_the_configuration(tree: Path, overlay: str, expected: Jobs)
 # ---- code --------------------------------------------------------------------------------------------------
 
 EDITS = {
-    "a comment": ("ddpm/samplers.py", "class DDIM", "# A remark.\nclass DDIM", set()),
+    "a comment": ("ddpm/samplers/singlestep.py", "class DDIM", "# A remark.\nclass DDIM", set()),
     "a docstring": ("ddpm/stages/train.py", "The `train` stage:", "What trains:", set()),
-    "a sampler": ("ddpm/samplers.py", "self.eta**2 *", "1.0 * self.eta**2 *", drawn(EPS_DDIM, SCORE_DDIM)),
-    "a method that no cell uses": ("ddpm/samplers.py", "", "\n\nclass Spare(Sampler):\n    method = 'spare'\n", set()),
+    "a sampler": ("ddpm/samplers/singlestep.py", "self.eta**2 *", "1.0 * self.eta**2 *", drawn(EPS_DDIM, SCORE_DDIM)),
+    "a method that no cell uses": (
+        "ddpm/samplers/singlestep.py",
+        "",
+        "\n\nclass Spare(Sampler):\n    method = 'spare'\n",
+        set(),
+    ),
     "training": ("ddpm/stages/train.py", "rise * fall", "fall * rise", trained(*NETWORKS)),
     "a histogram": (
         "ddpm/baselines.py",
@@ -169,7 +174,7 @@ def status(folder: Path, *arguments: str, overlay: str = "", **environment: str)
 
 def test_status_names_the_function_that_changed(tree: Path) -> None:
     """By its name; what follows from it says so."""
-    path = tree / "ddpm/samplers.py"
+    path = tree / "ddpm/samplers/singlestep.py"
     text = path.read_text()
     try:
         path.write_text(text.replace("self.eta**2 *", "1.0 * self.eta**2 *"))
@@ -177,7 +182,7 @@ def test_status_names_the_function_that_changed(tree: Path) -> None:
     finally:
         path.write_text(text)
     reasons = {(job["stage"], job["name"]): [tuple(r.values()) for r in job["reasons"]] for job in found["todo"]}
-    assert reasons["sample", EPS_DDIM] == [("code", "ddpm.samplers.DDIM changed")]
+    assert reasons["sample", EPS_DDIM] == [("code", "ddpm.samplers.singlestep.DDIM changed")]
     assert reasons["fidelity", EPS_DDIM] == [("follows", f"sample {EPS_DDIM}")]
     assert found["cells"][EPS_DDIM]["state"] == "stale" and found["cells"][EPS_ANCESTRAL]["state"] == "degenerate"
     assert found["counts"] == {"finished": 1, "degenerate": 1, "stale": 2, "n/a": 1}
@@ -379,7 +384,7 @@ def test_two_snakemakes_on_one_tree(copy: Path) -> None:
 
 def test_code_that_is_edited_after_it_was_planned(copy: Path) -> None:
     """A job refuses to record a fingerprint that is not that of the code it would run; nothing is replaced."""
-    at, path = results(copy), copy / "ddpm/samplers.py"
+    at, path = results(copy), copy / "ddpm/samplers/singlestep.py"
     record = at.record("sample", EPS_DDIM).read_bytes()
     job = json.loads(record)["job"]
     path.write_text(path.read_text().replace("self.eta**2 *", "1.0 * self.eta**2 *"))

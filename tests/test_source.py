@@ -140,7 +140,10 @@ def test_stages_differ(before: Codes) -> None:
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("samplers.py", "@dataclass(frozen=True)\nclass Euler(DDIM):\n    method = 'euler'\n    extra: float = 1.0\n"),
+        (
+            "samplers/singlestep.py",
+            "@dataclass(frozen=True)\nclass Euler(DDIM):\n    method = 'euler'\n    extra: float = 1.0\n",
+        ),
         ("objectives.py", "class Other(Target):\n    method = 'other'\n"),
         ("schedules.py", "@dataclass(frozen=True)\nclass Sine(Cosine):\n    method = 'sine'\n"),
         ("rng.py", "def unused() -> int:\n    return 3\n"),
@@ -151,7 +154,7 @@ def test_a_new_method_reruns_nothing(package: Path, before: Codes, module: str, 
     with (package / module).open("a", encoding="utf-8") as f:
         f.write("\n\n" + text)
     assert changed(before) == set()
-    if module == "samplers.py":
+    if module == "samplers/singlestep.py":
         assert known("sampler")["euler"].parameters.keys() == {"steps", "spacing", "eta", "extra"}
 
 
@@ -170,9 +173,9 @@ def uses(stages: str, part: str = "", number: int = 0) -> Callable[[str, str], b
 
 
 CHANGES = {
-    "one sampler": ("samplers.py", "DDIM.step", uses("sample", "ddim", 3)),
-    "the other sampler": ("samplers.py", "Ancestral.step", uses("sample", "ancestral", 3)),
-    "all samplers": ("samplers.py", "Sampler.times", uses("sample figures")),
+    "one sampler": ("samplers/singlestep.py", "DDIM.step", uses("sample", "ddim", 3)),
+    "the other sampler": ("samplers/singlestep.py", "Ancestral.step", uses("sample", "ancestral", 3)),
+    "all samplers": ("samplers/sampler.py", "Sampler.times", uses("sample figures")),
     "guidance": ("guidance.py", "ClassifierFree.predict", None),
     "one schedule": ("schedules.py", "Cosine.betas", uses("train sample likelihood", "cosine", 1)),
     "the other schedule": ("schedules.py", "Linear.betas", uses("train sample likelihood", "linear", 1)),
@@ -252,7 +255,7 @@ def test_a_helper_far_below_counts(package: Path, before: Codes, old: str, new: 
 
 def test_a_parameters_default_counts(package: Path, before: Codes) -> None:
     """A class's fields are part of its code."""
-    path = package / "samplers.py"
+    path = package / "samplers/singlestep.py"
     text = path.read_text(encoding="utf-8")
     assert text.count("eta: Fraction = 0.0") == 1
     path.write_text(text.replace("eta: Fraction = 0.0", "eta: Fraction = 0.5"), encoding="utf-8")

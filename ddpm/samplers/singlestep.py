@@ -1,10 +1,10 @@
-"""From noise to images: every sampler is one `step` from x_t to x_s, s < t, on a grid of times."""
+"""Samplers whose step from x_t to x_s asks for x_t alone: chains, Langevin dynamics, the reverse SDE and the ODE."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -12,67 +12,13 @@ from ddpm import probability_flow
 from ddpm.bound import reverse_log_variance
 from ddpm.condition import Condition
 from ddpm.denoiser import Denoiser
-from ddpm.methods import Method, Requirement
-from ddpm.parameters import Count, Fraction, Interval, NonNegative, Tolerance, Unbounded
-from ddpm.schedules import Schedule, distinct, like
+from ddpm.parameters import Count, Fraction, Interval, NonNegative, Positive, Tolerance, Unbounded
+from ddpm.samplers.sampler import Noise, Sampler, karras_times
+from ddpm.schedules import Schedule, like
 
 Tensor = torch.Tensor
-Noise = Callable[[], Tensor]
 # Of Langevin dynamics, in units of the data squared.
 StepSize = Annotated[float, Interval(ge=1e-12)]
-
-
-@dataclass(frozen=True)
-class Sampler(Method):
-    """`steps` is S, the number of steps; the grid of times is independent of the training's T.
-
-    `spacing` of the times: `uniform` (the schedule's own `grid`), `quadratic`, τ_i = start (i/S)², rounded (Song, Meng
-    & Ermon 2021, appendix D.2), or `karras`, σ/α = (ς_1^{1/7} + u (ς_start^{1/7} − ς_1^{1/7}))^7 with S even steps in u
-    from 1 to 0, and then 0 (Karras et al. 2022, eq. 5). The schedule's `start` is T, or a little before it.
-
-    The last step, to clean data, is x̂0 = E[x0 | x_t] (Tweedie's formula) in every sampler but Langevin dynamics.
-    """
-
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
-    )
-    steps: Count = 50
-    spacing: Literal["uniform", "quadratic", "karras"] = "uniform"
-
-    def times(self, schedule: Schedule) -> Tensor:
-        """start = τ_S > … > τ_0 = 0, float64, shape (S + 1,). ValueError where τ_S has no signal at all, α = 0."""
-        if self.steps > schedule.steps:
-            raise ValueError(f"steps: {self.steps} is more than the schedule's T = {schedule.steps}")
-        times = self._spaced(schedule)
-        if schedule.alpha(times[0]) == 0:
-            raise ValueError(
-                f"steps: {self.steps}; as many whole times reach to t = {times[0]:g}, where x_t holds no data to step "
-                f"from: it must be at most {schedule.last:g}"
-            )
-        return times
-
-    def _spaced(self, schedule: Schedule) -> Tensor:
-        if self.spacing == "quadratic":
-            index = torch.arange(self.steps, -1, -1, dtype=torch.float64)
-            return distinct(schedule.start * index**2 / self.steps**2)
-        if self.spacing == "karras":
-            one = torch.ones((), dtype=torch.float64)
-            first, last = (schedule.level(t) ** (1 / 7) for t in (one, schedule.start))
-            u = torch.linspace(1, 0, self.steps, dtype=torch.float64)
-            inner = schedule.time_at((first + u * (last - first)) ** 7)
-            inner[-1], inner[0] = 1, schedule.start  # exactly, however the powers are rounded
-            return torch.cat([inner, torch.zeros_like(inner[:1])])
-        return schedule.grid(self.steps)
-
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
-        """x_s from x_t; t and s are scalars, `noise()` gives a fresh z ~ N(0, I) of x_t's shape."""
-        raise NotImplementedError
-
-    def trajectory(self, denoiser: Denoiser, x: Tensor, condition: Condition, noise: Noise) -> Iterator[Tensor]:
-        """x after every step, from x_T = `x`."""
-        for t, s in pairwise(self.times(denoiser.schedule)):
-            x = self.step(denoiser, x, t, s, condition, noise)
-            yield x
 
 
 # ---- chains -----------------------------------------------------------------------------------------------
@@ -251,6 +197,39 @@ class EulerODE(Sampler):
         return prediction.x0 if s == 0 else from_x * x_t + from_eps * prediction.eps
 
 
+def noisier(schedule: Schedule, x_t: Tensor, t: Tensor, higher: Tensor, noise: Noise, scale: float = 1.0) -> Tensor:
+    """x at the time `higher` ≥ t by the forward process: x/α and noise of the variance scale² (ς_higher² − ς_t²)."""
+    alpha = schedule.alpha(higher)
+    extra = (schedule.level(higher) ** 2 - schedule.level(t) ** 2).clamp(min=0).sqrt()
+    grow, std = like(x_t, alpha / schedule.alpha(t), alpha * scale * extra)
+    return grow * x_t + std * noise()
+
+
+def coordinate(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a, b, from_x, from_d: x_s = from_x x_t + from_d d with d = a ε̂ − b x̂0, exact for constant x̂0 and ε̂ (`Heun`).
+
+    In the angle, with a = α_t = r_t cos φ_t and b = σ_t = r_t sin φ_t, both factors are r_s/r_t times the cosine or
+    sine of the difference, over r_t where d is.
+    """
+    alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
+    if schedule.family == "VE":
+        return torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t), sigma_s - sigma_t
+    square = schedule.square(t)
+    from_x, from_d = alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
+    return alpha_t, sigma_t, from_x / square, from_d / square
+
+
+def heun(denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:
+    """x_s by Heun's method (`Heun`); x̂0 at s = 0."""
+    now = denoiser(x_t, t, condition)
+    if s == 0:
+        return now.x0
+    a, b, from_x, from_d = like(x_t, *coordinate(denoiser.schedule, t, s))
+    slope = a * now.eps - b * now.x0
+    then = denoiser(from_x * x_t + from_d * slope, s, condition)
+    return from_x * x_t + from_d * (slope + a * then.eps - b * then.x0) / 2
+
+
 @dataclass(frozen=True)
 class Heun(Sampler):
     """Heun's method, of second order: an Euler step from t to s, then again with the mean of the slopes at both ends.
@@ -284,65 +263,54 @@ class Heun(Sampler):
             return x_t, t
         higher = schedule.time_at(level * (1 + min(self.churn / self.steps, 2**0.5 - 1)))
         higher = torch.minimum(higher, torch.maximum(schedule.start, t))
-        alpha, extra = schedule.alpha(higher), (schedule.level(higher) ** 2 - level**2).clamp(min=0).sqrt()
-        grow, std = like(x_t, alpha / schedule.alpha(t), alpha * self.churn_noise * extra)
-        return grow * x_t + std * noise(), higher
-
-    @staticmethod
-    def coordinate(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """a, b, from_x, from_d: x_s = from_x x_t + from_d d with d = a ε̂ − b x̂0, exact for constant x̂0 and ε̂.
-
-        In the angle, with a = α_t = r_t cos φ_t and b = σ_t = r_t sin φ_t, both factors are r_s/r_t times the cosine or
-        sine of the difference, over r_t where d is.
-        """
-        alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
-        if schedule.family == "VE":
-            return torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t), sigma_s - sigma_t
-        square = schedule.square(t)
-        from_x, from_d = alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
-        return alpha_t, sigma_t, from_x / square, from_d / square
+        return noisier(schedule, x_t, t, higher, noise, self.churn_noise), higher
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, noise: Noise) -> Tensor:
         x_t, t = self.raised(denoiser.schedule, x_t, t, noise)
-        now = denoiser(x_t, t, condition)
-        if s == 0:
-            return now.x0
-        a, b, from_x, from_d = like(x_t, *self.coordinate(denoiser.schedule, t, s))
-        slope = a * now.eps - b * now.x0
-        then = denoiser(from_x * x_t + from_d * slope, s, condition)
-        return from_x * x_t + from_d * (slope + a * then.eps - b * then.x0) / 2
+        return heun(denoiser, x_t, t, s, condition)
 
 
 @dataclass(frozen=True)
-class DPMSolver(Sampler):
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), the exponential integrator of second order in x̂0:
+class Restart(Sampler):
+    """Heun's method, and at σ/α = `level_min`, `restarts` (K) times, back to `level_max` by the forward process, from
+    where `restart_steps` Heun steps, at `karras_times`, lead down again (Xu et al. 2023, algorithm 1).
 
-        x_s = σ_s/σ_t x_t − α_s (e^{−h} − 1) D,    D = x̂0 + (x̂0 − x̂0′)/(2r),    h = λ_s − λ_t,    r = h′/h,
-
-    with λ = log(α/σ), and x̂0′ and h′ of the step before. The first step and the last, to σ = 0, have D = x̂0.
+    The noise of the way up shrinks the errors of earlier steps; the way down, an ODE's, adds few. Of the S + 1 times,
+    the one next to `level_min` is put there. With S = 18, K = 4 and three steps, there are 35 + 24 evaluations.
     """
 
-    method = "dpm-solver++"
+    method = "restart"
+    ordered = (("level_min", "<", "level_max"),)
+    steps: Annotated[int, Interval(ge=2)] = 18
+    restarts: Count = 4
+    restart_steps: Count = 3
+    level_min: Positive = 0.06
+    level_max: Positive = 0.3
 
-    @staticmethod
-    def advance(schedule: Schedule, x_t: Tensor, d: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x_s; −α_s (e^{−h} − 1) = α_s − α_t σ_s/σ_t stays finite at σ_s = 0."""
-        ratio = schedule.sigma(s) / schedule.sigma(t)
-        from_x, from_d = like(x_t, ratio, schedule.alpha(s) - ratio * schedule.alpha(t))
-        return from_x * x_t + from_d * d
+    def times(self, schedule: Schedule) -> Tensor:
+        """The times of the spacing, the one next to `level_min` in log σ/α, the first and 0 aside, put there."""
+        times, low = super().times(schedule), self.low(schedule)
+        if low >= times[0]:
+            top = float(schedule.level(times[0]))
+            raise ValueError(f"level_min: {self.level_min:g}; it must be below {top:g}, the σ/α where samples begin")
+        distance = (schedule.level(times[1:-1]) / self.level_min).log().abs()
+        return times.index_fill(0, 1 + distance.argmin(), float(low))
+
+    def low(self, schedule: Schedule) -> Tensor:
+        """The time of `level_min`."""
+        return schedule.time_at(torch.tensor(self.level_min, dtype=torch.float64))
 
     def trajectory(self, denoiser: Denoiser, x: Tensor, condition: Condition, noise: Noise) -> Iterator[Tensor]:
-        schedule = denoiser.schedule
-        before: tuple[Tensor, Tensor] | None = None  # x̂0 and h of the step before
-        for t, s in pairwise(self.times(schedule)):
-            x0, h = denoiser(x, t, condition).x0, 0.5 * (schedule.log_snr(s) - schedule.log_snr(t))
-            d = x0
-            if before is not None and s > 0:
-                x0_before, h_before = before
-                (share,) = like(x, 0.5 * h / h_before)
-                d = x0 + share * (x0 - x0_before)
-            x = self.advance(schedule, x, d, t, s)
-            before = x0, h
+        schedule, times = denoiser.schedule, self.times(denoiser.schedule)
+        high = torch.minimum(schedule.time_at(torch.tensor(self.level_max, dtype=torch.float64)), times[0])
+        low = self.low(schedule)
+        again = karras_times(schedule, high, low, self.restart_steps + 1)
+        for t, s in pairwise(times):
+            x = heun(denoiser, x, t, s, condition)
+            for _ in range(self.restarts if s == low else 0):
+                x = noisier(schedule, x, low, high, noise)
+                for after, before in pairwise(again):
+                    x = heun(denoiser, x, after, before, condition)
             yield x
 
 
