@@ -7,6 +7,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Collection
@@ -16,12 +17,13 @@ from ddpm import __version__
 from ddpm.errors import UserError
 from ddpm.pipeline import config, history, machine, project, records, schema, status
 from ddpm.pipeline.checkpoint import SECONDS
+from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import fix_threads, run_stage
-from ddpm.pipeline.stages import STAGES
+from ddpm.pipeline.stages import STAGES, ExternalStage
 from ddpm.pipeline.verify import verify
 
 
@@ -92,6 +94,37 @@ def cell_command(args: argparse.Namespace) -> None:
         run_stage(stage, job, code, grid.results, *grid.execution, again=again)
     found = records.read_record(Layout(Path(grid.results)).record(args.command, name))
     print(json.dumps({"status": found["status"]} | found["result"], indent=1))
+
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    """Measure samples that were made elsewhere as a cell's are, by the same protocol, and put them into the table as a
+    row of their own: a folder of images, an .npz with arr_0 of (N, H, W, C) and perhaps labels as arr_1, or a file of
+    safetensors as this project stores samples."""
+    grid, stage = _grid(args, here=True), STAGES["external"]
+    assert isinstance(stage, ExternalStage)
+    source = Path(args.source)
+    if not (source.is_dir() or (source.is_file() and source.suffix in (".npz", ".safetensors"))):
+        what = "is no folder, .npz or .safetensors" if source.exists() else "does not exist"
+        raise UserError(f"{source}: {what}; it must be a folder of images, or a file of one of these kinds")
+    name = args.called or source.resolve().stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UserError(f"{name!r} cannot name a row; give 1 to 64 letters, digits, '.', '_', '-' with --as NAME")
+    measured, job = f"external/{name}", stage.job_of(grid, name, str(source))
+    fix_threads(job)
+    machine.load_inception(grid.config)
+    for parent in grid.parents("fidelity", measured).values():
+        for needed in grid.needed(*parent) if parent[0] != "external" else ():
+            wanted, code = grid.job(*needed)
+            run_stage(needed[0], wanted, code, grid.results, *grid.execution)
+    run_stage("external", job, fingerprint(stage.roots(job)), grid.results, *grid.execution)
+    wanted, code = grid.job("fidelity", measured)
+    run_stage("fidelity", wanted, code, grid.results, *grid.execution)
+    found = records.read_record(Layout(Path(grid.results)).record("fidelity", measured))
+    print(json.dumps({"status": found["status"]} | found["result"], indent=1))
+    if any(stage == "sample" and Results(grid).valid(stage, cell) for stage, cell in grid.jobs):
+        table_command(args)
+    else:
+        print(f"{grid.results}/table.csv has it once a cell is finished", file=sys.stderr)
 
 
 def check_command(args: argparse.Namespace) -> None:
@@ -181,6 +214,11 @@ def parser() -> argparse.ArgumentParser:
         sub = add(stage.name, cell_command, f"{stage.description}, e.g. {stage.example}")
         sub.add_argument("name", help=f"{stage.called}, such as {stage.example}; `ddpm check` lists the cells")
         sub.add_argument("--again", action="store_true", help="run even if a valid result is there")
+    sub = add("evaluate", evaluate_command, "measure samples that were made elsewhere: a folder, .npz or .safetensors")
+    sub.add_argument("source", help="a folder of images, an .npz with arr_0, or a .safetensors with `images`")
+    sub.add_argument(
+        "--as", dest="called", metavar="NAME", help="the row's name; that of the folder or file, if left out"
+    )
     add("check", check_command, "check the configuration and list its cells")
     sub = add("status", status_command, "what is there, what would run now, why, and what it costs")
     sub.add_argument("name", nargs="?", default="", help="one cell: its records, logs, numbers and samples")

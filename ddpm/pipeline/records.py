@@ -33,6 +33,7 @@ RESULTS = {
     "train": ("steps", "images_seen", "parameters", "space", "classes"),
     "guide": ("classes", "shape"),
     "sample": ("images", "steps", "nfe"),
+    "external": ("images", "of", "stratified", "spread"),
     "fidelity": ("images", "extractor", "fid"),
     "table": ("cells", "of", "missing"),
 }

@@ -65,7 +65,7 @@ class Results:
         if os.path.lexists(path):
             return Reason("record", f"{path.name}: {text}")
         beside = [file.name for file in self.layout.outputs(stage, name) if file.exists()]
-        if stage == "fidelity" and name in self._mark(self.grid.batch_of[name])[0]:
+        if stage == "fidelity" and name in self.grid.batch_of and name in self._mark(self.grid.batch_of[name])[0]:
             beside = ["the mark of its batch"]
         return Reason("record", f"{path.name}: missing beside {beside[0]}") if beside else Reason("missing", "missing")
 
@@ -113,6 +113,8 @@ class Results:
             # The pictures show no costs, so that a result that was made again as it was changes nothing.
             keys = ("digest",) if stage == "table" else ("status", "outputs", "result")
             read = [[(self.record(*job) or {}).get(key) for key in keys] for job in self.reads(stage)]
+            if stage == "table":  # samples made elsewhere have rows too, where there are any
+                read += [[(self.record("fidelity", name) or {}).get("digest")] for name in self.external]
             found: dict[str, str | None] = {"records": hashlib.sha256(canonical(read).encode()).hexdigest()}
             return found | ({"published": published()} if stage == "table" else {})
         found = {}
@@ -139,6 +141,12 @@ class Results:
         if time.time_ns() - latest > 2 * 10**9:
             records.write_json(memo, {"stamp": now, "hash": found})
         return found
+
+    @cached_property
+    def external(self) -> list[str]:
+        """The fidelity jobs of samples that were made elsewhere, by name: those that have run."""
+        places = (self.layout.root / "external").glob("*/fidelity.json")
+        return sorted(f"external/{place.parent.name}" for place in places)
 
     def reads(self, aggregate: str) -> list[Job]:
         """The jobs whose records an aggregate reads."""

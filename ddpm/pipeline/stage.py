@@ -38,6 +38,7 @@ class Stage:
              read them under; `{name}` stands for the job's name.
     section: the section of the configuration that is its own; empty where there is none.
     wildcard: what a job's name names, in Snakemake's rule; empty where there is one job.
+    planned: whether Snakemake runs its jobs.
     gpu:     whether it computes on a GPU where there is one.
     priority: that of its jobs among those that may start.
     called:  what a user calls its jobs, where there is a command `ddpm STAGE NAME` for one of them; `description` and
@@ -50,6 +51,7 @@ class Stage:
     files: dict[str, str] = {}
     section = ""
     wildcard = ""
+    planned = True
     gpu = True
     priority = 0
     called = ""

@@ -178,8 +178,37 @@ class SampleStage(Stage):
         return job["sampling"]["images"] * job["sampler"].get("steps", 1)
 
 
+def external(name: str) -> str:
+    """The name under which samples that were made elsewhere are kept, if this is that of a job that measures some:
+    `external/NAME`; empty if not."""
+    first, *rest = name.split("/")
+    return rest[0] if first == "external" and len(rest) == 1 else ""
+
+
+class ExternalStage(Stage):
+    """Samples that were made elsewhere, in a folder or file of the user's own: of no grid, but of `ddpm evaluate`."""
+
+    name = "external"
+    entry = ("ddpm.stages.external", "take")
+    record = "external/{name}/record.json"
+    files = {"images": "external/{name}/samples.safetensors"}
+    gpu = False
+    planned = False
+
+    def serving(self, grid: Grid, cell: Cell) -> None:
+        return None
+
+    def job_of(self, grid: Grid, name: str, source: str) -> dict:
+        """The job of the samples that lie at `source`, under this name."""
+        images = grid.config["sampling"]["images"]
+        return {"name": name, "source": source, "images": images, "threads": grid.config["threads"]}
+
+    def sources(self, job: dict) -> dict[str, Path]:
+        return {"source": Path(job["source"])}
+
+
 class FidelityStage(Stage):
-    """The distances of one cell's samples, or of a baseline's, to real images."""
+    """The distances of one cell's samples, of a baseline's, or of those made elsewhere, to real images."""
 
     name = section = "fidelity"
     description = "FID of one cell"
@@ -206,6 +235,8 @@ class FidelityStage(Stage):
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         samples = {} if name in BASELINES else {"samples": ("sample", name)}
+        if external(name):
+            samples = {"samples": ("external", external(name))}
         extractor = {"extractor": ("classifier", "")} if "classifier" in job["needs"] else {}
         return {"data": ("data", "")} | samples | extractor
 
@@ -230,6 +261,8 @@ class FidelityStage(Stage):
         return 1
 
     def place(self, name: str) -> str:
+        if external(name):
+            return f"{name}/fidelity.json"
         return f"baselines/{name}/fidelity.json" if name in BASELINES else super().place(name)
 
 
@@ -327,6 +360,7 @@ STAGES: dict[str, Stage] = {
         LikelihoodStage(),
         ODELikelihoodStage(),
         SampleStage(),
+        ExternalStage(),
         FidelityStage(),
         TableStage(),
         FiguresStage(),

@@ -21,8 +21,9 @@ def write(run: Run) -> Outcome:
     results = Results(Grid(run.job["config"]), run.layout)
     run.recorder.record["inputs"] = results.inputs("table")
     table = collect(results)
-    lacking = table[~table["status"].isin([*FINISHED, "n/a"])]
-    if len(lacking) == len(table[table["status"] != "n/a"]):
+    ours = table.iloc[: len(table) - len(results.external)]
+    lacking = ours[~ours["status"].isin([*FINISHED, "n/a"])]
+    if len(lacking) == len(ours[ours["status"] != "n/a"]):
         why = results.todo[results.grid.jobs[0]][0]
         raise UserError(f"{run.layout.root}/cells: none is finished (data: {why}); run snakemake first")
     pairs, verdicts = paired.differences(results), decide(results)
@@ -38,6 +39,6 @@ def write(run: Run) -> Outcome:
     for name, text in texts.items():
         run.write(name, text)
     first = len(results.grid.baselines)
-    runs = len(table) - first - int((table["status"] == "n/a").sum())
-    done = int(table["status"][first:].isin(FINISHED).sum())
+    runs = len(ours) - first - int((ours["status"] == "n/a").sum())
+    done = int(ours["status"][first:].isin(FINISHED).sum())
     return "ok", {"cells": done, "of": runs, "missing": len(lacking)}

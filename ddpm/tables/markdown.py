@@ -30,7 +30,7 @@ def markdown(table: pd.DataFrame, digits: int = 2) -> str:
 def reading(table: pd.DataFrame, grid: Grid) -> str:
     """The table for reading: the columns that compare, with what all rows share in the heading."""
     real = table.iloc[0]
-    runs = table[~table["status"].isin(["n/a"])].iloc[len(grid.baselines) :]
+    runs = table[table["schedule"].notna() & ~table["status"].isin(["n/a"])]
     done = int(runs["status"].isin(FINISHED).sum())
     one = {"network"} if table["network"].nunique() == 1 else set()
     columns = [c for c in columns_of(grid.config).read if c not in one and table[c].notna().any()]

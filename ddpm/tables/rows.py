@@ -8,6 +8,7 @@ from ddpm.pipeline.grid import Cell
 from ddpm.pipeline.measures import baselines, toplines
 from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
+from ddpm.pipeline.stages import external
 from ddpm.pipeline.verdict import degenerate
 from ddpm.tables.columns import Columns, columns_of
 
@@ -116,8 +117,26 @@ def _baseline(results: Results, columns: Columns, name: str) -> dict:
     return row | {"samples": result["images"], "status": "ok"}
 
 
+def _external(results: Results, columns: Columns, name: str) -> dict:
+    """A row of samples that were made elsewhere: no axis of ours says how."""
+    called = external(name)
+    row: dict[str, Any] = {"objective": called}
+    fidelity, taken = results.record("fidelity", name), results.record("external", called)
+    why = results.reasons("fidelity", name)
+    if why or fidelity is None or taken is None:
+        reason = why[0] if why else "their record is missing"
+        return row | {"status": "stale", "reason": f"{reason}; run `ddpm evaluate` again"}
+    row |= {"topline": "stratified" if taken["result"]["stratified"] else "by chance", "seeds": 1}
+    result = fidelity["result"]
+    row |= {key: result[key] for key in (*columns.metrics, *columns.details, "extractor", "protocol") if key in result}
+    noise = (results.valid("fidelity", "noise") or {}).get("result")
+    bad = degenerate(taken["result"], result, noise)
+    state = {"status": "degenerate", "reason": bad} if bad else {"status": "ok"}
+    return row | {"samples": result["images"]} | state
+
+
 def collect(results: Results) -> pd.DataFrame:
-    """The whole table: one row per cell, after the baselines."""
+    """The whole table: one row per cell, after the baselines; then samples that were made elsewhere."""
     grid = results.grid
     rows: dict[tuple, list[Cell]] = {}
     for cell in grid.cells:
@@ -125,6 +144,7 @@ def collect(results: Results) -> pd.DataFrame:
     columns = columns_of(grid.config)
     found = [_baseline(results, columns, name) for name in grid.baselines]
     found += [_row(results, columns, cells) for cells in rows.values()]
+    found += [_external(results, columns, name) for name in results.external]
     table = pd.DataFrame(found, columns=columns.all)
     table["dataset"] = grid.config["data"]["name"]
     for column in columns.toplined:

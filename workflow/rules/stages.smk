@@ -1,6 +1,6 @@
 # One rule per stage, as ddpm/pipeline/stages.py has it.
 for stage in STAGES.values():
-    if stage.name in AGGREGATES or stage.name == "fidelity":
+    if stage.name in AGGREGATES or stage.name == "fidelity" or not stage.planned:
         continue
 
     rule:
