@@ -118,11 +118,11 @@ def take(run: Run) -> Outcome:
         index = rng.permutation(there, "external", run.name)[:count]
         images, labels = images[index], None if labels is None else labels[index]
     run.write("images", {"images": images} | ({} if labels is None else {"labels": labels}))
-    x, real = map(dataset.space.encode, (images, dataset.train.images))
+    x = dataset.space.encode(images)
     result = {"images": count, "of": there, "stratified": _stratified(labels, dataset)}
     return "ok", result | {
         "reach": float(reaches(x, *dataset.space.bounds).max()),
-        "spread": variance(x) / variance(real),
+        "spread": variance(x) / dataset.variance,
     }
 
 
