@@ -319,7 +319,7 @@ def test_a_check_that_fails_on_a_right_configuration_is_no_mistake_of_the_user()
 
 
 # Not in the package, but for the user's own.
-ABSENT = ("mnist", "fashion-mnist", "cifar10", "celeba", "folder")
+ABSENT = ("mnist", "fashion-mnist", "cifar10", "celeba", "lsun", "folder")
 
 
 @pytest.mark.parametrize("name", [n for n in known("dataset") if n not in ABSENT])

@@ -1,9 +1,11 @@
-"""Fashion-MNIST, CIFAR-10 and CelebA, read from small files in torchvision's layout, with hashes of their own."""
+"""Fashion-MNIST, CIFAR-10, CelebA and LSUN, read from small files in their layout, with hashes of their own."""
 
 import gzip
 import hashlib
 import pickle
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from ddpm.datasets.celeba import CelebA
 from ddpm.datasets.cifar import CIFAR10
 from ddpm.datasets.dataset import Dataset
+from ddpm.datasets.lsun import LSUN
 from ddpm.datasets.mnist import FashionMNIST
 from ddpm.errors import UserError
 
@@ -149,6 +152,57 @@ def test_offline_says_what_to_do(case: tuple, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert "could not be downloaded (no route)" in (message := refused(dataset)) and "DDPM_DATA" in message
+
+
+class Database:
+    """What we ask of the package lmdb, over a mapping."""
+
+    def __init__(self, held: dict[bytes, bytes]):
+        self.held = held
+        self.get = held.get
+
+    def open(self, path: str, **options: object) -> "Database":
+        assert options["readonly"] and not options["lock"] and Path(path, "data.mdb").exists()
+        return self
+
+    def begin(self, write: bool) -> "Database":
+        assert not write
+        return self
+
+    cursor = __enter__ = lambda self: self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def iternext(self, keys: bool, values: bool) -> Iterator[bytes]:
+        assert keys and not values
+        return iter(sorted(self.held))
+
+
+def test_lsun_is_read_from_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image once, some of them held out, whatever its shape; what is missing, or damaged, is said."""
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
+    dataset = LSUN(category="cat", size=8, test=3)
+    assert "cat_train_lmdb/data.mdb: missing; unpack cat_train_lmdb.zip" in refused(dataset)
+    (tmp_path / "cat_train_lmdb").mkdir()
+    (tmp_path / "cat_train_lmdb/data.mdb").touch()
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    assert "pip install lmdb" in refused(dataset)
+    held = {}
+    for level in range(10):
+        Image.new("RGB", (8 + level, 8), (level, 100, 200)).save(file := BytesIO(), "PNG")
+        held[f"key{level}".encode()] = file.getvalue()
+    monkeypatch.setitem(sys.modules, "lmdb", Database(held))
+    train, test = dataset.load()
+    assert train.images.shape == (7, 3, 8, 8) and len(test.images) == 3 and test.labels is None
+    levels = [split.images[:, 0, 0, 0].tolist() for split in (train, test)]
+    assert sorted(levels[0] + levels[1]) == list(range(10)) and (train.images[:, 1:, 3, 3].unique().tolist()) == [
+        100,
+        200,
+    ]
+    assert "data.test: 10" in refused(LSUN(category="cat", size=8, test=10))
+    held[b"key4"] = b"no image"
+    assert "cat_train_lmdb: key4: cannot be read (cannot identify image file" in refused(dataset)
 
 
 def test_a_missing_face_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

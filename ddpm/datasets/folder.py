@@ -1,8 +1,10 @@
 """A folder of images of the user's own."""
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +25,17 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 NAMED = 10
 
 
+@dataclass(frozen=True)
+class Entry:
+    """An image in a database instead of a file: its name in messages, and what reads it."""
+
+    name: str
+    read: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def upright(image: Image.Image, channels: int) -> Image.Image:
     """A picture as it is meant to be looked at, in grey (1 channel) or in colour (3).
 
@@ -36,14 +49,14 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def pixels(path: Path, size: int, channels: int, box: Box | None = None) -> np.ndarray:
-    """One file as uint8 (channels, size, size): the largest square in its middle, or `box`, resized by a bicubic filter
-    that is as wide as the pixels it joins; a picture of that very size stays as it is.
+def pixels(path: Path | Entry, size: int, channels: int, box: Box | None = None) -> np.ndarray:
+    """One image as uint8 (channels, size, size): the largest square in its middle, or `box`, resized by a bicubic
+    filter that is as wide as the pixels it joins; a picture of that very size stays as it is.
 
     ValueError says why it cannot be used: animated, of 16 bits, smaller than that, or damaged.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if isinstance(path, Path) else BytesIO(path.read())) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a photograph with a preview beside it
                 raise ValueError(f"has {frames} frames or pages")
@@ -57,13 +70,16 @@ def pixels(path: Path, size: int, channels: int, box: Box | None = None) -> np.n
             square = whole.crop(box or (left, top, left + side, top + side))
             square = square.resize((size, size), Image.Resampling.BICUBIC)
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"cannot be read ({' '.join(str(e).replace(str(path), path.name).split())})") from None
+        said = re.sub("<_io.*?>", path.name, str(e).replace(str(path), path.name))
+        raise ValueError(f"cannot be read ({' '.join(said.split())})") from None
     found = np.asarray(square)
     return found[None] if channels == 1 else found.transpose(2, 0, 1)
 
 
-def read_all(splits: dict[str, list[Path]], size: int, channels: int, box: Box | None = None) -> list[Tensor]:
-    """The files of every split as `pixels`, uint8 (N, channels, size, size); UserError that names all that cannot be
+def read_all(
+    splits: Mapping[str, Sequence[Path | Entry]], size: int, channels: int, box: Box | None = None
+) -> list[Tensor]:
+    """The images of every split as `pixels`, uint8 (N, channels, size, size); UserError that names all that cannot be
     used."""
     found, wrong = [], []
     for name, files in splits.items():
