@@ -17,3 +17,4 @@ rule all:
     input:
         PATHS.root / "table.csv",
         PATHS.root / "figures" / "samples.png",
+        PATHS.root / "report.html",

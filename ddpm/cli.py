@@ -175,6 +175,13 @@ def table_command(args: argparse.Namespace) -> None:
     print(f"{layout.outputs('table')[0]}: {found['cells']} of {found['of']} cells")
 
 
+def page_command(args: argparse.Namespace) -> None:
+    """Write report.html, the page for a browser, of what is there."""
+    grid = _grid(args)
+    run_stage("page", *grid.job("page"), grid.results, "cpu")
+    print(Layout(Path(grid.results)).output("page"))
+
+
 def claims_command(args: argparse.Namespace) -> None:
     """Say which claims of the source documents hold here, fail or are undecided, by the results that are there."""
     from ddpm.tables import claims_text, verdicts  # numpy and pandas: no other command waits for them
@@ -227,6 +234,7 @@ def parser() -> argparse.ArgumentParser:
     add("table", table_command, "write the tables of the cells that are there")
     add("claims", claims_command, "which claims of the source documents hold here")
     add("figures", figures_command, "draw the pictures")
+    add("page", page_command, "write the page for a browser")
     add("schema", schema_command, "print the JSON schema of config.yaml, for editors")
     job = add("job", job_command, "what Snakemake calls: a stage with everything given as text")
     job.add_argument("stage", choices=STAGES)

@@ -25,6 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from project import ROOT, copy_project, snakemake  # beside this file
 
 from ddpm import cli
@@ -433,8 +435,11 @@ def known(path: Path) -> object:
 
 
 def sketch(*drawn: object) -> None:
-    """A file that says its name, in a picture's place."""
-    records.write_json(drawn[-1], drawn[-1].name)
+    """A picture of one pixel that holds its name."""
+    about = PngInfo()
+    about.add_text("name", drawn[-1].name)
+    with records.atomic(drawn[-1]) as temporary:
+        Image.new("L", (1, 1)).save(temporary, "PNG", pnginfo=about)
 
 
 def trees(folder: Path) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from corruption import KINDS, TRAINED, Here, Snakemake, Trial, carry_out, conten
 from ddpm.errors import UserError
 from ddpm.pipeline import checkpoint, locks, records, running
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.stages import AGGREGATES
 
 SEED = 0
 NETWORK = "eps/linear/unconditional/seed0"
@@ -118,15 +119,15 @@ def test_verify_names_all_at_once(made: dict[str, Path], tmp_path: Path) -> None
     shutil.copytree(made["finished"], tmp_path / "tree")
     run = Here(tmp_path / "tree")
     layout = Layout(run.root)
-    records = {job: run.results().record(*job) for job in [*run.grid.jobs, ("table", ""), ("figures", "")]}
+    records = {job: run.results().record(*job) for job in [*run.grid.jobs, *((name, "") for name in AGGREGATES)]}
     outputs = {
         Path(os.path.normpath(layout.record(*job).parent / name)) for job in records for name in records[job]["outputs"]
     }
     hit = outputs | set((run.root / "code").glob("*.json"))
-    assert len(outputs) == 29
+    assert len(outputs) == 46
     for path in hit:
         KINDS["flip"](path, random.Random(SEED))
-    assert set(run.results().todo) == {("table", "")}  # the tables are always hashed
+    assert set(run.results().todo) == {("table", ""), ("page", "")}  # the tables are always hashed
     code, said = run.verify()
     assert code and {line.split(": ")[0] for line in said.strip().splitlines()} == {str(path) for path in hit}
     assert not any(path.exists() for path in outputs)

@@ -22,6 +22,7 @@ from ddpm.pipeline import checks, config, measures, records, schema, source
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.registry import known
 from ddpm.pipeline.running import run_stage
+from ddpm.pipeline.stages import AGGREGATES
 from ddpm.tables.columns import OURS, Columns
 
 torch.set_num_threads(1)
@@ -260,7 +261,7 @@ def overlay(name: str, **more: object) -> dict:
 def everything(read: dict, folder: Path) -> pd.DataFrame:
     """Every job of a configuration one after the other, tables and figures too; the table."""
     grid = config.check(read)
-    for stage, name in [*grid.jobs, ("table", ""), ("figures", "")]:
+    for stage, name in [*grid.jobs, *((name, "") for name in AGGREGATES)]:
         run_stage(stage, *grid.job(stage, name), str(folder), "cpu")
     return pd.read_csv(folder / "table.csv").set_index("objective")
 

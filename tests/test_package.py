@@ -166,7 +166,7 @@ def test_what_a_clone_plans_is_planned(folder: Folder, overlay: str) -> None:
     layers = [ROOT / "config.yaml", *([ROOT / "workflow/config" / overlay] if overlay else [])]
     grid = config.check(config.read(*layers))
     batched = len(grid.batches) - sum(stage == "fidelity" for stage, _ in grid.jobs)
-    expected = len(grid.jobs) + batched + 3  # table, figures, everything
+    expected = len(grid.jobs) + batched + 4  # table, figures, page, everything
     assert re.search(rf"^total +{expected}$", said, re.MULTILINE), said
 
 

@@ -27,7 +27,7 @@ class Recipe:
 
     title: str
     asked: str
-    redone: str = r"(table|figures/record)\.json"
+    redone: str = r"(table|figures/record|report)\.json"
 
     @property
     def text(self) -> str:
@@ -56,7 +56,7 @@ RECIPES = [
     Recipe("An objective", "truncated-snr"),
     Recipe("A network", "stack"),
     Recipe("A data set", "bars"),
-    Recipe("A metric", "authenticity", r"(table|figures/record|.*fidelity)\.json"),
+    Recipe("A metric", "authenticity", r"(table|figures/record|report|.*fidelity)\.json"),
 ]
 
 

@@ -32,7 +32,7 @@ CELLS = {EPS: (EPS_ANCESTRAL, EPS_DDIM), LEARNED: (LEARNED_ANCESTRAL,), SCORE: (
 BATCHES = (*NETWORKS, "baselines")
 
 Jobs = set[tuple[str, str]]
-TABLE, FIGURES = {("table", "")}, {("figures", "")}
+TABLE, FIGURES = {("table", ""), ("page", "")}, {("figures", ""), ("page", "")}
 BOTH = TABLE | FIGURES
 
 
@@ -289,7 +289,7 @@ def test_another_version_of_a_package(tree: Path, tmp_path: Path) -> None:
     fake.mkdir()
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-fidelity\nVersion: 9.9+local\n")
     found = json.loads(status(tree, "--json", PYTHONPATH=str(tmp_path)))
-    assert {job["stage"] for job in found["todo"]} == {"fidelity", "table", "figures"}
+    assert {job["stage"] for job in found["todo"]} == {"fidelity", "table", "figures", "page"}
     kinds = {(r["kind"], r["text"]) for j in found["todo"] if j["stage"] == "fidelity" for r in j["reasons"]}
     assert len(kinds) == 1
     kind, text = kinds.pop()
@@ -303,7 +303,7 @@ def test_every_record_has_the_form_of_the_schema(tree: Path) -> None:
     every = [records.read_record(path) for path in found]
     for record in every:
         jsonschema.validate(record, schema)
-    stages = {"data", "classifier", "train", "likelihood", "sample", "fidelity", "table", "figures"}
+    stages = {"data", "classifier", "train", "likelihood", "sample", "fidelity", "table", "figures", "page"}
     assert {record["stage"] for record in every} == stages
     (phases,) = {tuple(record["costs"]["phases"]) for record in every if record["stage"] == "train"}
     assert phases == ("loading", "reading", "training", "writing")

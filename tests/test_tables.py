@@ -18,6 +18,7 @@ from ddpm.pipeline import config, records, verdict
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
+from ddpm.pipeline.stages import AGGREGATES
 from ddpm.pipeline.validity import valid
 from ddpm.tables import markdown, published, verdicts
 from ddpm.tables.columns import OURS
@@ -84,7 +85,7 @@ def layout(finished: Layout, tmp_path: Path) -> Layout:
 @pytest.fixture(scope="module")
 def table(finished: Layout, untrained: None) -> pd.DataFrame:
     results = Results(GRID, finished)
-    assert set(results.todo) == {("table", ""), ("figures", "")}
+    assert set(results.todo) == {(name, "") for name in AGGREGATES}
     return tables.collect(results)
 
 
@@ -447,7 +448,7 @@ def test_a_table_says_how_many_cells_it_holds(layout: Layout) -> None:
     """Its heading, and its record, which then asks for another run."""
     write(layout)
     results = Results(GRID, layout)
-    assert set(results.todo) == {("figures", "")}
+    assert set(results.todo) == {("figures", ""), ("page", "")}
     assert "# digits: 4 of 4 cells" in (layout.root / "table.md").read_text()
     layout.record("fidelity", f"{CELL}/seed1").unlink()
     write(layout)
@@ -455,7 +456,7 @@ def test_a_table_says_how_many_cells_it_holds(layout: Layout) -> None:
     found = records.read_record(layout.record("table"))["result"]
     assert found == {"cells": 3, "of": 4, "missing": 1}
     results = Results(GRID, layout)
-    assert set(results.todo) == {("fidelity", f"{CELL}/seed1"), ("table", ""), ("figures", "")}
+    assert set(results.todo) == {("fidelity", f"{CELL}/seed1"), *((name, "") for name in AGGREGATES)}
 
 
 def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:

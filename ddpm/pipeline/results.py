@@ -22,6 +22,8 @@ from ddpm.pipeline.validity import Reason, reasons
 
 PUBLISHED = project.find("workflow/published")
 CLAIMS = project.find("workflow/claims")
+PAGE = project.find("workflow/page")
+REPORT = project.find("workflow/report")
 
 
 class Results:
@@ -75,7 +77,8 @@ class Results:
         if record is None:
             return [self._problems[stage, name]]
         job, code = self.grid.job(stage, name)
-        place, files = self.layout.record(stage, name), {path.name for path in self.layout.outputs(stage, name)}
+        place = self.layout.record(stage, name)
+        files = {os.path.relpath(path, place.parent) for path in self.layout.outputs(stage, name)}
         # The tables are small, and what is looked at in the end.
         whole, versions, inputs = stage == "table", self._wanted(stage, job), self.inputs(stage, name)
         found = list(reasons(place, record, job, code, versions, inputs, files, whole))
@@ -111,12 +114,13 @@ class Results:
         """What a record's inputs must be: the hashes that the records of its parents state; None where they cannot."""
         if stage in AGGREGATES:
             # The pictures show no costs, so that a result that was made again as it was changes nothing.
-            keys = ("digest",) if stage == "table" else ("status", "outputs", "result")
+            keys = ("status", "outputs", "result") if stage == "figures" else ("digest",)
             read = [[(self.record(*job) or {}).get(key) for key in keys] for job in self.reads(stage)]
             if stage == "table":  # samples made elsewhere have rows too, where there are any
                 read += [[(self.record("fidelity", name) or {}).get("digest")] for name in self.external]
             found: dict[str, str | None] = {"records": hashlib.sha256(canonical(read).encode()).hexdigest()}
-            return found | ({"published": published()} if stage == "table" else {})
+            texts = {"table": {"published": (PUBLISHED, CLAIMS)}, "page": {"template": (PAGE, REPORT)}}.get(stage, {})
+            return found | {name: hashed(*folders) for name, folders in texts.items()}
         found = {}
         for of, parent in self.grid.parents(stage, name).items():
             record = self.record(*parent)
@@ -150,7 +154,8 @@ class Results:
 
     def reads(self, aggregate: str) -> list[Job]:
         """The jobs whose records an aggregate reads."""
-        return [job for job in self.grid.jobs if job[0] in AGGREGATES[aggregate].reads]
+        jobs = [*self.grid.jobs, *((name, "") for name in AGGREGATES)]
+        return [job for job in jobs if job[0] in AGGREGATES[aggregate].reads]
 
     @cached_property
     def todo(self) -> dict[Job, list[Reason]]:
@@ -209,7 +214,7 @@ class Results:
         return None if (stage, name) in self.todo else self.record(stage, name)
 
 
-def published() -> str:
-    """The hash of the published tables and claims."""
-    content = b"".join(path.read_bytes() for folder in (PUBLISHED, CLAIMS) for path in sorted(folder.glob("*.yaml")))
+def hashed(*folders: Path) -> str:
+    """The hash of all files of these folders."""
+    content = b"".join(path.read_bytes() for folder in folders for path in sorted(folder.iterdir()) if path.is_file())
     return hashlib.sha256(content).hexdigest()

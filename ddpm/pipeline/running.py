@@ -114,11 +114,18 @@ def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Jo
             if parent[0] in ("likelihood", "ode_likelihood") and (record := results.valid(*parent)):
                 yield parent, record, [layout.output(*parent, "images").name]
         return
-    figures = stage == "figures"
-    reads = Results(Grid(job["config"]), layout).reads(stage) if figures else STAGES[stage].parents(name, job).values()
-    for parent in reads:
+    if stage in AGGREGATES:  # the pictures read all outputs, the page the pictures, curves and tables that there are
+        results = Results(Grid(job["config"]), layout)
+        for parent in results.reads(stage):
+            if stage == "figures":
+                record = records.read_record(layout.record(*parent))
+            elif parent[0] not in ("figures", "train") or not (record := results.valid(*parent)):
+                continue
+            yield parent, record, ["loss.csv"] if (stage, parent[0]) == ("page", "train") else list(record["outputs"])
+        return
+    for parent in STAGES[stage].parents(name, job).values():
         record = records.read_record(layout.record(*parent))
-        yield parent, record, list(record["outputs"]) if figures else [layout.output(*parent).name]
+        yield parent, record, [layout.output(*parent).name]
 
 
 def _sound(layout: Layout, stage: str, name: str, job: dict) -> None:

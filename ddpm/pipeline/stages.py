@@ -10,10 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.pipeline import folders
+from ddpm.pipeline import folders, project
 from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.registry import classes, complete, known, source_of
 from ddpm.pipeline.stage import BASELINES, CELL, NETWORK, Aggregate, Job, Root, Stage, declared, on_axes
+
+# The documents' tables by name.
+PUBLISHED = sorted(path.stem for path in project.find("workflow/published").glob("*.yaml"))
 
 if TYPE_CHECKING:
     from ddpm.pipeline.grid import Cell, Grid
@@ -333,6 +336,7 @@ class TableStage(Aggregate):
         "differences": "differences.csv",
         "costs": "costs.csv",
     }
+    files |= {f"{name}.{end}": f"tables/{name}.{end}" for name in PUBLISHED for end in ("md", "tex")}
     reads = ("data", "classifier", "train", "guide", "likelihood", "ode_likelihood", "sample", "fidelity")
 
     def roots(self, job: dict) -> frozenset[Root]:
@@ -347,6 +351,19 @@ class FiguresStage(Aggregate):
     record = "figures/record.json"
     reads = ("data", "train", "guide", "sample", "fidelity")
     unused = ("likelihood", "ode_likelihood", "fidelity", "classifier")
+
+
+class PageStage(Aggregate):
+    """The page for a browser, which shows the tables, the pictures, and every record."""
+
+    name = "page"
+    entry = ("ddpm.page", "write")
+    record = "report.json"
+    files = {"page": "report.html"}
+    reads = (*TableStage.reads, "table", "figures")
+
+    def roots(self, job: dict) -> frozenset[Root]:
+        return frozenset({self.entry})  # as of the table
 
 
 # Each after the stages that it reads.
@@ -364,6 +381,7 @@ STAGES: dict[str, Stage] = {
         FidelityStage(),
         TableStage(),
         FiguresStage(),
+        PageStage(),
     )
 }
 AGGREGATES: dict[str, Aggregate] = {name: stage for name, stage in STAGES.items() if isinstance(stage, Aggregate)}

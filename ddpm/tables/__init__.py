@@ -1,15 +1,14 @@
 """Records → tables: table.csv and its Markdown twin, published numbers beside ours, verdicts on the
 documents' claims, differences in bits/dim, costs."""
 
-from ddpm.errors import UserError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.tables import claims_text, paired
 from ddpm.tables.columns import FINISHED
 from ddpm.tables.markdown import reading
-from ddpm.tables.published import published_text
-from ddpm.tables.rows import collect, costs
+from ddpm.tables.published import files, published_text
+from ddpm.tables.rows import collect, costs, missing
 from ddpm.tables.verdicts import decide
 
 
@@ -22,10 +21,7 @@ def write(run: Run) -> Outcome:
     run.recorder.record["inputs"] = results.inputs("table")
     table = collect(results)
     ours = table.iloc[: len(table) - len(results.external)]
-    lacking = ours[~ours["status"].isin([*FINISHED, "n/a"])]
-    if len(lacking) == len(ours[ours["status"] != "n/a"]):
-        why = results.todo[results.grid.jobs[0]][0]
-        raise UserError(f"{run.layout.root}/cells: none is finished (data: {why}); run snakemake first")
+    lacking = missing(results, ours)
     pairs, verdicts = paired.differences(results), decide(results)
     texts = {
         "table": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
@@ -36,7 +32,7 @@ def write(run: Run) -> Outcome:
         "claims_table": claims_text.frame(verdicts).to_csv(index=False, float_format="%.5f", lineterminator="\n"),
         "costs": costs(results).to_csv(index=False, lineterminator="\n"),
     }
-    for name, text in texts.items():
+    for name, text in (texts | dict(files(table))).items():
         run.write(name, text)
     first = len(results.grid.baselines)
     runs = len(ours) - first - int((ours["status"] == "n/a").sum())

@@ -4,13 +4,14 @@ from typing import Any
 
 import pandas as pd
 
+from ddpm.errors import UserError
 from ddpm.pipeline.grid import Cell
 from ddpm.pipeline.measures import baselines, toplines
 from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import external
 from ddpm.pipeline.verdict import degenerate
-from ddpm.tables.columns import Columns, columns_of
+from ddpm.tables.columns import FINISHED, Columns, columns_of
 
 
 def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tuple[str, str] | None:
@@ -163,6 +164,15 @@ def collect(results: Results) -> pd.DataFrame:
     for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen", "protocol"):
         table[column] = table[column].astype("Int64")
     return table
+
+
+def missing(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are not finished; UserError where none is."""
+    lacking = table[~table["status"].isin([*FINISHED, "n/a"])]
+    if len(lacking) == len(table[table["status"] != "n/a"]):
+        why = results.todo[results.grid.jobs[0]][0]
+        raise UserError(f"{results.layout.root}/cells: none is finished (data: {why}); run snakemake first")
+    return lacking
 
 
 def costs(results: Results) -> pd.DataFrame:

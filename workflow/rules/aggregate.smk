@@ -9,6 +9,7 @@ rule table:
         PATHS.root / "claims.csv",
         PATHS.root / "differences.csv",
         PATHS.root / "costs.csv",
+        [path for path in PATHS.outputs("table") if path.parent.name == "tables"],
         PATHS.record("table"),
     log:
         PATHS.log("table"),
@@ -43,6 +44,26 @@ rule figures:
         stage="figures",
         job=job_of("figures"),
         code=code_of("figures"),
+        device="cpu",
+    shell:
+        command()
+
+
+rule page:
+    input:
+        inputs_of("page"),
+    output:
+        PATHS.outputs("page"),
+        PATHS.record("page"),
+    log:
+        PATHS.log("page"),
+    conda:
+        "../../envs/ddpm.yaml"
+    threads: 1
+    params:
+        stage="page",
+        job=job_of("page"),
+        code=code_of("page"),
         device="cpu",
     shell:
         command()

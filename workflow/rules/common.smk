@@ -120,7 +120,8 @@ def inputs_of(stage, wildcard=None):
         plan()
         name = wildcards.get(wildcard, "")
         if stage in AGGREGATES:
-            jobs = [job for job in GRID.jobs if job[0] in AGGREGATES[stage].reads]
+            every = [*GRID.jobs, *((name, "") for name in AGGREGATES)]
+            jobs = [job for job in every if job[0] in AGGREGATES[stage].reads]
         else:
             names = GRID.batches[name] if stage == "fidelity" else [name]
             jobs = [parent for name in names for parent in GRID.parents(stage, name).values()]

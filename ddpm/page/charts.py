@@ -1,0 +1,50 @@
+"""Small drawings as SVG that stand in the page itself and take its colours."""
+
+import math
+
+import pandas as pd
+
+
+def interval(effect: float, low: float, high: float, boundary: float, ratio: bool) -> str:
+    """An effect with its interval against the value where the claim ends to hold; empty where there is no effect.
+
+    Ratios are on a logarithmic axis; the axis reaches to either side as far as the farthest end, by 30 at most.
+    """
+    if math.isnan(effect):
+        return ""
+    values = [v for v in (effect, low, high) if not math.isnan(v)]
+    if ratio:
+        values, boundary, effect = [math.log(v) for v in values], math.log(boundary), math.log(effect)
+        low, high = (math.nan if math.isnan(v) else math.log(v) for v in (low, high))
+    most = math.log(30) if ratio else math.inf
+    reach = min(most, 1.15 * max(abs(v - boundary) for v in values)) or 1.0
+
+    def x(value: float) -> str:
+        return f"{100 + 92 * max(-1.0, min(1.0, (value - boundary) / reach)):.1f}"
+
+    bar = "" if math.isnan(low) else f'<line class="bar" x1="{x(low)}" x2="{x(high)}" y1="12" y2="12"/>'
+    return (
+        '<svg class="interval" viewBox="0 0 200 24" role="img" aria-label="effect and interval">'
+        '<line class="axis" x1="4" x2="196" y1="12" y2="12"/><line class="zero" x1="100" x2="100" y1="2" y2="22"/>'
+        f'{bar}<circle class="dot" cx="{x(effect)}" cy="12" r="4"/></svg>'
+    )
+
+
+def loss(frame: pd.DataFrame) -> str:
+    """A network's loss against the images that it has seen, both axes linear in the logarithm where it is positive."""
+    smooth = frame["loss"].rolling(5, min_periods=1).mean()
+    shown = smooth.map(math.log) if (smooth > 0).all() else smooth
+    images, finite = frame["images"], shown.map(math.isfinite)
+    if finite.sum() < 2:
+        return ""
+    shown, images = shown[finite], images[finite]
+    keep = range(0, len(shown), max(1, len(shown) // 240))
+    low, high, last = shown.min(), shown.max(), images.max()
+    x, y = 4 + 312 * images / last, 6 + 88 * (high - shown) / ((high - low) or 1)
+    points = " ".join(f"{x.iloc[i]:.1f},{y.iloc[i]:.1f}" for i in keep)
+    ends = f"{smooth[finite].iloc[0]:.3g} → {smooth[finite].iloc[-1]:.3g}"
+    return (
+        f'<svg class="loss" viewBox="0 0 320 100" role="img" aria-label="loss {ends}">'
+        f'<polyline points="{points}"/></svg>'
+        f"<figcaption>loss {ends} over {int(last)} training images</figcaption>"
+    )
