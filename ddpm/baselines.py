@@ -1,7 +1,7 @@
 """The rows without a network, which say what a number means: real images, uniform noise, and histograms.
 
-A baseline is sampled like a cell (`draw`) and, where its law is known, evaluated exactly (`bits_per_dim`), so that it
-stands in the table with the same measures as the cells.
+A baseline is sampled like a cell (`draw`) and, where its distribution is known, evaluated exactly (`bits_per_dim`), so
+that it stands in the table with the same measures as the cells.
 """
 
 import math
@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Baseline(Named):
-    """Base of the baselines: each is a law over images, or points, and knows no more than the training split.
+    """Base of the baselines: each is a distribution of images, or points, and knows no more than the training split.
 
     title:   its name in the table, where that is not `method`.
     wants:   what the data must be or have, see `ddpm.pipeline.measures`.

@@ -91,7 +91,7 @@ class Mixture:
         return (alpha_to * self.means + torch.einsum("kij,bkj->bki", self._axes, moved))[:, 0]
 
     def along(self, direction: Tensor) -> "Mixture":
-        """The law of uᵀx0 for a unit vector u (D,): a mixture in one dimension."""
+        """The distribution of uᵀx0 for a unit vector u (D,): a mixture in one dimension."""
         u = direction.double()
         variances = torch.einsum("i,kij,j->k", u, self.covariances, u)
         return Mixture(self.weights, (self.means @ u)[:, None], variances[:, None])

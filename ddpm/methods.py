@@ -90,7 +90,7 @@ class Method(Named):
 
 @dataclass(frozen=True)
 class Component(Method):
-    """Base of what an objective is made of: a target, a weighting, a variance, a law of times, and a matching.
+    """Base of what an objective is made of: a target, a weighting, a variance, a distribution of times, and a matching.
 
     In a configuration all of them share one flat mapping: a parameter belongs to every component that declares it.
     """

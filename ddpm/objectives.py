@@ -296,8 +296,8 @@ class Learned(Variance):
 
 @dataclass(frozen=True)
 class Objective:
-    """A target, the weighting of its loss, the variance of the reverse chain, the law of the times that it is trained
-    at, and how prediction and target are matched."""
+    """A target, the weighting of its loss, the variance of the reverse chain, the distribution of the times
+    that it is trained at, and how prediction and target are matched."""
 
     target: Target
     weighting: Weighting = field(default_factory=lambda: Weighting.named(Weighting.default)())

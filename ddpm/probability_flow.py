@@ -88,7 +88,7 @@ def solve(
 def log_density(
     denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, probe: Tensor, rtol: float, atol: float
 ) -> Tensor:
-    """log p(x) of every image in nats, (B,), where p is the law of the flow at time t > 0, started from the prior at T.
+    """log p(x) of every image in nats, (B,), where p is the density of the flow at time t > 0, from the prior at T.
 
     Where x_T holds no data (ℓ = ∞), from noise at the last time T′ at which x still does (`Schedule.last`).
     log p(z_t) = log p(z_T) + ∫ tr ∂(dz/dℓ)/∂z dℓ from t to T; the trace is estimated with `probe`, of x's shape, whose

@@ -1,7 +1,7 @@
 """At which times an objective is trained: uniform, logit-normal, log-normal in the noise level, or by importance.
 
 Every draw is (t, weight) from an even grid u of (0, 1), shifted at random, such that the mean of weight · L_t is an
-unbiased estimate of the mean of L_t over t = 1 … T (over the law's own distribution for the two normal ones).
+unbiased estimate of the mean of L_t over t = 1 … T (over their own distribution for the two normal ones).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ Tensor = torch.Tensor
 
 
 class Times(Component):
-    """A law of training times. What it learns in training is its memory: tensors by name, which a checkpoint holds."""
+    """A distribution of training times. What it learns in training is its memory: tensors by name, which a checkpoint
+    holds."""
 
     default = "uniform"
 
@@ -32,23 +33,23 @@ class Times(Component):
         """Take note of the losses L_t (B,) at the times t (B,)."""
 
     def on(self, schedule: Schedule) -> "Draws":
-        """The law on one schedule, with the memory that training begins with."""
+        """The distribution on one schedule, with the memory that training begins with."""
         return Draws(self, schedule)
 
 
 class Draws:
-    """A law of times on a schedule, and what it has learnt."""
+    """A distribution of times on a schedule, and what it has learnt."""
 
-    def __init__(self, law: Times, schedule: Schedule):
-        self.law, self.schedule, self.memory = law, schedule, law.memory(schedule)
+    def __init__(self, times: Times, schedule: Schedule):
+        self.times, self.schedule, self.memory = times, schedule, times.memory(schedule)
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """t in [1, T] and its weight for places u in (0, 1); float64, of u's shape."""
-        return self.law.draw(u, self.schedule, self.memory)
+        return self.times.draw(u, self.schedule, self.memory)
 
     def learn(self, t: Tensor, loss: Tensor) -> None:
         """Take note of the losses L_t (B,) at the times t (B,)."""
-        self.law.learn(t, loss, self.memory)
+        self.times.learn(t, loss, self.memory)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""

@@ -183,8 +183,8 @@ CHANGES = {
     "one weighting": ("objectives.py", "Bound.of_x0", uses("train", "mu", 0)),
     "a weighting that is not used": ("objectives.py", "EDM.of_x0", uses("")),
     "one variance": ("objectives.py", "Learned.split", uses("train sample likelihood", "learned", 0)),
-    "a law of times": ("times.py", "Uniform.draw", uses("train")),
-    "a law of times that is not used": ("times.py", "Importance.draw", uses("")),
+    "a distribution of times": ("times.py", "Uniform.draw", uses("train")),
+    "a distribution of times that is not used": ("times.py", "Importance.draw", uses("")),
     "a matching that is not used": ("matching.py", "Sliced.error", uses("")),
     "the network": ("networks/unet.py", "ResidualBlock.forward", uses("train sample likelihood")),
     "what the network imports": (

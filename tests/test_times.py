@@ -20,13 +20,13 @@ def places(count: int) -> Tensor:
 
 def importance(steps: int = 6) -> Draws:
     found = make_objective(target="eps", times="importance").times.on(EVERY["cosine"](steps=steps))
-    assert isinstance(found.law, Importance)
+    assert isinstance(found.times, Importance)
     return found
 
 
 def probabilities(times: Draws) -> Tensor:
     """p_1 … p_T after what it has seen."""
-    return times.law.probabilities(times.memory)
+    return times.times.probabilities(times.memory)
 
 
 def filled(steps: int = 6, seed: int = 0) -> tuple[Draws, np.ndarray]:
@@ -39,7 +39,7 @@ def filled(steps: int = 6, seed: int = 0) -> tuple[Draws, np.ndarray]:
 def test_uniform() -> None:
     """Every t of 1 … T from an equal share of (0, 1), weight 1; the ends of the interval stay inside."""
     times = make_objective(target="eps").times.on(EVERY["cosine"](steps=7))
-    assert isinstance(times.law, Uniform)
+    assert isinstance(times.times, Uniform)
     t, weight = times.draw(places(700))
     assert t.tolist() == [1 + i // 100 for i in range(700)] and t.dtype == torch.float64
     assert weight.tolist() == [1] * 700
@@ -52,7 +52,7 @@ def test_log_normal(name: str, mean: float, std: float) -> None:
     """ln(σ/α) ~ N(mean, std²) quantile by quantile, cut off at the levels of t = 1 and T; weight 1."""
     schedule, u = EVERY[name](), places(1001)
     times = make_objective(target="eps", times="log-normal", level_mean=mean, level_std=std).times.on(schedule)
-    assert isinstance(times.law, LogNormal)
+    assert isinstance(times.times, LogNormal)
     t, weight = times.draw(u)
     assert t.dtype == torch.float64 and (weight == 1).all()
     low, high = (float(schedule.level(torch.tensor(float(i)).double()).log()) for i in (1, 1000))

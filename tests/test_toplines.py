@@ -170,7 +170,7 @@ def test_what_classes_by_chance_cost(count: int, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("chance", [False, True])
-def test_a_topline_is_the_law_of_fresh_sets(chance: bool) -> None:
+def test_a_topline_is_the_distribution_of_fresh_sets(chance: bool) -> None:
     """With many training images: its mean, its spread and its two ends, against new draws from the law itself."""
     g, count = torch.Generator().manual_seed(5), 200
     test = statistics(fresh(g, even(200))[0])

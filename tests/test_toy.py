@@ -21,7 +21,7 @@ from ddpm.datasets import dataset as data
 from ddpm.datasets import points
 from ddpm.exact import ExactDenoiser, Mixture
 from ddpm.figures import plane
-from ddpm.figures.points import Clouds, law_of
+from ddpm.figures.points import Clouds, density_of
 from ddpm.metrics import distances
 from ddpm.pipeline import checks, config, records
 from ddpm.pipeline.layout import Layout
@@ -262,7 +262,7 @@ def test_stored_points_are_exact(tmp_path: Path) -> None:
     assert torch.equal(found.space.bounds[0], low) and torch.equal(found.space.bounds[1], high)
     far = 1e3 * test.images
     assert torch.equal(found.space.encode(far), far) and torch.equal(found.space.decode(far), far)
-    bits = -independent(points.Ring(radius=2.0).law()).log_prob(test.images.double()).mean() / (2 * math.log(2))
+    bits = -independent(points.Ring(radius=2.0).density()).log_prob(test.images.double()).mean() / (2 * math.log(2))
     record = records.read_record(layout.record("data"))
     assert record["result"]["test_bits_per_dim"] == pytest.approx(float(bits), rel=1e-12)
 
@@ -344,7 +344,7 @@ def test_samplers_of_the_grid_on_the_exact_denoiser(schedule: str, sampler: str)
 
     Plain Langevin dynamics does not (001, figure 3.2): it keeps to the modes that its points start near.
     """
-    checked, law = config.check(TOY), points.GaussianMixture().law()
+    checked, law = config.check(TOY), points.GaussianMixture().density()
     denoiser = ExactDenoiser(law, Schedule.make(checked.axis("schedule", schedule)))
     walk = sampling.chain(
         denoiser, Sampler.make(checked.axis("sampler", sampler)), "toy", torch.arange(2000), NOTHING, (2,)
@@ -387,7 +387,7 @@ def test_table_of_points(tree: Path) -> None:
     assert list(table["status"]) == ["ok", "ok", "ok", "degenerate", "n/a", "degenerate", "degenerate"]
     assert "VE" in table.loc[4, "reason"]
     test = points.GaussianMixture(test=300).load()[1].images.double()
-    exact = -independent(points.GaussianMixture().law()).log_prob(test).mean() / (2 * math.log(2))
+    exact = -independent(points.GaussianMixture().density()).log_prob(test).mean() / (2 * math.log(2))
     assert table.loc[0, "nll_bits_per_dim"] == pytest.approx(float(exact), abs=1e-4)
     done = table.loc[[3, 5, 6]]
     assert done[["nll_bits_per_dim", "nll_ode_bits_per_dim", "sliced_wasserstein", "diversity"]].notna().all(axis=None)
@@ -431,10 +431,10 @@ def test_law_without_a_closed_form_is_estimated() -> None:
     """A kernel estimate has the mean of its points, is wider by its kernels alone, and is high where points are."""
     half = points.Moons(train=1500, test=2).load()[0]
     both = data.Data(half, half, PLANE, 2)
-    law, exact = law_of(both, {"name": "moons"})
+    law, exact = density_of(both, {"name": "moons"})
     assert not exact and len(law.weights) == 1000
     torch.testing.assert_close(law.weights @ law.means, half.images[:1000].double().mean(0))
     inside = law.log_density(half.images[1000:]).mean()
     assert inside > law.log_density(half.images[1000:].flip(1)).mean() + 2
-    mixture_law, exact = law_of(data.Data(half, half, PLANE, 2), {"name": "mixture"})
-    assert exact and torch.equal(mixture_law.means, points.GaussianMixture().law().means)
+    of_mixture, exact = density_of(data.Data(half, half, PLANE, 2), {"name": "mixture"})
+    assert exact and torch.equal(of_mixture.means, points.GaussianMixture().density().means)

@@ -18,9 +18,9 @@ Width = Annotated[float, Interval(ge=1e-6)]
 
 @dataclass(frozen=True)
 class Points(Dataset):
-    """Independent points of a law in the plane: `train` of them for training, `test` others; `seed` draws them.
+    """Independent points in the plane: `train` of them for training, `test` others; `seed` draws them.
 
-    A point's label says which part of the law it was drawn from.
+    A point's label says which part of the distribution it was drawn from.
     """
 
     space = {"method": "points"}
@@ -49,15 +49,15 @@ class Points(Dataset):
 class Gaussians(Points):
     """Points of a mixture of Gaussians, whose diffusion is known in closed form (`ddpm.exact`)."""
 
-    def law(self) -> Mixture:
+    def density(self) -> Mixture:
         """The mixture itself."""
         raise NotImplementedError
 
     def place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.law().draw(u[:, 0], z)
+        return self.density().draw(u[:, 0], z)
 
     def log_density(self, images: Tensor) -> Tensor:
-        return self.law().log_density(images)
+        return self.density().log_density(images)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class GaussianMixture(Gaussians):
     def classes(self) -> int:  # type: ignore[override]  # of other datasets a fact, here a parameter's
         return len(self.weights)
 
-    def law(self) -> Mixture:
+    def density(self) -> Mixture:
         spreads = torch.tensor(self.spreads, dtype=torch.float64)[:, None]
         weights, means = (torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means))
         return Mixture(weights, means, (spreads**2).expand_as(means))
@@ -98,7 +98,7 @@ class Ring(Gaussians):
     def classes(self) -> int:  # type: ignore[override]  # of other datasets a fact, here a parameter's
         return self.count
 
-    def law(self) -> Mixture:
+    def density(self) -> Mixture:
         k = torch.arange(self.count, dtype=torch.float64)
         means = polar(self.radius, 2 * math.pi * k / self.count)
         return Mixture(torch.full_like(k, 1 / self.count), means, torch.full_like(means, self.spread**2))

@@ -38,7 +38,7 @@ def scores_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> N
     """
     network = first(grid, objective=("target", "score"), schedule=("method", "geometric"))
     denoiser = sampling.load_denoiser(layout, network.name)
-    exact, schedule = ExactDenoiser(renderer.law, denoiser.schedule), denoiser.schedule
+    exact, schedule = ExactDenoiser(renderer.mixture, denoiser.schedule), denoiser.schedule
     spread = float(renderer.dataset.train.images.std(0).mean())
     times = [torch.ones((), dtype=torch.float64), schedule.time_at(torch.tensor(0.7 * spread))]
     figure, axes = plt.subplots(2, 3, figsize=(10.2, 6.7), layout="constrained")
@@ -65,7 +65,7 @@ def scores_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> N
         figure.colorbar(picture, ax=row[2], shrink=0.85, ticks=[0.03, 0.1, 0.3, 1, 3], format="%g")
         row[0].set_ylabel(f"σ/α = {sigma / alpha:.2g}", fontsize=10)
     titles = (
-        "the law's score ∇ log p(x)" if renderer.exact else "a kernel estimate's score ∇ log p(x)",
+        "the data's score ∇ log p(x)" if renderer.exact else "a kernel estimate's score ∇ log p(x)",
         f"the network's, {network.objective} · {network.schedule}",
         "its error, relative to the length of the score",
     )
@@ -86,7 +86,7 @@ def langevin_cells(grid: Grid) -> tuple[Cell, Cell] | None:
 
 
 def langevin_figure(layout: Layout, grid: Grid, renderer: Clouds, samples: dict[str, Tensor], path: Path) -> None:
-    """Independent points of the law beside what plain and annealed Langevin dynamics make of one start, with the share
+    """Independent points of the data beside what plain and annealed Langevin dynamics make of one start, with the share
     of every mode (001, figure 3.2): by the exact scores, and below by the network's where the grid has such cells.
     """
     cells = langevin_cells(grid)
@@ -99,7 +99,7 @@ def langevin_figure(layout: Layout, grid: Grid, renderer: Clouds, samples: dict[
         name, schedule = "langevin", Geometric(sigma_min=0.07 * spread, sigma_max=3.5 * spread)
         plain = PlainLangevin(300, step_size=schedule.sigma_min**2)
         annealed = Langevin(10, corrections=100, step_size=0.5 * schedule.sigma_min**2)
-    real, exact = renderer.dataset.test.images, ExactDenoiser(renderer.law, schedule)
+    real, exact = renderer.dataset.test.images, ExactDenoiser(renderer.mixture, schedule)
     walks = [list(sampling.chain(exact, s, name, torch.arange(len(real)), NOTHING, (2,))) for s in (plain, annealed)]
     panels = [
         ("independent points", real),
@@ -125,13 +125,14 @@ def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path
     """The reverse SDE and the probability-flow ODE from the same noise to data (003, "SDE-based generative model").
 
     Along the direction u in which the data vary most, uᵀx_t/√(α² + σ²) against t: shaded, the density that the forward
-    process gives it; drawn, paths of the network; at the ends, the prior, and what many paths end in beside the law.
+    process gives it; drawn, paths of the network; at the ends, the prior, and what many paths end in beside the density
+    of the data.
     """
     network = first(grid, schedule=("method", "vp-sde"))
     denoiser, points = sampling.load_denoiser(layout, network.name), renderer.dataset.train.images.double()
     schedule, u = denoiser.schedule, torch.linalg.eigh(points.T.cov())[1][:, -1]
     u = u * (1 if u.sum() > 0 else -1)
-    law, spread = renderer.law.along(u), points @ u
+    density, spread = renderer.mixture.along(u), points @ u
     low, high = min(-3.5, 1.1 * float(spread.min())), max(3.5, 1.1 * float(spread.max()))
     place = torch.linspace(low, high, 300, dtype=torch.float64)
     steps = min(200, schedule.steps), min(50, schedule.steps)
@@ -149,7 +150,7 @@ def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path
         times = sampler.times(schedule)
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
         scale = (alpha**2 + sigma**2).sqrt()
-        columns = [law.log_density((place * c)[:, None], a, s) for c, a, s in zip(scale, alpha, sigma, strict=True)]
+        columns = [density.log_density((place * c)[:, None], a, s) for c, a, s in zip(scale, alpha, sigma, strict=True)]
         field = torch.stack([(0.5 * (column - column.max())).exp() for column in columns], dim=1)
         row[1].pcolormesh(times, place, field, cmap=SHADE, vmin=0, vmax=1, shading="gouraud")
         index = torch.arange(renderer.shown)
@@ -159,13 +160,13 @@ def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path
             row[1].plot(times, paths[:, i], color=HUES(float(hues[i])), linewidth=0.9)
         row[0].fill_betweenx(place, -torch.exp(-(place**2) / 2), 0, color=SHADE(255), linewidth=0)
         row[2].hist(paths[-1], 80, (low, high), density=True, orientation="horizontal", color=ACCENT, alpha=0.5)
-        row[2].plot(law.log_density(place[:, None]).exp(), place, color=INK, linewidth=1)
+        row[2].plot(density.log_density(place[:, None]).exp(), place, color=INK, linewidth=1)
         row[1].set(xlim=(schedule.steps, 0), ylim=(low, high))
         row[1].set_title(f"{title}: {sampler.method}, {sampler.steps} steps", fontsize=10)
         for axis in row[::2]:
             bare(axis).set_frame_on(False)
         row[1].tick_params(left=False, labelleft=False)
         row[0].set_title("prior", fontsize=10)
-        row[2].set_title("samples and law", fontsize=10)
+        row[2].set_title("samples and density", fontsize=10)
     axes[1, 1].set_xlabel(f"t, from noise to data ({network.objective} · {network.schedule})", fontsize=9)
     save_figure(figure, path)

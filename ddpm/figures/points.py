@@ -25,7 +25,7 @@ SHADE = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d9dee5", "#a9b3
 HUES = sns.hls_palette(256, h=0.46, l=0.45, s=0.85, as_cmap=True)
 
 
-def law_of(dataset: Data, spec: dict) -> tuple[Mixture, bool]:
+def density_of(dataset: Data, spec: dict) -> tuple[Mixture, bool]:
     """The data's own mixture and True, or, where there is no closed form, a kernel estimate of it and False.
 
     The estimate has one Gaussian at each of 1000 training points, a third as wide as Scott's rule for one broad mode
@@ -33,20 +33,20 @@ def law_of(dataset: Data, spec: dict) -> tuple[Mixture, bool]:
     """
     made = Dataset.make({"method": spec["name"]} | {k: v for k, v in spec.items() if k != "name"})
     if isinstance(made, Gaussians):
-        return made.law(), True
+        return made.density(), True
     points = dataset.train.images[:1000].double()
     width = points.std(0) * len(points) ** (-1 / 6) / 3
     return Mixture(torch.full((len(points),), 1 / len(points)), points, (width**2).expand_as(points)), False
 
 
 class Clouds:
-    """Points of a dataset and the law that they come from; `shown` points follow their way, `size` is in inches."""
+    """Points of a dataset and the mixture that they come from; `shown` points follow their way, `size` is in inches."""
 
     shown, size = 2000, 1.15
 
     def __init__(self, dataset: Data, spec: dict):
         self.dataset = dataset
-        self.law, self.exact = law_of(dataset, spec)
+        self.mixture, self.exact = density_of(dataset, spec)
         low, high = dataset.train.images.amin(0), dataset.train.images.amax(0)
         self.centre, self.reach = (low + high) / 2, 0.56 * float((high - low).max())
 
@@ -77,7 +77,7 @@ class Clouds:
 
     def density(self, axis: plt.Axes, alpha: float = 1.0, sigma: float = 0.0, n: int = 121) -> None:
         """The density of α x0 + σ ε, shaded: its square root, so that the thin parts show."""
-        field = self.over(lambda x: self.law.log_density(x, alpha, sigma), n)
+        field = self.over(lambda x: self.mixture.log_density(x, alpha, sigma), n)
         self.shade(self.window(axis), (0.5 * (field - field.max())).exp(), cmap=DENSITY, vmin=0, vmax=1.15)
 
     def arrows(self, axis: plt.Axes, field: Tensor, longest: float) -> None:
@@ -118,11 +118,11 @@ class Clouds:
         return [torch.cat([states, hue], dim=-1)], [f"{states.shape[1]} points"]
 
     def shares(self, points: Tensor) -> str:
-        """The share of the points (N, 2) that is nearest to every mode, where the law has modes."""
+        """The share of the points (N, 2) that is nearest to every mode, where the mixture has modes."""
         if not self.exact or not len(points):
             return ""
-        modes = len(self.law.weights)
-        share = torch.bincount(self.law.responsibilities(points).argmax(1), minlength=modes) / len(points)
+        modes = len(self.mixture.weights)
+        share = torch.bincount(self.mixture.responsibilities(points).argmax(1), minlength=modes) / len(points)
         shown = share.tolist() if modes <= 4 else [float(share.min()), float(share.max())]
         return "shares of the modes: " + (" · " if modes <= 4 else " … ").join(f"{s:.3f}" for s in shown)
 

@@ -1,8 +1,8 @@
 """Toplines: the FID against the test split that fresh real images get at the same N, its mean and its interval.
 
-A row of the table can be no better than N new images of the data's own law would be, and those do not get 0: with
-deviations δ of mean and covariance from the law, FID is near its least value a quadratic form in δ_N − δ_test, so that
-it grows as 1/N + 1/N_test. There are two toplines, because N new images may come in two ways:
+A row of the table can be no better than N new images of the data's own distribution would be, and those do not get 0:
+with deviations δ of mean and covariance from its own, FID is near its least value a quadratic form in δ_N − δ_test, so
+that it grows as 1/N + 1/N_test. There are two toplines, because N new images may come in two ways:
 
 stratified: N images with classes in the training split's proportions, by largest remainder, as rows that are given
     labels have them (`sampling.draw_labels`).
@@ -76,16 +76,16 @@ def topline(
     features (n, D), labels (n,): all images of the training split; `to`: statistics of the test split.
 
     The mean is over draws without replacement, each of them a fresh set: no image stands twice in it, as in a
-    bootstrap, whose centre is the training split and not the data's law, and whose mean is greater in the ratio
+    bootstrap, whose centre is the training split and not the distribution's, and whose mean is greater in the ratio
     (2/n + 1/N_test)/(1/n + 1/N_test) at N = n. Where chance asks for k_c images of a class that holds n_c < k_c, all of
     these are weighted by k_c/n_c.
 
     The spread is the delete-d jackknife's (Shao & Wu 1989): the sets above overlap, at N = n they are all one set, so
     they vary too little. A part s_c of a class with 1/s_c = 1/k_c + 1/n_c, weighted by k_c/s_c, has a mean of variance
-    V_c (1/s_c − 1/n_c) = V_c/k_c about the class's mean in the training split, as k_c images have about the law's.
-    It covers most of the mean's own error too, since the training split lies farther from the test split than the law
-    does, and FID is steeper there. On Gaussian classes the interval holds 91 to 96 % of fresh sets' FIDs, and 86 %
-    where the splits differ by far more than by chance and N = n.
+    V_c (1/s_c − 1/n_c) = V_c/k_c about the class's mean in the training split, as k_c images have about the
+    distribution's. It covers most of the mean's own error too, since the training split lies farther from the test
+    split than the distribution does, and FID is steeper there. On Gaussian classes the interval holds 91 to 96 % of
+    fresh sets' FIDs, and 86 % where the splits differ by far more than by chance and N = n.
 
     A quadratic form in normal variables is nearly gamma distributed, with its mean and variance (Satterthwaite 1946).
     """

@@ -150,9 +150,9 @@ class PredictorCorrector(EulerMaruyama):
     `snr` is r, the signal-to-noise ratio of a correction. This is Song et al.'s corrector for noise alone: they set
     ε = 2 (α_ts r ‖z‖/‖s_θ(x)‖)², and ‖z‖/‖s_θ‖ is σ_s where x_s is noise, but the larger √(α_s² c² + σ_s²) on Gaussian
     data of standard deviation c. At low noise theirs moves x further: c/σ_s times at r σ_s ≪ c. It is not used here,
-    because an image's own norms tie its step to where it lies, which widens the law however many steps are taken (on
-    exact Gaussians by 9 % in 64 dimensions, to tenfold in 2), and a batch's mean norms would tie an image to the
-    others of its batch.
+    because an image's own norms tie its step to where it lies, which widens the distribution however many steps are
+    taken (on exact Gaussians by 9 % in 64 dimensions, to tenfold in 2), and a batch's mean norms would tie an image to
+    the others of its batch.
     """
 
     method = "predictor-corrector"

@@ -9,7 +9,7 @@ from ddpm.spaces import Space
 
 
 def prepare(run: Run) -> Outcome:
-    """The stored dataset: both splits, images and labels; of a law in closed form also what nothing can beat."""
+    """The stored dataset: both splits, images and labels; of a density in closed form also what nothing can beat."""
     spec = dict(run.job["data"])
     dataset = Dataset.make({"method": spec.pop("name")} | spec)
     train, test = dataset.load()

@@ -55,8 +55,8 @@ def bits_per_dim(bits: Tensor | None) -> dict[str, float]:
 def evaluate(run: Run) -> Outcome:
     """The `fidelity` stage of one cell, or of a baseline: all numbers of all metrics that the job names.
 
-    Of a baseline whose law is known, also its −log2 p/D of the whole test split (`bits_per_dim`, exact, with its
-    standard error over images).
+    Of a baseline whose distribution is known, also its −log2 p/D of the whole test split (`bits_per_dim`, exact, with
+    its standard error over images).
     """
     name, count, hashes, exact = run.name, run.job["images"], run.recorder.record["inputs"], None
     if "samples" in run.inputs and (status := run.parent("samples")["status"]) != "ok":

@@ -2,12 +2,12 @@
 
 The two measure different models, the chain p(x_{t−1} | x_t) and the flow, and are never put in one column.
 
-What the standard error speaks of: images are drawn from the law of the data, and every one has its own noise (ε, times,
-dequantisation, probes), so that the values of a network's images are independent and of one law. Their standard
-deviation over √N is the standard error of their mean about the network's expected value on that law; it contains both
-the images' spread and the noise of the draw. The noise depends on the image and the seed and not on the objective or
-schedule: networks of one seed see the same noise on the same images, so that differences between them are paired and
-small (ddpm/tables/paired.py), while seeds share nothing but the images.
+What the standard error speaks of: images are drawn from the distribution of the data, and every one has its own noise
+(ε, times, dequantisation, probes), so that the values of a network's images are independent and of one distribution.
+Their standard deviation over √N is the standard error of their mean about the network's expected value on that
+distribution; it contains both the images' spread and the noise of the draw. The noise depends on the image and the seed
+and not on the objective or schedule: networks of one seed see the same noise on the same images, so that differences
+between them are paired and small (ddpm/tables/paired.py), while seeds share nothing but the images.
 """
 
 import math

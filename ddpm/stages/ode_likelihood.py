@@ -22,7 +22,7 @@ def ode(
 ) -> Tensor:
     """−log2 p(x0)/D of every image under the probability flow, in bits/dim, (N,) (Song et al. 2021, section 4.3).
 
-    p is the law of the flow at t = 1, the smallest noise level that a network is trained on. Discrete x are spread
+    p is the density of the flow at t = 1, the smallest noise level that a network is trained on. Discrete x are spread
     uniformly over their bins first (uniform dequantisation): with bins of width b, −log2 p/D − log2 b bounds the
     discrete bits/dim from above (Theis et al. 2016). `probes` vectors of random signs estimate the trace.
     Both are functions of `key` and the image's number `index[i]`.

@@ -113,7 +113,8 @@ def build(job: dict, dataset: Data) -> Network:
 class State:
     """Everything of a training run that its step and its draws do not give: what a checkpoint keeps.
 
-    network θ, its average θ_ema, Adam's moments, what the law of times has learned, and the loss since the last `row`.
+    network θ, its average θ_ema, Adam's moments, what the distribution of times has learned, and the loss since the
+    last `row`.
     """
 
     def __init__(self, network: nn.Module, settings: dict, times: Draws, device: str):
@@ -226,7 +227,7 @@ def train(run: Run) -> Outcome | None:
             t, weight = times.draw(u)
             x0, eps, at = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1))))
             condition = condition.each(group.part)
-            # The loss of every image, and its mean with the weights that make the law of times even.
+            # The loss of every image, and its mean with the weights that make the times even.
             signs = partial(batches.signs, step, group)
             losses = objective.loss(together, schedule, x0, eps, at, condition, dataset.space, signs)
             weight = weight.to(losses.device, losses.dtype)

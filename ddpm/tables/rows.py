@@ -113,7 +113,7 @@ def _baseline(results: Results, columns: Columns, name: str) -> dict:
     if "bits_per_dim" in result:
         row |= {"nll_bits_per_dim": result["bits_per_dim"], "nll_standard_error": result["standard_error"]}
     if name == toplines()["stratified"] and (of := results.valid("data", "")):
-        # Known for points of a law in closed form: the bits/dim that a perfect model would have.
+        # Known for points of a density in closed form: the bits/dim that a perfect model would have.
         row["nll_bits_per_dim"] = of["result"].get("test_bits_per_dim")
     return row | {"samples": result["images"], "status": "ok"}
 
