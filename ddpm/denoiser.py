@@ -28,7 +28,7 @@ class Denoiser:
     nowhere else (`clip=False` for unbounded data), and ε̂ = (x_t − α x̂0)/σ is derived from the clipped x̂0.
     """
 
-    # Network evaluations per call and image.
+    # Network evaluations per call and image, at most.
     evaluations = 1
 
     def __init__(self, network: Network, objective: Objective, schedule: Schedule, clip: bool = True):
@@ -41,9 +41,13 @@ class Denoiser:
         x0, _ = self.objective.target.invert(self.schedule, output, x_t, t)
         return x0, v
 
+    def evaluations_at(self, t: Tensor) -> int:
+        """Network evaluations per image of a call at these times."""
+        return self.evaluations
+
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition = NOTHING) -> Prediction:
         x0, v = self.predict(x_t, t, condition)
-        self.evaluated += self.evaluations * len(x_t)
+        self.evaluated += self.evaluations_at(t) * len(x_t)
         if self.clip:
             x0 = x0.clamp(-1, 1)
         alpha, inverse_sigma = like(x_t, self.schedule.alpha(t), 1 / self.schedule.sigma(t))

@@ -9,8 +9,8 @@ import torch
 from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
 from ddpm.methods import Method
-from ddpm.parameters import Interval, NonNegative
-from ddpm.schedules import like
+from ddpm.parameters import Interval, NonNegative, Unbounded
+from ddpm.schedules import Schedule, like
 
 Tensor = torch.Tensor
 # (x_t, t, y) → log p(y | x_t) of every image, (B,), in nats: differentiable in x_t.
@@ -31,8 +31,12 @@ class Guidance(Method):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per call and image."""
+        """Network evaluations per call and image, at most."""
         return 1
+
+    def evaluations_at(self, schedule: Schedule, t: Tensor) -> int:
+        """Network evaluations per image of a call at these times."""
+        return self.evaluations
 
     def predict(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
@@ -51,6 +55,9 @@ class Guided(Denoiser):
         super().__init__(denoiser.network, denoiser.objective, denoiser.schedule, denoiser.clip)
         self.denoiser, self.guidance, self.classifier = denoiser, guidance, classifier
         self.evaluations = guidance.evaluations * denoiser.evaluations
+
+    def evaluations_at(self, t: Tensor) -> int:
+        return self.guidance.evaluations_at(self.schedule, t) * self.denoiser.evaluations_at(t)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         return self.guidance.predict(self.denoiser, x_t, t, condition, self.classifier)
@@ -87,12 +94,17 @@ class ClassifierFree(Guidance):
         """One evaluation where the other branch has no weight."""
         return 1 if self.weight in (0, -1) else 2
 
+    def weights(self, schedule: Schedule, t: Tensor) -> Tensor:
+        """w at every time, float64, of the shape of t."""
+        return torch.full_like(t, self.weight, dtype=torch.float64)
+
     def predict(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
     ) -> tuple[Tensor, Tensor | None]:
         if condition.labels is None:
-            raise ValueError("cfg: classifier-free guidance needs the labels that it steers to")
-        if self.weight == 0:
+            raise ValueError(f"{self.method}: classifier-free guidance needs the labels that it steers to")
+        weight = self.weights(denoiser.schedule, t)
+        if not weight.any():
             return denoiser.predict(x_t, t, condition)
         null = denoiser.network.null(condition)
         if self.weight == -1:
@@ -100,7 +112,30 @@ class ClassifierFree(Guidance):
         both = torch.cat([t, t]) if t.ndim else t
         x0, v = denoiser.predict(torch.cat([x_t, x_t]), both, condition.join(null))
         conditional, unconditional = x0.chunk(2)
-        return (1 + self.weight) * conditional - self.weight * unconditional, None if v is None else v.chunk(2)[0]
+        towards, away = like(x_t, 1 + weight, weight)
+        return towards * conditional - away * unconditional, None if v is None else v.chunk(2)[0]
+
+
+@dataclass(frozen=True)
+class IntervalClassifierFree(ClassifierFree):
+    """Classifier-free guidance at the noise levels `level_min` < σ/α ≤ `level_max` alone, the conditional model at all
+    others, at one evaluation (Kynkäänniemi et al. 2024).
+
+    At high noise guidance drives samples into few modes, and at low noise it changes nothing that counts.
+    """
+
+    method = "interval-cfg"
+    ordered = (("level_min", "<", "level_max"),)
+    weight: NonNegative = 1.0
+    level_min: NonNegative = 0.28
+    level_max: Annotated[Unbounded, Interval(ge=0)] = 2.9
+
+    def weights(self, schedule: Schedule, t: Tensor) -> Tensor:
+        level = schedule.level(t)
+        return self.weight * ((self.level_min < level) & (level <= self.level_max)).double()
+
+    def evaluations_at(self, schedule: Schedule, t: Tensor) -> int:
+        return 2 if self.weights(schedule, t).any() else 1
 
 
 @dataclass(frozen=True)

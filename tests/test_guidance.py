@@ -7,7 +7,7 @@ import torch
 from oracles import SCHEDULES, ClassDenoiser, GaussianDenoiser, alpha_bar, log_normal, randn, time
 
 from ddpm.condition import NOTHING, Condition
-from ddpm.guidance import ClassifierFree, Guidance, Unguided
+from ddpm.guidance import ClassifierFree, Guidance, IntervalClassifierFree, Unguided
 from ddpm.samplers import DDIM
 
 Tensor = torch.Tensor
@@ -170,3 +170,52 @@ def test_no_guidance_is_the_network_without_labels() -> None:
     for t in (time(20), time(700), time(20, 300, 700)):
         found = Guidance.make({"method": "none"})(denoiser)(x, t, Condition(torch.tensor([1, 2, 0])))
         assert torch.equal(found.x0, denoiser(x, t).x0) and torch.equal(found.eps, denoiser(x, t).eps)
+
+
+# ---- guidance in an interval --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_guidance_in_an_interval(single: bool) -> None:
+    """Kynkäänniemi et al. 2024: σ_lo < σ/α ≤ σ_hi is guided as everywhere else is conditional; both ends by their
+    comparison. Several times in one batch are told apart, and where none is inside there is one evaluation."""
+    denoiser, x, at = exact(), randn(41, 3, 1, 2, 2), (100, 400, 700)
+    low, middle, high = (float(denoiser.schedule.level(time(t))) for t in at)
+    for limits, inside in (
+        ((0.0, 1e9), (1, 1, 1)),
+        ((low, high), (0, 1, 1)),
+        ((low, middle), (0, 1, 0)),
+        ((low * 0.999, middle * 0.999), (1, 0, 0)),
+        ((high, math.inf), (0, 0, 0)),
+    ):
+        guidance = IntervalClassifierFree(weight=1.3, level_min=limits[0], level_max=limits[1])
+        plain, full = Guidance.make({"method": "cfg", "weight": 0.0}), ClassifierFree(weight=1.3)
+        for rows in [[0], [1], [2]] if single else [[0, 1, 2]]:
+            t = time(*(at[i] for i in rows))
+            given, images = Condition(LABELS[rows]), x[rows]
+            denoiser.batches.clear()
+            guided = guidance(denoiser)
+            found = guided(images, t, given).x0
+            asked = any(inside[i] for i in rows)
+            assert denoiser.batches == [2 * len(rows) if asked else len(rows)] and guided.evaluated == sum(
+                denoiser.batches
+            )
+            for i, place in enumerate(rows):
+                expected = (full if inside[place] else plain)(denoiser)(images, t, given).x0[i]
+                torch.testing.assert_close(found[i], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_evaluations_in_an_interval() -> None:
+    """What a sampler's run costs: two where σ/α is inside, one elsewhere; without weight one everywhere."""
+    denoiser, x = exact(), randn(42, 3, 1, 2, 2)
+    times = DDIM(steps=20).times(denoiser.schedule)[:-1]
+    inside = int(((denoiser.schedule.level(times) > 0.3) & (denoiser.schedule.level(times) <= 3.0)).sum())
+    for weight, expected in ((2.0, 20 + inside), (0.0, 20)):
+        guided = IntervalClassifierFree(weight=weight, level_min=0.3, level_max=3.0)(denoiser)
+        list(DDIM(steps=20).trajectory(guided, x, GIVEN, None))
+        assert guided.evaluated == 3 * expected and 3 < inside < 17
+
+
+def test_an_interval_that_holds_nothing() -> None:
+    with pytest.raises(ValueError, match=r"level_min: 3\.0; it must be below level_max, 3\.0"):
+        Guidance.make({"method": "interval-cfg", "level_min": 3.0, "level_max": 3.0})

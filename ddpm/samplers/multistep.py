@@ -123,6 +123,6 @@ class UniPC(Sampler):
             here = 0.5 * schedule.log_snr(t), denoiser(x, t, condition).x0
             if known:
                 x = carried(schedule, before, self.mean([*known, here], here[0]), times[i - 1], t)
-            known = [here, *known][: min(self.order, i + 1, self.steps - i)]
+            known = [here, *known][: min(self.order, self.steps - i)]
             before, x = x, carried(schedule, x, self.mean(known, 0.5 * schedule.log_snr(s)), t, s)
             yield x
