@@ -52,6 +52,7 @@ MODULES = {
     "ddpm/metrics/scores.py": ["measures"],
     "ddpm/metrics/distances.py": ["fidelity", "stages", "measures"],
     "ddpm/metrics/toplines.py": ["toplines"],
+    "ddpm/tables/winners.py": ["winners"],
     "ddpm/baselines.py": ["baselines"],
     "ddpm/stages/guide.py": ["guide", "stages"],
     "ddpm/stages/train.py": ["terminal", "stages", "training"],

@@ -5,11 +5,12 @@ from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.tables import claims_text, paired
-from ddpm.tables.columns import FINISHED
+from ddpm.tables.columns import FINISHED, columns_of
 from ddpm.tables.markdown import reading
 from ddpm.tables.published import files, published_text
 from ddpm.tables.rows import collect, costs, missing
 from ddpm.tables.verdicts import decide
+from ddpm.tables.winners import winners
 
 
 def write(run: Run) -> Outcome:
@@ -23,9 +24,10 @@ def write(run: Run) -> Outcome:
     ours = table.iloc[: len(table) - len(results.external)]
     lacking = missing(results, ours)
     pairs, verdicts = paired.differences(results), decide(results)
+    bold = winners(table, pairs, list(columns_of(results.grid.config).toplined))
     texts = {
         "table": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-        "reading": reading(table, results.grid) + paired.text(pairs),
+        "reading": reading(table, results.grid, bold) + paired.text(pairs),
         "published": published_text(table),
         "differences": pairs.to_csv(index=False, float_format="%.5f", lineterminator="\n"),
         "claims": claims_text.text(verdicts),

@@ -14,11 +14,14 @@ def _cell_text(value: object, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def markdown(table: pd.DataFrame, digits: int = 2) -> str:
-    """A Markdown table; numbers right, empty where there is no value."""
+def markdown(table: pd.DataFrame, digits: int = 2, bold: dict[str, list[int]] | None = None) -> str:
+    """A Markdown table; numbers right, empty where there is no value. bold: column → rows, by index."""
     numeric = [pd.api.types.is_numeric_dtype(table[c]) for c in table]
     lines = [list(map(str, table.columns)), ["--:" if n else ":--" for n in numeric]]
-    lines += [[_cell_text(v, digits).replace("|", "\\|") for v in row] for row in table.itertuples(index=False)]
+    for index, *row in table.itertuples():
+        texts = [_cell_text(value, digits).replace("|", "\\|") for value in row]
+        best = [index in (bold or {}).get(column, ()) for column in lines[0]]
+        lines.append([f"**{text}**" if of else text for text, of in zip(texts, best, strict=True)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     out = []
     for line in lines:
@@ -27,13 +30,21 @@ def markdown(table: pd.DataFrame, digits: int = 2) -> str:
     return "\n".join(out) + "\n"
 
 
-def reading(table: pd.DataFrame, grid: Grid) -> str:
-    """The table for reading: the columns that compare, with what all rows share in the heading."""
+def reading(table: pd.DataFrame, grid: Grid, bold: dict[str, list[int]] | None = None) -> str:
+    """The table for reading: the columns that compare, with what all rows share in the heading, each FID's interval
+    beside it, and in bold what is better than all else by more than chance (`ddpm.tables.winners`)."""
     real = table.iloc[0]
     runs = table[table["schedule"].notna() & ~table["status"].isin(["n/a"])]
     done = int(runs["status"].isin(FINISHED).sum())
     one = {"network"} if table["network"].nunique() == 1 else set()
-    columns = [c for c in columns_of(grid.config).read if c not in one and table[c].notna().any()]
+    read, toplined = columns_of(grid.config).read, columns_of(grid.config).toplined
+    shown = table[[c for c in read if c not in one and table[c].notna().any()]].copy()
+    for name in toplined:
+        if name in shown:
+            ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            texts = [f"{low:.3f} to {high:.3f}" if pd.notna(low) else None for low, high in ends]
+            shown.insert(list(shown.columns).index(name) + 1, f"{name}, 95 %", texts)
+    better = "Bold is better than all other rows by more than chance, at 95 %; where nothing is, no winner can be told."
     things = "points" if continuous(grid.config) else "images"
     exact = (
         " Of real data it is −log p of the test split under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""
@@ -42,8 +53,9 @@ def reading(table: pd.DataFrame, grid: Grid) -> str:
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
         f"FID of N = {real['samples']} {things} against the test split, features of extractor `{real['extractor']}`. "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
-        f"{exact}\n\n{ratios(table, columns_of(grid.config).toplined, things)}\n{against_histograms(table, grid)}"
-        + markdown(table[columns], 3)
+        f"{exact}\n\n{ratios(table, toplined, things)}\n{against_histograms(table, grid)}"
+        + (f"{better}\n\n" if len(runs) > 1 else "")
+        + markdown(shown, 3, bold)
         + weights(grid)
     )
 
