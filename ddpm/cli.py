@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ddpm import __version__
 from ddpm.errors import UserError
-from ddpm.pipeline import config, history, machine, project, records, schema, status
+from ddpm.pipeline import audit, config, history, machine, project, records, schema, status
 from ddpm.pipeline.checkpoint import SECONDS
 from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.grid import Grid
@@ -195,6 +195,15 @@ def figures_command(args: argparse.Namespace) -> None:
     run_stage("figures", *grid.job("figures"), grid.results, "cpu")
 
 
+def audit_command(args: argparse.Namespace) -> None:
+    """Say in what the finished rows of the table differ besides what their names say, from their records: parameters,
+    images seen, training, network evaluations, N, reference, extractor, seeds, device and versions."""
+    found = audit.facts(Results(_grid(args)))
+    if not found:
+        raise UserError("no row is finished: run snakemake first, or `ddpm status` to see what is there")
+    print(audit.text(found))
+
+
 def schema_command(args: argparse.Namespace) -> None:
     """Print the JSON schema of config.yaml, for editors: its sections, and the methods with their parameters, those in
     files of your own (`methods`) included."""
@@ -233,6 +242,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--verify", action="store_true", help="hash every file first; what is corrupt is set aside")
     add("table", table_command, "write the tables of the cells that are there")
     add("claims", claims_command, "which claims of the source documents hold here")
+    add("audit", audit_command, "say in what rows differ besides what their names say")
     add("figures", figures_command, "draw the pictures")
     add("page", page_command, "write the page for a browser")
     add("schema", schema_command, "print the JSON schema of config.yaml, for editors")
