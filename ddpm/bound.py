@@ -1,7 +1,7 @@
 """The variational bound on −log p(x0), term by term, in nats and in bits/dim.
 
 −log p(x0) ≤ KL(q(x_T | x0) ‖ p(x_T)) + Σ_{t=2}^T KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)) − log p(x0 | x_1)
-(001, eq. 2.40; 004, section 12.1.2; Ho et al. 2020, eq. 5).
+(Ho et al. 2020, eq. 5; 001, eq. 2.40; 004, section 12.1.2).
 """
 
 import torch
@@ -13,15 +13,15 @@ Tensor = torch.Tensor
 
 
 def normal_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> Tensor:
-    """KL(N(mean_q, var_q) ‖ N(mean_p, var_p)) of every element, in nats (002, "Focusing on second term of L")."""
+    """KL(N(mean_q, var_q) ‖ N(mean_p, var_p)) of every element, in nats (Han 2025, 002)."""
     return 0.5 * (
         log_var_p - log_var_q - 1 + (log_var_q - log_var_p).exp() + (mean_q - mean_p).square() * (-log_var_p).exp()
     )
 
 
 def reverse_log_variance(schedule: Schedule, x: Tensor, v: Tensor | None, t: Tensor, s: Tensor, large: bool) -> Tensor:
-    """log Σ of p(x_s | x_t): v log σ²_ts + (1 − v) log β̃ where learned (000, "Learned variance"; 001, eq. 4.1),
-    otherwise log β̃ (small) or log σ²_ts (large)."""
+    """log Σ of p(x_s | x_t): v log σ²_ts + (1 − v) log β̃ where learned, otherwise log β̃ (small) or
+    log σ²_ts (large) (Nichol & Dhariwal 2021, eq. 15; 000, "Learned variance"; 001, eq. 4.1)."""
     log_small, log_large = like(x, *schedule.log_variances(t, s))
     if v is None:
         return log_large if large else log_small

@@ -80,8 +80,8 @@ class Mixture:
     ) -> Tensor:
         """Where the probability flow takes x (B, D) from α, σ to α′, σ′, in either direction, if K = 1; (B, D).
 
-        It keeps the standardised point: x′ = α′ m + V′^½ V^−½ (x − α m) (003, "SDE Formulation - Backward Process",
-        solved for a Gaussian).
+        It keeps the standardised point: x′ = α′ m + V′^½ V^−½ (x − α m) (Shariatian & Conforti 2025, 003, "SDE
+        Formulation - Backward Process", solved for a Gaussian).
         """
         if len(self.weights) != 1:
             raise ValueError(f"flow: {len(self.weights)} components; its closed form is known for one")

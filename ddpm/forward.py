@@ -94,7 +94,7 @@ class Schedule(Method):
         return 2 * (self._rate("alpha", t) / self.alpha(t) - self._rate("sigma", t) / self.sigma(t))
 
     def drift(self, t: Tensor) -> Tensor:
-        """f(t) = d ln α/dt of the forward SDE dx = f x dt + g dw (003, "SDE Formulation"), per unit of t."""
+        """f(t) = d ln α/dt of the forward SDE dx = f x dt + g dw, per unit of t (Shariatian & Conforti 2025, 003)."""
         return self._rate("alpha", t) / self.alpha(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
@@ -159,20 +159,20 @@ class Schedule(Method):
         return t
 
     def noisy(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """The forward process in one step: x_t = α x0 + σ ε (000, "Forward process"; 001, eq. 2.9)."""
+        """The forward process in one step: x_t = α x0 + σ ε (Ho et al. 2020, eq. 4; 001, eq. 2.9)."""
         alpha, sigma = like(x0, self.alpha(t), self.sigma(t))
         return alpha * x0 + sigma * eps
 
     def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """q(x_t | x_s) = N(α_ts x_s, σ²_ts) for s < t: returns α_ts = α_t/α_s and σ²_ts = σ_t² − α²_ts σ_s².
 
-        σ²_ts is β_t where s = t − 1 (001, eq. 2.3).
+        σ²_ts is β_t where s = t − 1 (Sedykh 2024, 001, eq. 2.3).
         """
         alpha_ts = self.alpha(t) / self.alpha(s)
         return alpha_ts, self.sigma(t) ** 2 - alpha_ts**2 * self.sigma(s) ** 2
 
     def posterior(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q(x_s | x_t, x0) = N(A x0 + B x_t, β̃): returns A, B, β̃ (000, µ_q and Σ_q; 003, eq. 8).
+        """q(x_s | x_t, x0) = N(A x0 + B x_t, β̃): returns A, B, β̃ (Ho et al. 2020, eqs. 6 and 7; 003, eq. 8).
 
         A = α_s σ²_ts / σ_t²,  B = α_ts σ_s² / σ_t²,  β̃ = σ²_ts σ_s² / σ_t².
         """

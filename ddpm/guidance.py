@@ -76,10 +76,11 @@ class Unguided(Guidance):
 
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """(1 + w) · conditional − w · unconditional (000, "Classifier free guidance"; Ho & Salimans 2022).
+    """(1 + w) · conditional − w · unconditional (Ho & Salimans 2022; 000, "Classifier free guidance").
 
-    `weight` is 000's w: 0 samples the conditional model, −1 the unconditional one. Document 003's ω and
-    document 001's γ are 1 + w. The weights sum to 1, so the same combination holds for x̂0, ε̂ and score.
+    `weight` is w of the poster (000): 0 samples the conditional model, −1 the unconditional one. ω of Shariatian &
+    Conforti 2025 (003) and γ of Sedykh 2024 (001) are 1 + w. The weights sum to 1, so the same combination holds for
+    x̂0, ε̂ and score.
     Condition and null run as one batch; a learned variance is the conditional one's.
     """
 
@@ -140,9 +141,9 @@ class IntervalClassifierFree(ClassifierFree):
 
 @dataclass(frozen=True)
 class ClassifierGuidance(Guidance):
-    """x̂0 + w σ²/α ∇ log p(y | x_t), which is ε̂ − w σ ∇ log p(y | x_t) (001, algorithm 4 and eq. 4.25).
+    """x̂0 + w σ²/α ∇ log p(y | x_t), which is ε̂ − w σ ∇ log p(y | x_t) (Sedykh 2024, 001, algorithm 4 and eq. 4.25).
 
-    `weight` is w, 001's γ there: 0 is the unconditional model. p(y | x_t) is a classifier of noisy images
+    `weight` is w, γ of Sedykh 2024: 0 is the unconditional model. p(y | x_t) is a classifier of noisy images
     (`ddpm.stages.guide`); its gradient counts as an evaluation. The variance stays the unguided one's. Where the data
     have a range, the guided x̂0 is clipped to it; Dhariwal & Nichol 2021 clip before they guide.
     """

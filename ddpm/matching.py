@@ -23,7 +23,7 @@ class Matching(Component):
 
 
 class Denoising(Matching):
-    """(y − ŷ)² (001, eq. 3.11)."""
+    """(y − ŷ)² (Sedykh 2024, 001, eq. 3.11)."""
 
     method = "denoising"
 
@@ -33,7 +33,9 @@ class Denoising(Matching):
 
 
 class Sliced(Matching):
-    """2 (vᵀ ∇(vᵀ s) + ½ ‖s‖²), with v of random signs (001, eq. 3.12), on x_t: up to a constant ‖s + ε/σ‖² on average.
+    """2 (vᵀ ∇(vᵀ s) + ½ ‖s‖²), with v of random signs, on x_t: up to a constant ‖s + ε/σ‖² on average.
+
+    Song, Garg et al. 2019; Sedykh 2024, 001, eq. 3.12.
 
     Only a score has a divergence that stands in for its target.
     """

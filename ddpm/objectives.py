@@ -40,7 +40,7 @@ class Target(Component):
         raise NotImplementedError
 
     def simple_weight(self, schedule: Schedule, t: Tensor) -> Tensor:
-        """The weight of ‖y − ŷ‖² in the simplified loss (000, "Simplified losses"): 1 unless stated."""
+        """The weight of ‖y − ŷ‖² in the simplified loss (the poster, 000, "Simplified losses"): 1 unless stated."""
         return torch.ones_like(t, dtype=torch.float64)
 
     def of(self, schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Target(Component):
 
 
 class CleanImage(Target):
-    """y = x0 (000, "Clean image prediction")."""
+    """y = x0 (the poster, 000, "Clean image prediction")."""
 
     method = "x0"
 
@@ -89,7 +89,7 @@ class CleanImage(Target):
 
 
 class NoiseTarget(Target):
-    """y = ε (000, "Noise prediction"; Ho et al. 2020)."""
+    """y = ε (Ho et al. 2020; 000, "Noise prediction")."""
 
     method = "eps"
 
@@ -99,7 +99,7 @@ class NoiseTarget(Target):
 
 
 class Score(Target):
-    """y = ∇ log q(x_t | x0) = −ε/σ (000, "Score prediction"; 003, eq. 33)."""
+    """y = ∇ log q(x_t | x0) = −ε/σ (the poster, 000, "Score prediction"; Shariatian & Conforti 2025, 003, eq. 33)."""
 
     method = "score"
 
@@ -108,7 +108,7 @@ class Score(Target):
         return 0 * sigma, -1 / sigma
 
     def simple_weight(self, schedule: Schedule, t: Tensor) -> Tensor:
-        """1 − ᾱ_t = σ² (000, "Simplified losses")."""
+        """1 − ᾱ_t = σ² (the poster, 000, "Simplified losses")."""
         return schedule.sigma(t) ** 2
 
 
@@ -133,7 +133,7 @@ class FlowVelocity(Target):
 
 
 class PosteriorMean(Target):
-    """y = µ̃(x_t, x0), the mean of q(x_{t−1} | x_t, x0): p = A + B α, q = B σ (000, L_µ; Ho et al. 2020).
+    """y = µ̃(x_t, x0), the mean of q(x_{t−1} | x_t, x0): p = A + B α, q = B σ (Ho et al. 2020; 000, L_µ).
 
     Below t = 1, where a solver of its own times may end by rounding, it is the mean of q(x_0 | x_t, x0) = x0.
     """
@@ -147,7 +147,7 @@ class PosteriorMean(Target):
 
 @dataclass(frozen=True)
 class Preconditioned(Target):
-    """y = F, EDM's preconditioned target: x̂0 = c_skip x_t + c_out F (003, "EDM"; Karras et al. 2022, eq. 7).
+    """y = F, EDM's preconditioned target: x̂0 = c_skip x_t + c_out F (Karras et al. 2022, eq. 7; 003, "EDM").
 
     p = (1 − c_skip α)/c_out, q = −c_skip σ/c_out, with σ_d = `sigma_data` and, for any α,
 
@@ -202,7 +202,7 @@ class Simple(Weighting):
 
 class Bound(Weighting):
     """The exact variational bound KL_t = ½ (SNR_{t−1} − SNR_t) ‖x0 − x̂0‖² with fixed small variance, in bits/dim and
-    summed over t ≥ 2 as the table reports it, and at t = 1 document 000's ‖x0 − x̂0‖²/2σ² in place of the discretised
+    summed over t ≥ 2 as the table reports it, and at t = 1 the poster's ‖x0 − x̂0‖²/2σ² in place of the discretised
     decoder (000, "Unified loss framework").
 
     A learned variance is trained by the bound alone, the gradient reaching both of the network's heads.
@@ -213,7 +213,7 @@ class Bound(Weighting):
     replaces = ("vlb_weight",)
 
     def of_x0(self, schedule: Schedule, t: Tensor) -> Tensor:
-        # A²/2β̃ is ½ (SNR_{t−1} − SNR_t), and at t = 1 document 000's first term with the clipped variance.
+        # A²/2β̃ is ½ (SNR_{t−1} − SNR_t), and at t = 1 the poster's first term (000) with the clipped variance.
         a, _, _ = schedule.posterior(t, t - 1)
         log_small, _ = schedule.log_variances(t, t - 1)
         return schedule.steps / math.log(2) * a**2 / (2 * log_small.exp())
@@ -271,8 +271,8 @@ class Fixed(Variance):
 
 @dataclass(frozen=True)
 class Learned(Variance):
-    """A second head v with log Σ = v log β_t + (1 − v) log β̃_t (001, eq. 4.1), trained by L = L_weighting + λ L_vlb
-    (001, eq. 4.2) with the mean's gradient stopped in L_vlb.
+    """A second head v with log Σ = v log β_t + (1 − v) log β̃_t, trained by L = L_weighting + λ L_vlb with the mean's
+    gradient stopped in L_vlb (Nichol & Dhariwal 2021, eqs. 15 and 16; 001, eqs. 4.1 and 4.2).
 
     `vlb_weight` is λ, where L_vlb is summed over t = 1 … T and measured in bits/dim. 0.001 is the value of Nichol &
     Dhariwal 2021; the poster prints 1000 without a unit.

@@ -1,7 +1,7 @@
 """The probability-flow ODE, solved adaptively, and the density that it carries along.
 
 With ς = σ/α and ℓ = ln ς, in the coordinate z = x/√(α² + σ²), whose size stays that of the data or of a standard
-normal at every noise level, the flow dx = [f x − ½ g² ∇ log p] dt (003, "SDE Formulation - Backward Process") is
+normal at every noise level, the flow dx = [f x − ½ g² ∇ log p] dt (Song et al. 2021, eq. 13; 003) is
 
     dz/dℓ = ς/√(1 + ς²) ε̂ − ς²/(1 + ς²) z,    d log p(z)/dℓ = −tr ∂(dz/dℓ)/∂z    (Song et al. 2021, eq. 39).
 

@@ -132,7 +132,7 @@ class Linear(Discrete):
 
 @dataclass(frozen=True)
 class Cosine(Discrete):
-    """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), β_t clipped (001, eqs. 4.4–4.6).
+    """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), β_t clipped (Sedykh 2024, 001, eqs. 4.4–4.6).
 
     `offset` is s; `beta_max` clips β_t = 1 − ᾱ_t/ᾱ_{t−1} (Nichol & Dhariwal 2021).
     """
@@ -151,8 +151,8 @@ class Cosine(Discrete):
 class VPSDE(VariancePreserving):
     """The variance-preserving SDE dx = −½ β(u) x du + √β(u) dw, β(u) = β_min + u (β_max − β_min), u = t/T.
 
-    α(u) = exp(−¼ u² (β_max − β_min) − ½ u β_min) (003, "SDE Formulation – Forward Process"; Song et al. 2021,
-    eq. 33), exact at every real t in [0, T]. With the defaults it is the limit of the linear schedule for T → ∞.
+    α(u) = exp(−¼ u² (β_max − β_min) − ½ u β_min) (Song et al. 2021, eq. 33; 003, "SDE Formulation – Forward
+    Process"), exact at every real t in [0, T]. With the defaults it is the limit of the linear schedule for T → ∞.
     """
 
     method = "vp-sde"
@@ -238,7 +238,7 @@ class VarianceExploding(Schedule):
 
 @dataclass(frozen=True)
 class Geometric(VarianceExploding):
-    """σ = σ_min (σ_max/σ_min)^u, the geometric noise levels of NCSN (001, section 3.3; Song & Ermon 2019)."""
+    """σ = σ_min (σ_max/σ_min)^u, the geometric noise levels of NCSN (Song & Ermon 2019; 001, section 3.3)."""
 
     method = "geometric"
 
@@ -253,7 +253,7 @@ class Geometric(VarianceExploding):
 
 @dataclass(frozen=True)
 class Karras(VarianceExploding):
-    """σ = (σ_min^{1/ρ} + u (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ, EDM's levels (003, "EDM"; Karras et al. 2022, eq. 5)."""
+    """σ = (σ_min^{1/ρ} + u (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ, EDM's levels (Karras et al. 2022, eq. 5; 003, "EDM")."""
 
     method = "karras"
     sigma_min: Positive = 0.002

@@ -99,7 +99,7 @@ class LogitNormal(Times):
 
 
 class Importance(Times):
-    """p_t ∝ √E[L_t²] over the last ten losses at every t (001, eq. 4.3; Nichol & Dhariwal 2021, section 3.3).
+    """p_t ∝ √E[L_t²] over the last ten losses at every t (Nichol & Dhariwal 2021, section 3.3; 001, eq. 4.3).
 
     Uniform until every t has ten; a thousandth of p_t stays uniform, so that no t dies out. weight = 1/(T p_t).
     """

@@ -143,7 +143,7 @@ def unet(w: Weights, x: Array, log_snr: Array, labels: list[int] | None, depth: 
         h = residual(w, f"{name}.residual", h, c)
         return attention(w, f"{name}.attention", h) if level in attend else h
 
-    h, names, skips = convolve(w, "first", x), ["levels" + ".inner" * level for level in range(depth)], []
+    h, names, skips = convolve(w, "first", x), ["resolutions" + ".inner" * level for level in range(depth)], []
     for level, name in enumerate(names):
         for i in range(blocks):
             h = block(f"{name}.before.{i}", h, level)

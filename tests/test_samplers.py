@@ -296,7 +296,7 @@ def test_bad_parameters_are_named(spec: dict, message: str) -> None:
 
 def test_more_steps_than_the_schedule() -> None:
     """S > T is refused, both named."""
-    with pytest.raises(ValueError, match="steps: 41 is more than the schedule's T = 40"):
+    with pytest.raises(ValueError, match="steps: 41 sampling steps are more than the schedule's T = 40"):
         DDIM(steps=41).times(SCHEDULES["linear"](steps=40))
 
 

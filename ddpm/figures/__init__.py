@@ -113,7 +113,7 @@ def shrunk(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
 
 
 def forward_figure(grid: Grid, renderer: Renderer, path: Path) -> None:
-    """x_t of one image, or of many points, at eleven times; a row per schedule (001, figure 6.1)."""
+    """x_t of one image, or of many points, at eleven times; a row per schedule (Sedykh 2024, 001, figure 6.1)."""
     dataset = renderer.dataset
     x0 = dataset.space.encode(dataset.train.images[: renderer.shown])
     eps = rng.normal(rng.key("forward"), torch.arange(len(x0)), 0, dataset.shape)
@@ -130,7 +130,7 @@ def forward_figure(grid: Grid, renderer: Renderer, path: Path) -> None:
 
 
 def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path) -> None:
-    """x_t on its way from noise to image, in the best cell (002, figure 1)."""
+    """x_t on its way from noise to image, in the best cell (Han 2025, 002, figure 1)."""
     cell = grid.runs[next(iter(scores(layout, grid)))]
     network, by = grid.network(cell).name, grid.guide(cell)
     classifier = guide.load(layout, by.name, "cpu") if by else None

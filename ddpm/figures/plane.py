@@ -31,7 +31,8 @@ def first(grid: Grid, **wanted: tuple[str, str]) -> Network:
 
 
 def scores_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> None:
-    """∇ log p(x_t) beside the network's estimate of it, and its error, at two noise levels (001, figure 3.1).
+    """∇ log p(x_t) beside the network's estimate of it, and its error, at two noise levels (Sedykh 2024, 001,
+    figure 3.1).
 
     At the smallest level the network has hardly seen points where the density is low, and errs there; more noise fills
     those places.
@@ -87,7 +88,8 @@ def langevin_cells(grid: Grid) -> tuple[Cell, Cell] | None:
 
 def langevin_figure(layout: Layout, grid: Grid, renderer: Clouds, samples: dict[str, Tensor], path: Path) -> None:
     """Independent points of the data beside what plain and annealed Langevin dynamics make of one start, with the share
-    of every mode (001, figure 3.2): by the exact scores, and below by the network's where the grid has such cells.
+    of every mode (Sedykh 2024, 001, figure 3.2): by the exact scores, and below by the network's where the grid has
+    such cells.
     """
     cells = langevin_cells(grid)
     if cells:
@@ -122,7 +124,8 @@ def langevin_figure(layout: Layout, grid: Grid, renderer: Clouds, samples: dict[
 
 
 def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> None:
-    """The reverse SDE and the probability-flow ODE from the same noise to data (003, "SDE-based generative model").
+    """The reverse SDE and the probability-flow ODE from the same noise to data (Shariatian & Conforti 2025,
+    003, "SDE-based generative model").
 
     Along the direction u in which the data vary most, uᵀx_t/√(α² + σ²) against t: shaded, the density that the forward
     process gives it; drawn, paths of the network; at the ends, the prior, and what many paths end in beside the density
@@ -162,7 +165,7 @@ def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path
         row[2].hist(paths[-1], 80, (low, high), density=True, orientation="horizontal", color=ACCENT, alpha=0.5)
         row[2].plot(density.log_density(place[:, None]).exp(), place, color=INK, linewidth=1)
         row[1].set(xlim=(schedule.steps, 0), ylim=(low, high))
-        row[1].set_title(f"{title}: {sampler.method}, {sampler.steps} steps", fontsize=10)
+        row[1].set_title(f"{title}: {sampler.method}, {sampler.steps} sampling steps", fontsize=10)
         for axis in row[::2]:
             bare(axis).set_frame_on(False)
         row[1].tick_params(left=False, labelleft=False)

@@ -1,4 +1,4 @@
-"""The diffusion transformer of Peebles & Xie 2023 (001, section 5.3): DiT, with adaLN-Zero blocks."""
+"""The diffusion transformer of Peebles & Xie 2023 (Sedykh 2024, 001, section 5.3): DiT, with adaLN-Zero blocks."""
 
 from typing import Annotated, Literal
 

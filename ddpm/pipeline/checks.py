@@ -266,7 +266,7 @@ def _of_pairs(config: dict) -> Iterator[str]:
 
 
 def _of_lengths(where: str, config: dict, block: dict) -> Iterator[str]:
-    """Samplers with more steps than the schedule that they are to run on."""
+    """Samplers with more sampling steps than their schedule has diffusion steps."""
     for schedule, sampler in product(block["schedule"], block["sampler"]):
         values = ("schedule", config["schedules"][schedule]), ("sampler", config["samplers"][sampler])
         try:
@@ -274,7 +274,7 @@ def _of_lengths(where: str, config: dict, block: dict) -> Iterator[str]:
         except (ValueError, KeyError):
             continue  # reported with the method itself
         if wanted > total:
-            yield f"{where}: sampler {sampler!r} takes {wanted} steps, but schedule {schedule!r} has T = {total}"
+            yield f"{where}: sampler {sampler!r} takes {wanted} sampling steps, schedule {schedule!r} has T = {total}"
 
 
 def _of_files(files: Files) -> Iterator[str]:

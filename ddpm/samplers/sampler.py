@@ -29,7 +29,7 @@ def karras_times(schedule: Schedule, high: Tensor, low: Tensor, count: int) -> T
 
 @dataclass(frozen=True)
 class Sampler(Method):
-    """`steps` is S, the number of steps; the grid of times is independent of the training's T.
+    """`steps` is S, the number of sampling steps; the grid of times is independent of the training's T.
 
     `spacing` of the times: `uniform` (the schedule's own `grid`), `quadratic`, τ_i = start (i/S)², rounded (Song, Meng
     & Ermon 2021, appendix D.2), or `karras`, S `karras_times` from start to 1, and then 0. The schedule's `start` is
@@ -47,7 +47,7 @@ class Sampler(Method):
     def times(self, schedule: Schedule) -> Tensor:
         """start = τ_S > … > τ_0 = 0, float64, shape (S + 1,). ValueError where τ_S has no signal at all, α = 0."""
         if self.steps > schedule.steps:
-            raise ValueError(f"steps: {self.steps} is more than the schedule's T = {schedule.steps}")
+            raise ValueError(f"steps: {self.steps} sampling steps are more than the schedule's T = {schedule.steps}")
         times = self._spaced(schedule)
         if schedule.alpha(times[0]) == 0:
             raise ValueError(

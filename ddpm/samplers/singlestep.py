@@ -26,10 +26,10 @@ StepSize = Annotated[float, Interval(ge=1e-12)]
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
-    """x_s = A x̂0 + B x_t + √Σ z, the reverse chain p(x_s | x_t) (000, "Update Rules"; Ho et al. 2020, algorithm 2).
+    """x_s = A x̂0 + B x_t + √Σ z, the reverse chain p(x_s | x_t) (Ho et al. 2020, algorithm 2; 000, "Update Rules").
 
-    `variance` is Σ where the network learns none: `small` = β̃, or `large` = σ²_ts (β_t at full length; σ̂² of 001's
-    figure 4.2). A learned variance replaces it. The last step returns the mean: z = 0 at s = 0.
+    `variance` is Σ where the network learns none: `small` = β̃, or `large` = σ²_ts (β_t at full length; σ̂² of Song,
+    Meng & Ermon 2021, table 1). A learned variance replaces it. The last step returns the mean: z = 0 at s = 0.
     """
 
     method = "ancestral"
@@ -72,7 +72,7 @@ class DDIM(Sampler):
 
 @dataclass(frozen=True)
 class PlainLangevin(Sampler):
-    """x ← x + ε/2 s_θ(x) + √ε z at the smallest noise level, S times (001, eq. 3.15).
+    """x ← x + ε/2 s_θ(x) + √ε z at the smallest noise level, S times (Sedykh 2024, 001, eq. 3.15).
 
     `step_size` is ε, in units of the data squared; with 4 (c² + σ²) or more, where c² is the data's variance in its
     narrowest direction, x grows without bound. It keeps to the modes that it starts near (001, figure 3.2).
@@ -94,7 +94,7 @@ class PlainLangevin(Sampler):
 
 @dataclass(frozen=True)
 class Langevin(Sampler):
-    """Annealed Langevin dynamics (001, algorithm 3; Song & Ermon 2019): at every level σ_i, `corrections` times
+    """Annealed Langevin dynamics (Song & Ermon 2019; 001, algorithm 3): at every level σ_i, `corrections` times
 
         x ← x + α_i/2 s_θ(x, σ_i) + √α_i z,    α_i = ε σ_i²/σ_L².
 
@@ -124,7 +124,7 @@ class Langevin(Sampler):
 
 @dataclass(frozen=True)
 class EulerMaruyama(Sampler):
-    """The reverse SDE dx = [f x − g² ∇ log p] dt + g dw̄ (003, "SDE Formulation - Backward Process"), by Euler's method:
+    """The reverse SDE dx = [f x − g² ∇ log p] dt + g dw̄ (Song et al. 2021, eq. 6; 003), by Euler's method:
 
         x_s = x_t − (t − s) [f x_t − g² s_θ(x_t)] + g √(t − s) z,
 
@@ -176,8 +176,8 @@ class PredictorCorrector(EulerMaruyama):
 
 @dataclass(frozen=True)
 class EulerODE(Sampler):
-    """The probability-flow ODE dx = [f x − ½ g² ∇ log p] dt (003, "SDE Formulation - Backward Process"; 004, section
-    12.3.2), by Euler's method in t:
+    """The probability-flow ODE dx = [f x − ½ g² ∇ log p] dt (Shariatian & Conforti 2025, 003, "SDE Formulation -
+    Backward Process"; Chen & Yi, 004, section 12.3.2), by Euler's method in t:
 
         x_s = x_t − (t − s) [f x_t − ½ g² s_θ(x_t)].
 
@@ -234,7 +234,7 @@ def heun(denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, condition: Condi
 class Heun(Sampler):
     """Heun's method, of second order: an Euler step from t to s, then again with the mean of the slopes at both ends.
 
-    On VE, EDM's sampler (003, "EDM"; Karras et al. 2022, algorithm 2): d(x/α)/dς = ε̂ with ς = σ/α. On all others, whose
+    On VE, EDM's sampler (Karras et al. 2022, algorithm 2; 003, "EDM"): d(x/α)/dς = ε̂ with ς = σ/α. On all others, whose
     z = x/r, r = √(α² + σ²), turns from noise to data by the angle φ = arctan ς, in that angle (Salimans & Ho 2022,
     appendix D, where r = 1):
 

@@ -1,4 +1,4 @@
-"""The guide: a classifier p(y | x_t) of the noisy images of one schedule (001, section 4.3.1)."""
+"""The guide: a classifier p(y | x_t) of the noisy images of one schedule (Sedykh 2024, 001, section 4.3.1)."""
 
 import torch
 from torch.nn import functional as F

@@ -31,7 +31,7 @@ def ema(decay: float) -> Callable:
     """θ_ema ← d θ_ema + (1 − d) θ with the warm-up d = min(decay, (1 + n)/(10 + n)) after n updates.
 
     The first update copies the weights. Without the warm-up, a decay of 0.999 would still hold e^−1 of the initial
-    weights after 1 000 steps.
+    weights after 1 000 optimiser steps.
     """
 
     @torch.no_grad()

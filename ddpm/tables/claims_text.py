@@ -75,13 +75,13 @@ def text(verdicts: list[Verdict]) -> str:
     ]
     absent = [v.claim.name for v in verdicts if v.verdict == ABSENT]
     return (
-        f"# What the documents claim, and what this grid says\n\n{summary(verdicts)}.\n\n{READING}\n"
+        f"# What the documents claim, and what this grid says\n\n{summary(verdicts)}.\n\n{EXPLANATION}\n"
         + (markdown(pd.DataFrame(rows)) if rows else "")
         + (f"\nNot in this grid: {', '.join(f'`{name}`' for name in absent)}.\n" if absent else "")
     )
 
 
-READING = (
+EXPLANATION = (
     "An effect is compare ÷ against (×) of distances and compare − against (+, −) of all else; per step of the "
     "parameter's values where a claim follows one. It is taken of every seed and averaged over pairs of rows that "
     f"differ in nothing else; the interval is Student's t over seeds, {LEAST} of which are the least. "

@@ -15,7 +15,7 @@ COLUMNS = ["measure", *AXES, "against", "seeds", "images", "difference", "standa
 # Stage → what `measure` calls it: the column of the table that it explains.
 MEASURES = {"likelihood": "nll_bits_per_dim", "ode_likelihood": "nll_ode_bits_per_dim"}
 
-READING = """
+EXPLANATION = """
 ## Differences in bits/dim
 
 Each network minus the best one, image by image: networks of one seed see the same noise on the same test images.
@@ -78,4 +78,4 @@ def _read(results: Results, stage: str, networks: list[Network]) -> pd.DataFrame
 
 def text(pairs: pd.DataFrame) -> str:
     """The differences between networks in bits/dim as Markdown, where there are any."""
-    return READING + markdown(pairs.dropna(axis="columns", how="all"), 4) if len(pairs) else ""
+    return EXPLANATION + markdown(pairs.dropna(axis="columns", how="all"), 4) if len(pairs) else ""

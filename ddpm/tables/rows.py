@@ -45,18 +45,18 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
         if not grid.is_guided(cell) and network in grid.names["ode_likelihood"]:
             records["ode_likelihood"] = results.valid("ode_likelihood", network)
         there.append(records)
-    missing = [why for cell, of in zip(cells, there, strict=True) if (why := _missing(results, cell, of))]
+    missing = [why for cell, valid in zip(cells, there, strict=True) if (why := _missing(results, cell, valid))]
     if missing:
         state = max((state for state, _ in missing), key=("missing", "stale", "failed").index)
         return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} seeds; {missing[0][1]}"}
-    found = [{stage: record for stage, record in of.items() if record is not None} for of in there]
+    found = [{stage: record for stage, record in valid.items() if record is not None} for valid in there]
     train, sample = found[0]["train"]["result"], found[0]["sample"]["result"]
     row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": train["parameters"]}
     diverged = []
-    for cell, of in zip(cells, found, strict=True):
-        if of["train"]["status"] == "diverged":
-            diverged.append(f"seed {cell.seed}: training, by step {of['train']['result']['steps']}")
-        elif any(r["status"] == "diverged" for r in of.values()):
+    for cell, one in zip(cells, found, strict=True):
+        if one["train"]["status"] == "diverged":
+            diverged.append(f"seed {cell.seed}: training, by step {one['train']['result']['steps']}")
+        elif any(r["status"] == "diverged" for r in one.values()):
             diverged.append(f"seed {cell.seed}: sampling or bound")
     if diverged:
         reason = f"{len(diverged)} of {len(cells)} seeds ({', '.join(diverged)})"
@@ -77,13 +77,13 @@ def _measured(columns: Columns, found: list[dict[str, dict]]) -> dict[str, float
     row = {}
     for column, (stage, key) in columns.measures.items():
         values = pd.Series(
-            [of[stage]["result"][key] for of in found if stage in of and key in of[stage]["result"]], dtype=float
+            [one[stage]["result"][key] for one in found if stage in one and key in one[stage]["result"]], dtype=float
         )
         row[column] = values.mean()
         if column in columns.spreads:
             row[columns.spreads[column]] = values.std()
         if (name := columns.details.get(column)) in columns.toplined and len(values):
-            means = pd.Series([of[stage]["result"][name] for of in found])
+            means = pd.Series([one[stage]["result"][name] for one in found])
             away = float((means - values).pow(2).sum() ** 0.5 / len(means))
             row[column] = means.mean() + (away if column == f"{name}_high" else -away)
     return row
@@ -93,8 +93,8 @@ def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -
     """`ok`, or `degenerate` where any seed's samples are none of the data, with the reason."""
     noise = (results.valid("fidelity", "noise") or {}).get("result")
     bad = []
-    for cell, of in zip(cells, found, strict=True):
-        if why := degenerate(of["sample"]["result"], of["fidelity"]["result"], noise):
+    for cell, one in zip(cells, found, strict=True):
+        if why := degenerate(one["sample"]["result"], one["fidelity"]["result"], noise):
             bad.append(f"seed {cell.seed}: {why}")
     if not bad:
         return {"status": "ok"}
@@ -112,9 +112,9 @@ def _baseline(results: Results, columns: Columns, name: str) -> dict:
     row |= {key: result[key] for key in (*columns.metrics, *columns.details, "extractor", "protocol") if key in result}
     if "bits_per_dim" in result:
         row |= {"nll_bits_per_dim": result["bits_per_dim"], "nll_standard_error": result["standard_error"]}
-    if name == toplines()["stratified"] and (of := results.valid("data", "")):
+    if name == toplines()["stratified"] and (record := results.valid("data", "")):
         # Known for points of a density in closed form: the bits/dim that a perfect model would have.
-        row["nll_bits_per_dim"] = of["result"].get("test_bits_per_dim")
+        row["nll_bits_per_dim"] = record["result"].get("test_bits_per_dim")
     return row | {"samples": result["images"], "status": "ok"}
 
 
