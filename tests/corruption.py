@@ -32,7 +32,7 @@ from project import ROOT, copy_project, snakemake  # beside this file
 from ddpm import cli
 from ddpm.pipeline import config, locks, records, running, status
 from ddpm.pipeline.grid import Grid
-from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.layout import CHARTS, Layout
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import AGGREGATES
@@ -435,11 +435,13 @@ def known(path: Path) -> object:
 
 
 def sketch(*drawn: object) -> None:
-    """A picture of one pixel that holds its name."""
+    """A picture of one pixel that holds its name, and its twin as SVG."""
     about = PngInfo()
     about.add_text("name", drawn[-1].name)
     with records.atomic(drawn[-1]) as temporary:
         Image.new("L", (1, 1)).save(temporary, "PNG", pnginfo=about)
+    if drawn[-1].stem in CHARTS:
+        drawn[-1].with_suffix(".svg").write_text(f"<svg><title>{drawn[-1].stem}</title></svg>")
 
 
 def trees(folder: Path) -> dict[str, Path]:
@@ -452,7 +454,7 @@ def trees(folder: Path) -> dict[str, Path]:
     from ddpm import figures
 
     torch.set_num_threads(1)
-    for picture in ("samples", "training", "forward", "denoising"):
+    for picture in (*CHARTS, "samples", "training", "forward", "denoising", "neighbours"):
         setattr(figures, f"{picture}_figure", sketch)
     done = finished(folder / "finished")
     return {

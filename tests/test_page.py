@@ -1,4 +1,4 @@
-"""The page: what stands on it, that it works in a real browser, and that names of the user's cannot break it."""
+"""The page and its figures: what they show, that the page works in a real browser, and that no name breaks it."""
 
 import json
 import re
@@ -7,16 +7,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from browser import Browser
 from PIL import Image
-from test_tables import CELL, GRID, build
+from test_tables import CELL, GRID, NETWORK, build, configured, number
 
-from ddpm import page
+from ddpm import figures, page
+from ddpm.condition import Condition
+from ddpm.datasets import dataset as data
+from ddpm.figures import charts as charts_of
+from ddpm.figures.images import Images
 from ddpm.page import charts, content
-from ddpm.pipeline import records, verdict
+from ddpm.pipeline import config, records, verdict
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
+from ddpm.samplers import Sampler
+from ddpm.stages.sample import chain, load_denoiser
 from ddpm.tables.columns import columns_of
 from ddpm.tables.rows import collect
 
@@ -111,6 +118,75 @@ def test_a_loss_is_drawn_from_high_to_low() -> None:
     drawn = charts.loss(pd.DataFrame({"images": [100, 200], "loss": [2.0, 1.0]}))
     (points,) = re.findall(r'points="([^"]*)"', drawn)
     assert points == "160.0,6.0 316.0,94.0" and "over 200 training images" in drawn
+
+
+# ---- figures ----------------------------------------------------------------------------------------------
+
+
+def test_progressive_generation_shows_estimates_of_the_data(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x̂0 = (x_t − σ ε̂)/α of every state of the chain, not x_t; last what is sampled (Ho et al. 2020, figure 6)."""
+    drawn = {}
+    monkeypatch.setattr(figures, "table", lambda *given: drawn.update(zip(given[3], given[1][0], strict=True)))
+    monkeypatch.setattr(figures, "scores", lambda *_: {f"{CELL}/seed0": 1.0})
+    dataset = data.read(layout.output("data"))
+    figures.denoising_figure(layout, GRID, Images(dataset), layout.root / "unused.png")
+    network = f"{NETWORK}/seed0"
+    denoiser, sampler = load_denoiser(layout, network), Sampler.make(GRID.axis("sampler", "ddim"))
+    states = list(chain(denoiser, sampler, network, torch.arange(8), Condition(None), dataset.shape))
+    times = sampler.times(denoiser.schedule)
+    for state, t in zip(states[:-1], times[:-1], strict=True):
+        alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
+        estimate = (state - sigma * denoiser(state, t).eps) / alpha
+        expected = dataset.space.decode(estimate.float())[0]
+        found = drawn[f"x̂0 at t = {t:.0f}"]
+        assert (expected.int() - found.int()).abs().max() <= 1  # a grey level, where rounding is on the edge
+        assert not torch.equal(found, dataset.space.decode(state)[0])
+    assert torch.equal(drawn["sample"], dataset.space.decode(states[-1])[0])
+
+
+def test_nearest_training_images_are_nearest(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By brute force; a sample that is a training image has itself below it, at distance 0."""
+    drawn: list = []
+    monkeypatch.setattr(figures, "table", lambda *given: drawn.extend(given))
+    monkeypatch.setattr(figures, "scores", lambda *_: {"cell": 1.0})
+    dataset = data.read(layout.output("data"))
+    train, test = dataset.train.images, dataset.test.images[:5].clone()
+    test[2] = train[17]
+    figures.neighbours_figure(layout, GRID, Images(dataset), {"cell": test}, layout.root / "unused.png")
+    _, strips, _, columns, *_ = drawn
+    for i, image in enumerate(test):
+        squares = [int(((image.long() - other.long()) ** 2).sum()) for other in train]
+        order = sorted(squares)[:3]
+        assert [int(((image.long() - strip[i].long()) ** 2).sum()) for strip in strips[1:]] == order
+        assert float(columns[i]) == pytest.approx(order[0] ** 0.5, abs=0.06)
+    assert torch.equal(strips[1][2], train[17]) and columns[2] == "0.0"
+
+
+def test_charts_draw_the_mean_and_the_range_over_seeds(layout: Layout) -> None:
+    """Of a row with two seeds; of one seed, the interval that was measured."""
+    found = {point.cell.parts: point for point in charts_of.points(layout, GRID, "fid")}
+    values = [number(layout, "fidelity", f"{CELL}/seed{seed}", "fid") for seed in (0, 1)]
+    point = found[tuple(CELL.split("/"))]
+    assert point.number["fid"] == pytest.approx(sum(values) / 2, rel=1e-12)
+    assert (point.low, point.high, point.nfe) == (min(values), max(values), 4) and len(found) == 4
+    one = config.check(config.merge(configured(), {"seeds": [0]}))
+    (single,) = (p for p in charts_of.points(layout, one, "fid") if p.cell.name == f"{CELL}/seed0")
+    ends = [number(layout, "fidelity", f"{CELL}/seed0", f"fid_{end}") for end in ("low", "high")]
+    assert [single.low, single.high] == ends and single.low < single.number["fid"] < single.high
+
+
+def test_charts_have_the_same_bytes(layout: Layout, tmp_path: Path) -> None:
+    """As PNG and as SVG, whose text is text; logarithms are labelled with plain numbers."""
+    for folder in ("a", "b"):
+        for draw in (charts_of.comparison_figure, charts_of.steps_figure, charts_of.guidance_figure):
+            draw(layout, GRID, "fid", "FID", tmp_path / folder / f"{draw.__name__}.png")
+        charts_of.schedules_figure(GRID, tmp_path / folder / "schedules.png")
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(files) == 8
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    drawn = (tmp_path / "a" / "comparison_figure.svg").read_text(encoding="utf-8")
+    assert "eps · linear · none · ddim" in drawn and "real data, stratified" in drawn and "10^" not in drawn
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------

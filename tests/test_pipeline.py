@@ -40,6 +40,10 @@ def test_pictures(tree: Path) -> None:
         "training.png",
         "forward.png",
         "denoising.png",
+        "comparison.png",
+        "steps.png",
+        "schedules.png",
+        "neighbours.png",
     }
     for path in found:
         content = (results / path).read_bytes()

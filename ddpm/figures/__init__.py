@@ -13,6 +13,7 @@ from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.figures import plane
 from ddpm.figures.canvas import save_figure, table
+from ddpm.figures.charts import comparison_figure, guidance_figure, schedules_figure, steps_figure
 from ddpm.figures.images import Images
 from ddpm.figures.points import Clouds
 from ddpm.guidance import Guidance
@@ -130,7 +131,8 @@ def forward_figure(grid: Grid, renderer: Renderer, path: Path) -> None:
 
 
 def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path) -> None:
-    """x_t on its way from noise to image, in the best cell (Han 2025, 002, figure 1)."""
+    """x̂0 on the way from noise to data, in the best cell: progressive generation (Ho et al. 2020, figure 6; 002,
+    figure 1). The last column is what is sampled."""
     cell = grid.runs[next(iter(scores(layout, grid)))]
     network, by = grid.network(cell).name, grid.guide(cell)
     classifier = guide.load(layout, by.name, "cpu") if by else None
@@ -139,9 +141,25 @@ def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path)
     condition = Condition(draw_labels(dataset, network, count) if denoiser.network.classes or classifier else None)
     states = list(chain(denoiser, sampler, network, torch.arange(count), condition, dataset.shape))
     times, chosen = sampler.times(denoiser.schedule), torch.linspace(0, len(states) - 1, 11).round().long().unique()
-    seen = torch.stack([shrunk(denoiser.schedule, states[i], times[i]) for i in chosen])
-    columns = [f"t = {times[i]:.0f}" for i in chosen]
-    table(path, *renderer.strips(seen, -1), columns, renderer.draw, f"From noise to data: {cell.name}", renderer.size)
+    last = len(states) - 1
+    seen = [states[i] if i == last else denoiser(states[i], times[i], condition).x0 for i in chosen]
+    columns = [f"x̂0 at t = {times[i]:.0f}" if i < last else "sample" for i in chosen]
+    title = f"Progressive generation: {cell.name}"
+    table(path, *renderer.strips(torch.stack(seen), -1), columns, renderer.draw, title, renderer.size)
+
+
+def neighbours_figure(
+    layout: Layout, grid: Grid, renderer: Images, samples: dict[str, Tensor], path: Path, count: int = 12
+) -> None:
+    """Samples of the best cell, and below each the training images that are nearest to it in grey levels (L2)."""
+    name = next(iter(scores(layout, grid)))
+    train, shown = renderer.dataset.train.images, samples[name][:count]
+    distance = torch.cdist(shown.flatten(1).float(), train.flatten(1).float())
+    nearest = train[distance.topk(3, largest=False).indices.T]
+    rows = ["sample", "nearest", "second", "third"]
+    columns = [f"{d:.1f}" for d in distance.amin(1).tolist()]
+    title = f"Nearest training images, with the L2 distance of the first in grey levels: {name}"
+    table(path, [shown, *nearest], rows, columns, renderer.draw, title, renderer.size)
 
 
 def write(run: Run) -> Outcome:
@@ -155,11 +173,19 @@ def write(run: Run) -> Outcome:
     samples = {name: samples_of(layout, cell) for name, cell in grid.runs.items()}
     for name, path in zip(grid.runs, layout.pictures([], grid.runs), strict=True):
         renderer.cell(samples[name], path)
+    metric, title, _ = ranking(grid)
+    comparison_figure(layout, grid, metric, title, folder / "comparison.png")
+    steps_figure(layout, grid, metric, title, folder / "steps.png")
+    if grid.weights:
+        guidance_figure(layout, grid, metric, title, folder / "guidance.png")
+    schedules_figure(grid, folder / "schedules.png")
     samples_figure(layout, grid, renderer, samples, folder / "samples.png")
     training_figure(layout, grid, folder / "training.png")
     forward_figure(grid, renderer, folder / "forward.png")
     denoising_figure(layout, grid, renderer, folder / "denoising.png")
-    if isinstance(renderer, Clouds):
+    if isinstance(renderer, Images):
+        neighbours_figure(layout, grid, renderer, samples, folder / "neighbours.png")
+    else:
         plane.scores_figure(layout, grid, renderer, folder / "scores.png")
         plane.langevin_figure(layout, grid, renderer, samples, folder / "langevin.png")
         plane.trajectories_figure(layout, grid, renderer, folder / "trajectories.png")

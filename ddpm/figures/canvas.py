@@ -31,6 +31,12 @@ def save_figure(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
+def save_vector(figure: plt.Figure, path: Path) -> None:
+    """A figure as SVG, its text as text, without a date in it; it stays open."""
+    with records.atomic(path) as temporary:
+        figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
+
+
 def bare(axis: plt.Axes) -> plt.Axes:
     """An axis without ticks."""
     axis.set_xticks([])

@@ -166,8 +166,16 @@ class Grid:
     @property
     def pictures(self) -> list[str]:
         """The figures by name: those of every grid, and the source documents' own of points in the plane."""
-        usual = ["samples", "training", "forward", "denoising"]
-        return usual + ["scores", "langevin", "trajectories"] * continuous(self.config)
+        usual = ["comparison", "samples", "denoising", "steps", *["guidance"] * self.weights, "schedules", "forward"]
+        own = ["scores", "langevin", "trajectories"] if continuous(self.config) else ["neighbours"]
+        return [*usual, "training", *own]
+
+    @property
+    def weights(self) -> bool:
+        """Whether a kind of guidance has several weights."""
+        found = {cell.guidance: self.axis("guidance", cell.guidance) for cell in self.runs.values()}
+        methods = [value["method"] for value in found.values() if "weight" in value]
+        return len(methods) > len(set(methods))
 
     # ---- jobs -------------------------------------------------------------------------------------
 

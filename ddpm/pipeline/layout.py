@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ddpm.pipeline.stages import STAGES
 
+# The figures that are drawn as SVG too.
+CHARTS = ("comparison", "steps", "guidance", "schedules")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -45,7 +48,8 @@ class Layout:
 
     def pictures(self, figures: Iterable[str], cells: Iterable[str]) -> list[Path]:
         """The files that the figures' record describes."""
-        found = [self.root / "figures" / f"{name}.png" for name in figures]
+        ends = ((name, end) for name in figures for end in ("png", *["svg"] * (name in CHARTS)))
+        found = [self.root / "figures" / f"{name}.{end}" for name, end in ends]
         return found + [self.cell(name) / "samples.png" for name in cells]
 
     def code(self, fingerprint: str) -> Path:

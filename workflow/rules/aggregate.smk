@@ -33,6 +33,7 @@ rule figures:
             report(PATHS.root / "figures" / f"{name}.png", caption=f"../report/{name}.rst", category="Figures")
             for name in GRID.pictures
         ],
+        [path for path in PATHS.pictures(GRID.pictures, []) if path.suffix == ".svg"],
         [PATHS.cell(name) / "samples.png" for name in GRID.runs],
         PATHS.record("figures"),
     log:
