@@ -54,7 +54,7 @@ class Dataset(Method):
     shape, train and test: (C, H, W) of an image or (D,) of a point, and how many are in each split, so that a
     configuration can be checked without the data; None where that is not known before.
     form: the parameters whose values are the shape, where it depends on them.
-    reads: what the user's own files are called in records → the parameter that says where they lie.
+    reads: what the user's own files are called in records → (the parameter that says where they lie, the file there).
     """
 
     space: ClassVar[dict[str, object]] = {"method": "pixels"}
@@ -64,7 +64,7 @@ class Dataset(Method):
     train: ClassVar[int | None] = None
     test: ClassVar[int | None] = None
     form: ClassVar[tuple[str, ...]] = ()
-    reads: ClassVar[dict[str, str]] = {}
+    reads: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def load(self) -> tuple[Split, Split]:
         raise NotImplementedError

@@ -112,7 +112,7 @@ class Folder(Dataset):
     method = "folder"
     space = {"method": "pixels", "levels": 256}
     form = ("channels", "size", "size")
-    reads = {"images": "path"}
+    reads = {"images": ("path", "")}
     path: Annotated[str, Len(1)]
     size: Count
     channels: Literal[1, 3] = 3

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 
@@ -79,6 +80,11 @@ def training_figure(layout: Layout, grid: Grid, path: Path) -> None:
         frame["loss"] = frame["loss"].rolling(5, min_periods=1).mean()
         frames.append(frame.assign(network=" · ".join(network.parts), seed=network.seed))
     curves = pd.concat(frames, ignore_index=True)
+    if curves.empty:
+        figure = Figure(figsize=(4, 1))
+        figure.text(0.5, 0.5, "all networks were trained elsewhere", ha="center", va="center")
+        save_figure(figure, path)
+        return
     sns.set_theme(style="whitegrid", context="paper")
     figure = sns.relplot(
         curves,

@@ -30,6 +30,12 @@ class Network(Named, nn.Module):
     instead: ClassVar[dict[str, tuple[str, ...]]] = {}
     # (a parameter, the one that it must be a multiple of).
     multiples: ClassVar[tuple[tuple[str, str], ...]] = ()
+    # Whether it was trained elsewhere and is read from the user's own files, and which: what they are called in records
+    # → (the parameter that says where they lie, the file there).
+    imported: ClassVar[bool] = False
+    reads: ClassVar[dict[str, tuple[str, str]]] = {}
+    # What it needs of other axes: (axis, parameter, value, reason).
+    requires: ClassVar[tuple[tuple[str, str, object, str], ...]] = ()
     # How many labels it takes, which the constructor sets; the index `classes` is the null label.
     classes = 0
 

@@ -92,7 +92,7 @@ def continuous(config: dict) -> bool:
     return "points" in given(config)
 
 
-def _networks(config: dict) -> Iterator[tuple[str, dict]]:
+def networks_of(config: dict) -> Iterator[tuple[str, dict]]:
     """Where a network stands, and what stands there."""
     if "network" in config:
         yield "network", config["network"]
@@ -107,8 +107,8 @@ def _of_networks(config: dict) -> Iterator[str]:
 
 def _of_patches(config: dict) -> Iterator[str]:
     """A network whose patches do not fit the images."""
-    shape = _dataset(config)["shape"]
-    for where, value in _networks(config):
+    shape = dataset_of(config)["shape"]
+    for where, value in networks_of(config):
         source = source_of("network", value)
         if (key := source.attributes["patched"]) and shape and len(shape) == 3:
             patch = complete(source, value)[key]
@@ -122,7 +122,7 @@ def _of_points(config: dict) -> Iterator[str]:
         return
     points = f"takes images, and data.name {config['data']['name']!r} gives points"
     fitting = [name for name, source in known("network", files_of(config)).items() if not source.attributes["images"]]
-    for where, value in _networks(config):
+    for where, value in networks_of(config):
         if value["method"] not in fitting:
             yield f"{where}.method: {value['method']!r} {points}: it must be {' or '.join(fitting)}"
     used = {name for block in config["grid"] for name in block["guidance"]}
@@ -152,7 +152,7 @@ def _of_data(config: dict) -> Iterator[str]:
     yield from _of_method("data", "dataset", config["data"], files_of(config))
 
 
-def _dataset(config: dict) -> dict:
+def dataset_of(config: dict) -> dict:
     """What the dataset declares, with its parameters: `shape`, `train` and `test` may be None."""
     if any(_of_data(config)):
         raise LookupError("reported with the dataset itself")
@@ -167,7 +167,7 @@ def _of_end(config: dict, name: str) -> Iterator[str]:
         return
     value = config["schedules"][name]
     parameters = complete(source_of("schedule", value), value)
-    if mistake := terminal.mistake(value["method"], parameters, _dataset(config)["std"]):
+    if mistake := terminal.mistake(value["method"], parameters, dataset_of(config)["std"]):
         yield f"schedules.{name}.{mistake}"
 
 
@@ -180,7 +180,7 @@ def of_counts(config: dict, counts: dict[str, int]) -> Iterator[Iterator[str]]:
 
 def _of_count(config: dict, section: str, split: str, counts: dict[str, int]) -> Iterator[str]:
     """More images than the split that they are taken from holds."""
-    wanted, there, name = config[section]["images"], (_dataset(config) | counts)[split], config["data"]["name"]
+    wanted, there, name = config[section]["images"], (dataset_of(config) | counts)[split], config["data"]["name"]
     if there is not None and wanted > there:
         of = "the row of real data takes as many" if section == "sampling" else "they are taken"
         yield f"{section}.images: {wanted}; {of} from the {split} split of {name!r}: it must be at most {there}"
@@ -190,7 +190,7 @@ def _of_count(config: dict, section: str, split: str, counts: dict[str, int]) ->
 
 def _of_features(config: dict, counts: dict[str, int]) -> Iterator[str]:
     """No more images than features: a covariance of lower rank, which only looks like a FID."""
-    data = _dataset(config) | counts
+    data = dataset_of(config) | counts
     extractor, images = config["fidelity"]["extractor"], config["sampling"]["images"]
     if data["shape"] is None or any(_of_fidelity(config)):
         return

@@ -100,14 +100,14 @@ def _hash(file: object) -> str:
 
 
 def stamp(folder: Path) -> tuple[list[object], int]:
-    """What changes whenever the digest may: the folder's real place, how many folders and images it has, their bytes,
-    and when the latest of them was changed; and that time alone, in ns.
+    """What changes whenever the hash of a folder of images, or of a file, may: its real place, how many folders and
+    images it has, their bytes, and when the latest of them was changed; and that time alone, in ns.
 
     That is the time of the last change of content, name, place or rights (ctime), which nobody sets: a file that was
     copied with an older time, or moved, is new all the same.
     """
     count, total, latest = 0, 0, 0
-    for place, found in _walk(folder):
+    for place, found in _walk(folder) if folder.is_dir() else [(folder.parent, [folder])]:
         for path in (place, *found):
             state = path.stat()
             count, latest = count + 1, max(latest, state.st_ctime_ns, state.st_mtime_ns)

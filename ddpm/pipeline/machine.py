@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from ddpm.pipeline import folders
-from ddpm.pipeline.checks import of_counts
+from ddpm.errors import UserError
+from ddpm.pipeline import folders, imports
+from ddpm.pipeline.checks import dataset_of, networks_of, of_counts
 from ddpm.pipeline.devices import gpus
 from ddpm.pipeline.registry import complete, files_of, source_of
 from ddpm.pipeline.source import modules_in
@@ -43,7 +44,7 @@ for file in sys.argv[1:]:
 def checks(cluster: bool) -> list[Callable[[dict], Iterator[str]]]:
     """What to check a configuration with before its jobs run: here, or on a cluster, whose nodes this machine is none
     of (ddpm/pipeline/preflight.py asks Slurm about them)."""
-    return [_inception, _folder, _images, _imports] + [_devices] * (not cluster)
+    return [_inception, _folder, _images, _networks, _imports] + [_devices] * (not cluster)
 
 
 def load_inception(config: dict) -> None:
@@ -83,6 +84,19 @@ def _images(config: dict) -> Iterator[str]:
     train, test = folders.sizes(data["path"], data["labels"], data["test_share"])
     for check in of_counts(config, {"train": train, "test": test}):
         yield from check
+
+
+def _networks(config: dict) -> Iterator[str]:
+    """Networks that were trained elsewhere and cannot be read, or are of images of another shape."""
+    shape = dataset_of(config)["shape"]
+    for where, value in networks_of(config):
+        if source_of("network", value).attributes["imported"]:
+            try:
+                wrong = imports.misfit(value["path"], imports.architecture(value["path"]), shape) if shape else ""
+            except UserError as e:
+                wrong = str(e)
+            if wrong:
+                yield f"{where}.{wrong}"
 
 
 def _imports(config: dict) -> Iterator[str]:

@@ -41,7 +41,17 @@ COSTS = {"started": str, "seconds": int | float, "phases": dict, "peak_memory_mb
 DEPTH = 20
 PRESERVED = "run again, the existing file is preserved"
 # The packages that numbers depend on, and the names by which code imports those that have another one.
-PACKAGES = ("torch", "torchvision", "torch-fidelity", "torchdiffeq", "numpy", "scipy", "scikit-learn", "pillow")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-fidelity",
+    "torchdiffeq",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+    "diffusers",
+)
 IMPORTS = {"torch-fidelity": "torch_fidelity", "scikit-learn": "sklearn", "pillow": "PIL"}
 # When this process began to load its modules, torch above all: every entry point imports this one before them.
 LOADED = time.monotonic()

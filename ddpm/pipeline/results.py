@@ -126,21 +126,21 @@ class Results:
             record = self.record(*parent)
             found[of] = None if record is None else record["outputs"].get(self.layout.output(*parent).name)
         own = STAGES[stage].sources(self.grid.job(stage, name)[0])
-        return found | {of: self._hash(of, folder) for of, folder in own.items()}
+        return found | {of: self._hash(self.layout.work(stage, name) / f"{of}.json", path) for of, path in own.items()}
 
-    def _hash(self, of: str, folder: Path) -> str | None:
-        """The hash of a folder of the user's own, taken again only where something in it may have changed since; None
-        where it is not there."""
-        if not folder.is_dir():
+    def _hash(self, memo: Path, path: Path) -> str | None:
+        """The hash of a file or folder of the user's own, taken again only where something in it may have changed since
+        it was noted in `memo`; None where it is not there."""
+        if not path.exists():
             return None
-        memo, (now, latest) = self.layout.work("data") / f"{of}.json", folders.stamp(folder)
+        now, latest = folders.stamp(path)
         try:
             known = json.loads(memo.read_text(encoding="utf-8"))
             if known["stamp"] == now and isinstance(known["hash"], str):
                 return known["hash"]
         except (OSError, ValueError, LookupError, TypeError):
             pass
-        found = folders.digest(folder)
+        found = records.sha256(path)
         # What changes within the clock's next tick would have the same stamp.
         if time.time_ns() - latest > 2 * 10**9:
             records.write_json(memo, {"stamp": now, "hash": found})

@@ -67,7 +67,7 @@ def execute(
 
     A stage's function returns the status and the numbers; None where another process of the same job does that.
     """
-    module, function = STAGES[stage].entry
+    module, function = STAGES[stage].starts(job)
     compute = getattr(import_module(module), function)
     if "threads" in job:
         import torch

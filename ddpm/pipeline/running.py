@@ -81,7 +81,7 @@ def _compute(
     stage: str, job: dict, code: str, layout: Layout, device: str, checkpoint_seconds: float, files: dict
 ) -> None:
     """The stage itself, with the code that `files` were."""
-    import_module(STAGES[stage].entry[0])
+    import_module(STAGES[stage].starts(job)[0])
     if fingerprints.snapshot(STAGES[stage].roots(job)) != files:
         raise UserError(f"{stage} {job.get('name', '')}: the code was edited while it was loaded: run again")
     with explained(stage, job):

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.pipeline import fingerprints
+from ddpm.pipeline import fingerprints, folders
 from ddpm.pipeline.declarations import found_in
 from ddpm.pipeline.records import IMPORTS, versions
-from ddpm.pipeline.registry import classes
+from ddpm.pipeline.registry import classes, source_of
 
 if TYPE_CHECKING:
     from ddpm.pipeline.grid import Cell, Grid
@@ -76,8 +76,12 @@ class Stage:
         return {"data": ("data", "")}
 
     def sources(self, job: dict) -> dict[str, Path]:
-        """The user's own folders that a job reads, by the names that its record uses."""
+        """The user's own files and folders that a job reads, by the names that its record uses."""
         return {}
+
+    def starts(self, job: dict) -> Root:
+        """The function that computes this job."""
+        return self.entry
 
     def methods(self, job: dict) -> set[Root]:
         """The classes of a job's methods, which it reaches by their names in the configuration."""
@@ -97,7 +101,7 @@ class Stage:
 
     def roots(self, job: dict) -> frozenset[Root]:
         """Where the code of a job starts: the stage's entry, the methods that it names, and every space."""
-        return frozenset({self.entry} | self.methods(job) | declared("ddpm.spaces", "Space"))
+        return frozenset({self.starts(job)} | self.methods(job) | declared("ddpm.spaces", "Space"))
 
     def environment(self, job: dict) -> dict[str, str]:
         """The installed versions of the packages that a job's numbers depend on: of those that its code names."""
@@ -108,6 +112,12 @@ class Stage:
 def declared(module: str, base: str) -> set[Root]:
     """The classes of all our methods below `base`."""
     return {(inner, cls) for _, inner, cls in found_in(module, base)}
+
+
+def own_files(axis: str, value: dict) -> dict[str, Path]:
+    """The user's own files and folders that an axis's value is made of, by the names that records use."""
+    reads = source_of(axis, value).attributes["reads"]
+    return {of: folders.located(value[parameter]) / file for of, (parameter, file) in reads.items()}
 
 
 def on_axes(part: dict, trains: bool = False) -> set[Root]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.pipeline import folders, project
+from ddpm.pipeline import project
 from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.registry import classes, complete, known, source_of
-from ddpm.pipeline.stage import BASELINES, CELL, NETWORK, Aggregate, Job, Root, Stage, declared, on_axes
+from ddpm.pipeline.stage import BASELINES, CELL, NETWORK, Aggregate, Job, Root, Stage, declared, on_axes, own_files
 
 # The documents' tables by name.
 PUBLISHED = sorted(path.stem for path in project.find("workflow/published").glob("*.yaml"))
@@ -41,15 +41,14 @@ class DataStage(Stage):
     def seen(self, grid: Grid) -> dict:
         """The same as later jobs are told of it: not where the user's own files lie, whose hash is in their inputs."""
         data = self.job(grid)["data"]
-        places = source_of("dataset", data).attributes["reads"].values()
+        places = [parameter for parameter, _ in source_of("dataset", data).attributes["reads"].values()]
         return {"data": {k: v for k, v in data.items() if k not in places}}
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         return {}
 
     def sources(self, job: dict) -> dict[str, Path]:
-        reads = source_of("dataset", job["data"]).attributes["reads"]
-        return {of: folders.located(job["data"][parameter]) for of, parameter in reads.items()}
+        return own_files("dataset", job["data"])
 
     def methods(self, job: dict) -> set[Root]:
         return set(classes("dataset", job["data"]))
@@ -73,7 +72,7 @@ class ClassifierStage(Stage):
 
 
 class TrainStage(Stage):
-    """One network, which serves every cell of its objective, schedule and kind of labels."""
+    """One network, which serves every cell of its objective, schedule and kind of labels; one of elsewhere is read."""
 
     name = "train"
     entry = ("ddpm.stages.train", "train")
@@ -93,6 +92,8 @@ class TrainStage(Stage):
         training = dict(grid.config["training"])
         conditional = network.labels == "conditional"
         dropout = training.pop("label_dropout")
+        if source_of("network", grid.config["networks"][network.architecture]).attributes["imported"]:
+            training = {"steps": 0, "batch": 0, "processes": 1}
         return DataStage().seen(grid) | {
             "name": name,
             "objective": grid.axis("objective", network.objective),
@@ -103,6 +104,13 @@ class TrainStage(Stage):
             "seed": network.seed,
             "threads": grid.config["threads"],
         }
+
+    def starts(self, job: dict) -> Root:
+        imported = source_of("network", job["network"]).attributes["imported"]
+        return ("ddpm.stages.imported", "read") if imported else self.entry
+
+    def sources(self, job: dict) -> dict[str, Path]:
+        return own_files("network", job["network"])
 
     def methods(self, job: dict) -> set[Root]:
         return on_axes(job, trains=True)
