@@ -27,6 +27,8 @@ from ddpm.stages.sample import chain, load_denoiser
 from ddpm.tables.columns import columns_of
 from ddpm.tables.rows import collect
 
+# What the page itself makes of numbers.
+OWN = ("id", "chart", "loss", "picture", "sort", "training")
 EVIL = "<img src=x onerror=alert(1)></script>\"'&"
 
 
@@ -118,6 +120,15 @@ def test_a_loss_is_drawn_from_high_to_low() -> None:
     drawn = charts.loss(pd.DataFrame({"images": [100, 200], "loss": [2.0, 1.0]}))
     (points,) = re.findall(r'points="([^"]*)"', drawn)
     assert points == "160.0,6.0 316.0,94.0" and "over 200 training images" in drawn
+
+
+def test_points_lie_where_their_logarithms_are() -> None:
+    """Twice as long is as far from once as four times from twice; names are text; what is not positive has no place."""
+    drawn = charts.scatter([(10, 1, "a<b"), (20, 1, "b"), (40, 2, "c"), (1, 0, "d")], "s", "FID")
+    x = [float(place) for place in re.findall(r'cx="([\d.]+)"', drawn)]
+    assert len(x) == 3 and x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.11) and "a&lt;b: FID 1, 10 s" in drawn
+    y = [float(place) for place in re.findall(r'cy="([\d.]+)"', drawn)]
+    assert y[0] == y[1] > y[2] and charts.ticks(0.3, 25) == [0.5, 1, 2, 5, 10, 20]
 
 
 # ---- figures ----------------------------------------------------------------------------------------------
@@ -261,7 +272,11 @@ def test_names_are_text(layout: Layout, browser: Browser, tmp_path: Path, monkey
             return {k: spoil(v, k) for k, v in value.items()}
         if isinstance(value, list):
             return [spoil(v, key) for v in value]
-        return EVIL if isinstance(value, str) and key not in ("id", "chart", "loss", "picture", "sort") else value
+        return (
+            EVIL
+            if isinstance(value, str) and key not in ("id", "chart", "loss", "picture", "sort", "training")
+            else value
+        )
 
     monkeypatch.undo()
     path = tmp_path / "evil.html"

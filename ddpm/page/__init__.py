@@ -32,6 +32,7 @@ def write(run: Run) -> Outcome:
             "figures": content.figures(results),
             "published": content.published(table),
             "costs": content.costs(costs(results)),
+            "training": content.training(results),
         }
     )
     run.write("page", html)

@@ -245,6 +245,22 @@ def published(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def training(results: Results) -> str:
+    """The best cell of every network against the seconds that the network was trained for, drawn."""
+    grid, of = results.grid, columns_of(results.grid.config)
+    metric = next(iter(of.metrics))
+    best: dict[str, float] = {}
+    for name, cell in grid.runs.items():
+        value = ((results.valid("fidelity", name) or {}).get("result") or {}).get(metric)
+        network = grid.network(cell).name
+        if value is not None:
+            keep = min if of.metrics[metric]["direction"] == "↓" else max
+            best[network] = keep(value, best.get(network, value))
+    trained = {network: results.valid("train", network) for network in best}
+    points = [(record["costs"]["seconds"], best[name], name) for name, record in trained.items() if record]
+    return charts.scatter(points, "seconds of training", f"{titled(metric, of)} of the best cell of each network")
+
+
 def costs(table: pd.DataFrame) -> dict[str, Any]:
     """What all jobs cost, by stage."""
     by = table.groupby("stage", sort=False)
