@@ -137,8 +137,8 @@ def test_a_margin_moves_the_boundary() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "why"),
     [
-        ([1.0, 1.1], [2.0, 2.3], "2 seeds, 3 are needed"),
-        ([1.0], [2.0], "1 seed, 3 are needed"),
+        ([1.0, 1.1], [2.0, 2.3], "3 seeds are needed"),
+        ([1.0], [2.0], "3 seeds are needed"),
         ([], [], "no pair of rows has numbers"),
         ([1.0, 2.0, 4.0], [2.0, 4.0, 8.0], "no spread"),
         ([1.0, 2.0, 4.0], [2.0, 2.0, 2.0], "covers no effect"),

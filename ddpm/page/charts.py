@@ -25,7 +25,8 @@ def interval(effect: float, low: float, high: float, boundary: float, ratio: boo
 
     bar = "" if math.isnan(low) else f'<line class="bar" x1="{x(low)}" x2="{x(high)}" y1="12" y2="12"/>'
     return (
-        '<svg class="interval" viewBox="0 0 200 24" role="img" aria-label="effect and interval">'
+        '<svg class="interval" viewBox="0 0 200 24" preserveAspectRatio="xMinYMid" role="img" '
+        'aria-label="effect and interval">'
         '<line class="axis" x1="4" x2="196" y1="12" y2="12"/><line class="zero" x1="100" x2="100" y1="2" y2="22"/>'
         f'{bar}<circle class="dot" cx="{x(effect)}" cy="12" r="4"/></svg>'
     )

@@ -17,10 +17,12 @@ from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import STAGES
 from ddpm.pipeline.status import duration
+from ddpm.tables import paired
 from ddpm.tables.claims_text import ORDER, effect
 from ddpm.tables.columns import FINISHED, Columns, columns_of
 from ddpm.tables.published import documents
 from ddpm.tables.verdicts import ABSENT, Verdict
+from ddpm.tables.winners import winners
 
 WIDEST = 1500  # pixels of an embedded picture
 # What explains a column and is shown beside its number, and what the page calls the others.
@@ -107,12 +109,12 @@ def spread(row: pd.Series, column: str) -> str:
     base = column.removesuffix("_bits_per_dim")
     for end in ("_std", "_standard_error"):
         value = row.get(f"{base}{end}")
-        if value is not None and pd.notna(value):
+        if value is not None and pd.notna(value) and value > 1e-9:  # what is known exactly has no error
             return f"± {value:.2g}"
     return ""
 
 
-def cell_of(row: pd.Series, column: str, best: float | None) -> dict[str, Any]:
+def cell_of(row: pd.Series, column: str, best: bool) -> dict[str, Any]:
     """One number of the table: as it is shown, and as it is sorted by."""
     value = row[column]
     if pd.isna(value):
@@ -129,7 +131,7 @@ def cell_of(row: pd.Series, column: str, best: float | None) -> dict[str, Any]:
         "sort": repr(float(value)),
         "beside": spread(row, column),
         "range": "95 %: {:.3g} to {:.3g}".format(*ends) if known else "",
-        "best": value == best,
+        "best": best,
     }
 
 
@@ -137,16 +139,14 @@ def rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any]]:
     """Every row of the table with what is behind it: pictures, curves, commands and records."""
     grid, of = results.grid, columns_of(results.grid.config)
     shown = columns(table, of)
-    runs = table.iloc[len(grid.baselines) :]
-    fine = runs[runs["status"] == "ok"]
-    best = {c["name"]: fine[c["name"]].agg("min" if c["better"] == "↓" else "max") for c in shown if c["better"]}
+    best = winners(table, paired.differences(results), list(of.toplined))
     cells: dict[tuple, list[Cell]] = {}
     for cell in grid.cells:
         cells.setdefault(cell.row, []).append(cell)
     behind: list[list[Cell]] = [[]] * len(grid.baselines) + list(cells.values())
     behind += [[]] * len(results.external)
     found = []
-    for i, ((_, row), seeds) in enumerate(zip(table.iterrows(), behind, strict=True)):
+    for i, ((index, row), seeds) in enumerate(zip(table.iterrows(), behind, strict=True)):
         names = [str(row[axis]) for axis in AXES if pd.notna(row[axis])]
         network = () if not seeds or len(seeds[0].parts) == len(AXES) else (seeds[0].network,)
         name = " · ".join(names[: len(names) - len(network)])
@@ -157,7 +157,7 @@ def rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any]]:
                 "baseline": not seeds,
                 "status": row["status"],
                 "reason": row["reason"] if pd.notna(row["reason"]) else "",
-                "numbers": [cell_of(row, c["name"], best.get(c["name"])) for c in shown],
+                "numbers": [cell_of(row, c["name"], index in best.get(c["name"], ())) for c in shown],
                 "score": score(row, next(iter(of.metrics)), of),
                 "seeds": [seed(results, cell) for cell in seeds if not cell.reason],
             }

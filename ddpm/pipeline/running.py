@@ -27,6 +27,10 @@ from ddpm.pipeline.stage import Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import valid
 
+# What tables and page read besides records, by stage: what every test image costs, curves, and all pictures.
+IMAGES = {"likelihood": "images", "ode_likelihood": "images"}
+READ = {"table": IMAGES, "page": IMAGES | {"train": "loss", "figures": ""}}
+
 
 def run_stage(
     stage: str,
@@ -108,20 +112,15 @@ def _written(layout: Layout, stage: str, name: str, job: dict) -> list[Path]:
 
 def _read(layout: Layout, stage: str, name: str, job: dict) -> Iterator[tuple[Job, dict, list[str]]]:
     """The jobs whose files one job reads, the record of each, and the names of those of its outputs that are read."""
-    if stage == "table":  # of what is there: records, and what every test image costs
+    if stage in AGGREGATES:
         results = Results(Grid(job["config"]), layout)
         for parent in results.reads(stage):
-            if parent[0] in ("likelihood", "ode_likelihood") and (record := results.valid(*parent)):
-                yield parent, record, [layout.output(*parent, "images").name]
-        return
-    if stage in AGGREGATES:  # the pictures read all outputs, the page the pictures, curves and tables that there are
-        results = Results(Grid(job["config"]), layout)
-        for parent in results.reads(stage):
-            if stage == "figures":
+            if stage == "figures":  # everything, and nothing may be missing
                 record = records.read_record(layout.record(*parent))
-            elif parent[0] not in ("figures", "train") or not (record := results.valid(*parent)):
-                continue
-            yield parent, record, ["loss.csv"] if (stage, parent[0]) == ("page", "train") else list(record["outputs"])
+                yield parent, record, list(record["outputs"])
+            elif parent[0] in READ[stage] and (there := results.valid(*parent)):  # of what is there
+                file = READ[stage][parent[0]]
+                yield parent, there, [layout.output(*parent, file).name] if file else list(there["outputs"])
         return
     for parent in STAGES[stage].parents(name, job).values():
         record = records.read_record(layout.record(*parent))

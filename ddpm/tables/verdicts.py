@@ -93,7 +93,7 @@ def judged(tests: list[tuple[Claim, list[list[Row]]]], values: dict[str, Values]
             else:
                 verdict.reason = "no pair of rows has numbers"
             if 0 < len(each) < LEAST:
-                verdict.reason = f"{len(each)} seed{'s' * (len(each) > 1)}, {LEAST} are needed"
+                verdict.reason = f"{LEAST} seeds are needed"
             elif len(each) and np.ptp(each) <= 1e-12 * np.abs(each).max():
                 verdict.reason = "all seeds have the same effect: no spread to judge it by"
             elif len(each):
