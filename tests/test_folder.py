@@ -217,6 +217,22 @@ def test_a_wrong_folder_is_said_before_the_first_job(tmp_path: Path) -> None:
         Folder(path=wrong["path"], size=8, labels=True).load()
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images would be missing without a word."""
+    numbered(tmp_path / "open", 3)
+    numbered(tmp_path / "closed", 3)
+    original = os.scandir
+
+    def denied(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(UserError, match="closed: cannot be read"):
+        folders.images(tmp_path)
+
+
 def test_too_few_images_are_said_before_the_first_job(tmp_path: Path) -> None:
     """Fewer in a split than are asked for, or than features; parameters that are missing or wrong."""
     numbered(tmp_path, 80)

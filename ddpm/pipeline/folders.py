@@ -20,10 +20,14 @@ def located(path: str) -> Path:
     return Path(path).expanduser()
 
 
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); its images are a part of the data")
+
+
 def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Every folder from this one down, and the images in it, both in the order of their names; links are followed, but
     to a folder that they lie in."""
-    for place, inner, names in os.walk(folder, followlinks=True):
+    for place, inner, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         above = Path(place).resolve()
         inner[:] = sorted(
             name

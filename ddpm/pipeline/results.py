@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections import Counter
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -143,7 +144,8 @@ class Results:
         found = records.sha256(path)
         # What changes within the clock's next tick would have the same stamp.
         if time.time_ns() - latest > 2 * 10**9:
-            records.write_json(memo, {"stamp": now, "hash": found})
+            with suppress(OSError):  # results that may only be read
+                records.write_json(memo, {"stamp": now, "hash": found})
         return found
 
     @cached_property
