@@ -35,6 +35,15 @@ def clash(file: str) -> str:
     return spec.origin or first if spec else ""
 
 
+# Module → the file that it was loaded from, as it was named.
+_loaded: dict[str, str] = {}
+
+
+def file_of(cls: type) -> list[str]:
+    """The file of the user's own that declares a class, as it was named when it was loaded; none of ours."""
+    return [_loaded[cls.__module__]] if cls.__module__ in _loaded else []
+
+
 def load(file: str) -> None:
     """Import the file, once; UserError, in one line, where that fails."""
     top, name = place(file)
@@ -53,3 +62,4 @@ def load(file: str) -> None:
         raise UserError(f"{file}: cannot be imported: {type(e).__name__}: {' '.join(str(e).split())}{where}") from None
     if Path(module.__file__ or "").resolve() != Path(file).resolve():
         raise UserError(f"{file}: its name is that of another file, {module.__file__}; rename it")
+    _loaded[name] = file

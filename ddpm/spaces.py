@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Self
 import torch
 from torch.special import log_ndtr
 
+from ddpm.extensions import file_of
 from ddpm.methods import Method
 from ddpm.parameters import Interval
 
@@ -55,8 +56,11 @@ class Space(Method):
 
     @property
     def spec(self) -> dict[str, object]:
-        """All that rebuilds this space, for JSON."""
-        return {"method": self.method} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """All that rebuilds this space, for JSON: with its file in `modules`, where that is one of the user's own."""
+        own = {"modules": files} if (files := file_of(type(self))) else {}
+        return (
+            {"method": self.method} | own | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        )
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from ddpm.metrics.evaluator import Evaluator, Samples
 from ddpm.metrics.extractors import Extractor
 from ddpm.metrics.metric import Metric
 from ddpm.parameters import Count
+from ddpm.spaces import Pixels
 
 Tensor = torch.Tensor
 
@@ -22,11 +23,24 @@ class OwnFlow(FlowMatching):
 
 
 @dataclass(frozen=True)
+class OwnInverted(Pixels):
+    """Grey levels whose darkest is x = 1."""
+
+    method = "own-inverted"
+
+    def encode(self, stored: Tensor) -> Tensor:
+        return -super().encode(stored)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return super().decode(-x)
+
+
+@dataclass(frozen=True)
 class OwnColours(Dataset):
     """Colour images of 4 × 6 pixels with five grey levels, without labels: brighter to the right."""
 
     method = "own-colours"
-    space = {"method": "pixels", "levels": 5}
+    space = {"method": "own-inverted", "levels": 5}
     classes = 0
     shape = (3, 4, 6)
     train: Count = 300

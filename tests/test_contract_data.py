@@ -20,12 +20,13 @@ from ddpm.baselines import Baseline
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data, Dataset, Split
 from ddpm.errors import UserError
+from ddpm.extensions import load
 from ddpm.metrics.evaluator import Evaluator
 from ddpm.metrics.metric import Metric, Samples
 from ddpm.pipeline import measures
-from ddpm.pipeline.declarations import methods
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import write_tensors
+from ddpm.pipeline.registry import known
 from ddpm.pipeline.run import execute
 from ddpm.spaces import Space
 
@@ -82,7 +83,7 @@ def test_dataset(dataset: str) -> None:
     assert 0.5 < float(space.encode(splits[0].images).var(0).mean().sqrt()) / made.std < 2
 
 
-SPACES = methods("ddpm.spaces", "Space")
+SPACES = known("space", FILES)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -90,6 +91,8 @@ def test_space(space: str) -> None:
     """What is stored survives; x is inside of its bounds; JSON rebuilds it; log p is that of a law."""
     stored = torch.arange(256).reshape(-1, 1, 2, 2).to(torch.uint8)
     stored = stored if SPACES[space].attributes["images"] else randn(0, 64, 3).float()
+    for file in SPACES[space].modules:
+        load(file)
     made = Space.fit({"method": space}, stored)
     assert Space.read(json.loads(json.dumps(made.spec))) == made and made.shape == stored.shape[1:]
     x, (low, high) = made.encode(stored), made.bounds
@@ -126,7 +129,7 @@ def evaluators(dataset: str, folder: Path) -> dict[str, Evaluator]:
     made = Dataset.make(small("dataset", dataset, 300))
     train, test = (Split(s.images[:300], None if s.labels is None else s.labels[:300]) for s in loaded(dataset))
     dataset_ = Data(train, test, Space.fit(made.space, train.images), made.classes)
-    there, layout = measures.given({"space": made.space, "classes": made.classes}), Layout(folder)
+    there, layout = measures.given({"space": made.space, "classes": made.classes, "modules": FILES}), Layout(folder)
     path, classifier = layout.output("data"), None
     tensors = {
         f"{half}_{part}": getattr(split, part)
@@ -171,7 +174,7 @@ def test_metric(dataset: str, metric: str, folder: Path) -> None:
     than the test split is, in the direction that the metric states; whatever the samples' order; the same twice."""
     found = evaluators(dataset, folder / dataset)
     some = next(iter(found.values()))
-    there = measures.given({"space": some.dataset.space.spec, "classes": some.dataset.classes})
+    there = measures.given({"space": some.dataset.space.spec, "classes": some.dataset.classes, "modules": FILES})
     if metric not in measures.possible(METRICS, there):
         pytest.skip(f"it wants {METRICS[metric]['wants']}")
     for evaluator in found.values():
@@ -215,7 +218,7 @@ def test_extractor(dataset: str, extractor: str, folder: Path) -> None:
 def test_baseline(dataset: str, baseline: str, folder: Path) -> None:
     """Images as the data are stored, the same at every call; bits/dim, where there are any, of every test image."""
     of = next(iter(evaluators(dataset, folder / dataset).values())).dataset
-    there = measures.given({"space": of.space.spec, "classes": of.classes})
+    there = measures.given({"space": of.space.spec, "classes": of.classes, "modules": FILES})
     if baseline not in measures.possible(measures.baselines(), there):
         pytest.skip("not of these data")
     made = Baseline.named(baseline)(of)

@@ -149,7 +149,12 @@ def _of_fidelity(config: dict) -> Iterator[str]:
 
 
 def _of_data(config: dict) -> Iterator[str]:
-    yield from _of_method("data", "dataset", config["data"], files_of(config))
+    files = files_of(config)
+    yield from _of_method("data", "dataset", config["data"], files)
+    if source := known("dataset", files).get(config["data"]["name"]):
+        name, spaces = source.attributes["space"]["method"], known("space", files)
+        if name not in spaces:
+            yield f"data.name: {config['data']['name']!r} has the space {name!r}; known are {', '.join(spaces)}"
 
 
 def dataset_of(config: dict) -> dict:

@@ -11,7 +11,7 @@ from itertools import product
 
 from ddpm.pipeline import fingerprints, measures
 from ddpm.pipeline.checks import continuous, given, incompatibility
-from ddpm.pipeline.registry import AXES, complete, source_of
+from ddpm.pipeline.registry import AXES, complete, known, source_of
 from ddpm.pipeline.stage import BASELINES, EXECUTION, Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 
@@ -133,6 +133,14 @@ class Grid:
         return measures.needs(fidelity, given(self.config)) if fidelity else []
 
     @cached_property
+    def own_space(self) -> dict:
+        """The data's space, where a file of the user's own declares it: its method and `modules`; else empty."""
+        data = self.config["data"]
+        method = source_of("dataset", data).attributes["space"]["method"]
+        modules = known("space", tuple(data.get("modules", ())))[method].modules
+        return {"method": method, "modules": modules} if modules else {}
+
+    @cached_property
     def networks(self) -> dict[str, Network]:
         """The networks that the cells need, by name."""
         return {n.name: n for n in map(self.network, self.runs.values())}
@@ -220,7 +228,7 @@ class Grid:
     def job(self, stage: str, name: str = "") -> tuple[dict, str]:
         """One job and the fingerprint of its code; the same dictionary at every call."""
         if (stage, name) not in self._jobs:
-            job = STAGES[stage].job(self, name)
+            job = STAGES[stage].job(self, name) | ({"space": self.own_space} if self.own_space else {})
             self._jobs[stage, name] = job, fingerprints.fingerprint(STAGES[stage].roots(job))
         return self._jobs[stage, name]
 

@@ -49,7 +49,7 @@ def chosen(fidelity: dict, there: set[str]) -> list[str]:
 def given(dataset: dict) -> set[str]:
     """What a dataset that declares this gives to whoever wants something; `labels`, if it is a parameter, says whether
     there are any."""
-    space = methods("ddpm.spaces", "Space")[dataset["space"]["method"]].attributes
+    space = known("space", tuple(dataset.get("modules", ())))[dataset["space"]["method"]].attributes
     found = {"images" if space["images"] else "points"}
     found |= {"discrete"} if space["discrete"] else set()
     return found | ({"labels", "classifier"} if dataset.get("labels", dataset["classes"]) else set())

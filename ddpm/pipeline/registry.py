@@ -33,6 +33,7 @@ KINDS = {
     "matching": ("ddpm.matching", "Matching"),
     "network": ("ddpm.networks", "Network"),
     "dataset": ("ddpm.datasets", "Dataset"),
+    "space": ("ddpm.spaces", "Space"),
     "metric": ("ddpm.metrics", "Metric"),
     "extractor": ("ddpm.metrics", "Extractor"),
 }
@@ -133,9 +134,12 @@ def located(config: dict) -> dict:
 
     def modules(axis: str, value: Any) -> Any:
         try:
-            own = [known(axis, files)[value[key_of(axis)]]] if axis != "objective" else parts_of(value, files).values()
+            parts = axis == "objective"
+            own = list(parts_of(value, files).values()) if parts else [known(axis, files)[value[key_of(axis)]]]
         except (AttributeError, LookupError, TypeError):  # a mistake, which the checks report
             return value
+        if axis == "dataset":  # and the space that it names
+            own += [s for name, s in known("space", files).items() if name == own[0].attributes["space"]["method"]]
         named = list(dict.fromkeys(file for source in own for file in source.modules))
         return value | ({"modules": named} if named else {})
 

@@ -101,7 +101,8 @@ class Stage:
 
     def roots(self, job: dict) -> frozenset[Root]:
         """Where the code of a job starts: the stage's entry, the methods that it names, and every space."""
-        return frozenset({self.starts(job)} | self.methods(job) | declared("ddpm.spaces", "Space"))
+        own = set(classes("space", job["space"])) if "space" in job else set()
+        return frozenset({self.starts(job)} | self.methods(job) | declared("ddpm.spaces", "Space") | own)
 
     def environment(self, job: dict) -> dict[str, str]:
         """The installed versions of the packages that a job's numbers depend on: of those that its code names."""

@@ -212,7 +212,8 @@ class ExternalStage(Stage):
     def job_of(self, grid: Grid, name: str, source: str) -> dict:
         """The job of the samples that lie at `source`, under this name."""
         images = grid.config["sampling"]["images"]
-        return {"name": name, "source": source, "images": images, "threads": grid.config["threads"]}
+        own = {"space": grid.own_space} if grid.own_space else {}
+        return {"name": name, "source": source, "images": images, "threads": grid.config["threads"]} | own
 
     def sources(self, job: dict) -> dict[str, Path]:
         return {"source": Path(job["source"])}
