@@ -15,14 +15,17 @@ from ddpm.schedules import Schedule, like
 Tensor = torch.Tensor
 # (x_t, t, y) → log p(y | x_t) of every image, (B,), in nats: differentiable in x_t.
 Classifier = Callable[[Tensor, Tensor, Tensor], Tensor]
+# What steers beside the network itself: a classifier, or a denoiser that is worse.
+Guide = Classifier | Denoiser | None
 
 
 class Guidance(Method):
     """How labels steer x̂0.
 
     `labels` is the kind of network it needs: `unconditional`, or `conditional` (trained with label dropout);
-    `guide` says whether it needs a classifier of noisy images too (`ddpm.stages.guide`); `unguided` is the weight at
-    which labels play no part.
+    `guide` says whether it needs a classifier of noisy images too (`ddpm.stages.guide`); a parameter `guide_network`
+    names another network of the grid that it needs, of the same objective, schedule, labels and seed; `unguided` is
+    the weight at which labels play no part.
     """
 
     labels: ClassVar[str] = "unconditional"
@@ -39,28 +42,28 @@ class Guidance(Method):
         return self.evaluations
 
     def predict(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, guide: Guide
     ) -> tuple[Tensor, Tensor | None]:
         """Guided x̂0 before clipping, and the variance fraction v or None."""
         raise NotImplementedError
 
-    def __call__(self, denoiser: Denoiser, classifier: Classifier | None = None) -> Denoiser:
-        return Guided(denoiser, self, classifier)
+    def __call__(self, denoiser: Denoiser, guide: Guide = None) -> Denoiser:
+        return Guided(denoiser, self, guide)
 
 
 class Guided(Denoiser):
     """A denoiser under guidance."""
 
-    def __init__(self, denoiser: Denoiser, guidance: Guidance, classifier: Classifier | None):
+    def __init__(self, denoiser: Denoiser, guidance: Guidance, guide: Guide):
         super().__init__(denoiser.network, denoiser.objective, denoiser.schedule, denoiser.clip)
-        self.denoiser, self.guidance, self.classifier = denoiser, guidance, classifier
+        self.denoiser, self.guidance, self.guide = denoiser, guidance, guide
         self.evaluations = guidance.evaluations * denoiser.evaluations
 
     def evaluations_at(self, t: Tensor) -> int:
         return self.guidance.evaluations_at(self.schedule, t) * self.denoiser.evaluations_at(t)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
-        return self.guidance.predict(self.denoiser, x_t, t, condition, self.classifier)
+        return self.guidance.predict(self.denoiser, x_t, t, condition, self.guide)
 
 
 class Unguided(Guidance):
@@ -69,7 +72,7 @@ class Unguided(Guidance):
     method = "none"
 
     def predict(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, guide: Guide
     ) -> tuple[Tensor, Tensor | None]:
         return denoiser.predict(x_t, t, NOTHING)
 
@@ -100,7 +103,7 @@ class ClassifierFree(Guidance):
         return torch.full_like(t, self.weight, dtype=torch.float64)
 
     def predict(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, guide: Guide
     ) -> tuple[Tensor, Tensor | None]:
         if condition.labels is None:
             raise ValueError(f"{self.method}: classifier-free guidance needs the labels that it steers to")
@@ -158,15 +161,45 @@ class ClassifierGuidance(Guidance):
         return 1 if self.weight == 0 else 2
 
     def predict(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, classifier: Classifier | None
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, guide: Guide
     ) -> tuple[Tensor, Tensor | None]:
-        if condition.labels is None or classifier is None:
+        if condition.labels is None or guide is None or isinstance(guide, Denoiser):
             raise ValueError("classifier: classifier guidance needs labels, and a classifier of noisy images")
         x0, v = denoiser.predict(x_t, t, NOTHING)
         if self.weight == 0:
             return x0, v
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(classifier(x, t, condition.labels).sum(), x)
+            (gradient,) = torch.autograd.grad(guide(x, t, condition.labels).sum(), x)
         (scale,) = like(x_t, self.weight * denoiser.schedule.sigma(t) ** 2 / denoiser.schedule.alpha(t))
         return x0 + scale * gradient, v
+
+
+@dataclass(frozen=True)
+class Autoguidance(Guidance):
+    """(1 + w) D_1 − w D_0, where D_0 is a worse denoiser of the same data, labels and noise (Karras et al. 2024a).
+
+    `guide_network` is the network of D_0: one of `networks`, smaller than the cell's own. Both are given the label;
+    what D_0 gets more wrong than D_1 is taken for the direction of D_1's own errors. 1 + w is the paper's w.
+    """
+
+    method = "autoguidance"
+    requires = (("network", "labels", True, "autoguidance compares networks that are trained with labels"),)
+    labels = "conditional"
+    guide_network: str = ""
+    weight: NonNegative = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        return 1 if self.weight == 0 else 2
+
+    def predict(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, condition: Condition, guide: Guide
+    ) -> tuple[Tensor, Tensor | None]:
+        if condition.labels is None or not isinstance(guide, Denoiser):
+            raise ValueError("autoguidance: it needs labels, and a worse denoiser to be guided by")
+        x0, v = denoiser.predict(x_t, t, condition)
+        if self.weight == 0:
+            return x0, v
+        worse, _ = guide.predict(x_t, t, condition)
+        return (1 + self.weight) * x0 - self.weight * worse, v

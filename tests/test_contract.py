@@ -191,7 +191,8 @@ def drawn(values: dict, space: Space, index: list[int], labels: Tensor | None) -
     objective, schedule = Objective.make(values["objective"]), Schedule.make(values["schedule"])
     network = Counting(objective, schedule)
     denoiser = Telling(network, objective, schedule, clip=space.clips)
-    guided = Guidance.make(values["guidance"])(denoiser, network.classify)
+    compares = "guide_network" in KNOWN["guidance"][values["guidance"]["method"]].parameters
+    guided = Guidance.make(values["guidance"])(denoiser, denoiser if compares else network.classify)
     sampler, at = Sampler.make(values["sampler"]), torch.tensor(index)
     path = list(chain(guided, sampler, "contract", at, Condition(labels)[at], space.shape))
     assert len(path) == sampler.steps + 1

@@ -7,7 +7,7 @@ import torch
 from oracles import SCHEDULES, ClassDenoiser, GaussianDenoiser, alpha_bar, log_normal, randn, time
 
 from ddpm.condition import NOTHING, Condition
-from ddpm.guidance import ClassifierFree, Guidance, IntervalClassifierFree, Unguided
+from ddpm.guidance import Autoguidance, ClassifierFree, Guidance, IntervalClassifierFree, Unguided
 from ddpm.samplers import DDIM
 
 Tensor = torch.Tensor
@@ -219,3 +219,39 @@ def test_evaluations_in_an_interval() -> None:
 def test_an_interval_that_holds_nothing() -> None:
     with pytest.raises(ValueError, match=r"level_min: 3\.0; it must be below level_max, 3\.0"):
         Guidance.make({"method": "interval-cfg", "level_min": 3.0, "level_max": 3.0})
+
+
+# ---- autoguidance -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0, 2.0])
+def test_autoguidance(weight: float) -> None:
+    """Karras et al. 2024a: D_0 + w′ (D_1 − D_0) with their w′ = 1 + w, at one time and at several; with the label for
+    both, and the better one's variance. D_0 knows wider classes."""
+    better, worse = (
+        exact(v=(0.2, 0.6, 0.9)),
+        ClassDenoiser(SCHEDULES["linear"](), WEIGHTS, MEANS, (0.5, 0.6), (0.1,) * 3),
+    )
+    guided, x = Autoguidance(guide_network="small", weight=weight)(better, worse), randn(43, 3, 1, 2, 2)
+    for t in (time(400), time(*TIMES)):
+        found, one, two = guided(x, t, GIVEN), better(x, t, GIVEN), worse(x, t, GIVEN)
+        torch.testing.assert_close(found.x0, two.x0 + (1 + weight) * (one.x0 - two.x0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.eps, two.eps + (1 + weight) * (one.eps - two.eps), rtol=1e-8, atol=1e-8)
+        assert torch.equal(found.v, one.v)
+    assert guided.evaluated == 2 * 3 * (2 if weight else 1)
+
+
+def test_autoguidance_sharpens() -> None:
+    """Where D_0 is wider than D_1, every guided score points further inwards: DDIM ends nearer to the class's mean."""
+    better = GaussianDenoiser(SCHEDULES["linear"](), 0.2, 0.3)
+    worse, x = GaussianDenoiser(SCHEDULES["linear"](), 0.2, 0.5), randn(44, 3, 1, 2, 2)
+    ends = [
+        list(DDIM(steps=50).trajectory(Autoguidance(weight=w)(better, worse), x, GIVEN, None))[-1] for w in (0.0, 1.0)
+    ]
+    assert ((ends[1] - 0.2).abs() < (ends[0] - 0.2).abs()).all()
+
+
+def test_autoguidance_needs_labels_and_a_denoiser() -> None:
+    for by, given in ((None, GIVEN), (lambda *_: None, GIVEN), (exact(), NOTHING)):
+        with pytest.raises(ValueError, match="autoguidance: it needs labels, and a worse denoiser to be guided by"):
+            Autoguidance()(exact(), by)(randn(45, 3, 1, 2, 2), time(400), given)

@@ -17,7 +17,6 @@ from ddpm.figures.canvas import save_figure, table
 from ddpm.figures.charts import comparison_figure, guidance_figure, schedules_figure, steps_figure
 from ddpm.figures.images import Images
 from ddpm.figures.points import Clouds
-from ddpm.guidance import Guidance
 from ddpm.pipeline import records
 from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.layout import Layout
@@ -26,8 +25,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
-from ddpm.stages import guide
-from ddpm.stages.sample import chain, draw_labels, load_denoiser
+from ddpm.stages.sample import chain, draw_labels, load_guided
 
 Tensor = torch.Tensor
 Renderer = Images | Clouds
@@ -140,11 +138,10 @@ def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path)
     """x̂0 on the way from noise to data, in the best cell: progressive generation (Ho et al. 2020, figure 6; 002,
     figure 1). The last column is what is sampled."""
     cell = grid.runs[next(iter(scores(layout, grid)))]
-    network, by = grid.network(cell).name, grid.guide(cell)
-    classifier = guide.load(layout, by.name, "cpu") if by else None
-    denoiser = Guidance.make(grid.axis("guidance", cell.guidance))(load_denoiser(layout, network), classifier)
+    network, job = grid.network(cell).name, grid.job("sample", cell.name)[0]
+    denoiser = load_guided(layout, job["guidance"], network, job)
     sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), renderer.dataset, renderer.shown
-    condition = Condition(draw_labels(dataset, network, count) if denoiser.network.classes or classifier else None)
+    condition = Condition(draw_labels(dataset, network, count) if denoiser.network.classes or "guide" in job else None)
     states = list(chain(denoiser, sampler, network, torch.arange(count), condition, dataset.shape))
     times, chosen = sampler.times(denoiser.schedule), torch.linspace(0, len(states) - 1, 11).round().long().unique()
     last = len(states) - 1

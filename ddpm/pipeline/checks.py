@@ -75,6 +75,7 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
     blocks = config.get("grid")
     for i, block in enumerate(blocks) if isinstance(blocks, list) else ():
         yield _of_block(f"grid[{i}]", config, block)
+    yield _of_guides(config)
     yield _of_pairs(config)
 
 
@@ -255,6 +256,25 @@ def _of_block(where: str, config: dict, block: dict) -> Iterator[str]:
         yield f"{where}.{axis}: {name!r} is not defined under {section}; defined are {', '.join(config[section])}"
     if not undefined:
         yield from _of_lengths(where, config, block)
+
+
+def _of_guides(config: dict) -> Iterator[str]:
+    """Guidances whose other network is none of the configuration's, or the one that it would guide."""
+    config = settled(config)
+    networks, found = config["networks"], dict[str, None]()
+    for block in config["grid"]:
+        for name in block["guidance"]:
+            value = config["guidances"][name]
+            if "guide_network" not in source_of("guidance", value).parameters:
+                continue
+            by, where = value.get("guide_network", ""), f"guidances.{name}.guide_network"
+            if by not in networks:
+                found[f"{where}: {by!r} is not defined under networks; defined are {', '.join(networks)}"] = None
+            elif by in block["network"]:
+                found[f"{where}: {by!r} cannot guide itself; it must be another network than those of its blocks"] = (
+                    None
+                )
+    yield from found
 
 
 def _of_pairs(config: dict) -> Iterator[str]:

@@ -143,7 +143,8 @@ class Grid:
     @cached_property
     def networks(self) -> dict[str, Network]:
         """The networks that the cells need, by name."""
-        return {n.name: n for n in map(self.network, self.runs.values())}
+        needed = [*map(self.network, self.runs.values()), *map(self.guide_network, self.runs.values())]
+        return {n.name: n for n in needed if n}
 
     def is_guided(self, cell: Cell) -> bool:
         """Whether labels steer the cell: then it samples from no likelihood model."""
@@ -165,11 +166,17 @@ class Grid:
         guidance = source_of("guidance", self.config["guidances"][cell.guidance])
         return Guide(cell.schedule, cell.seed) if guidance.attributes["guide"] else None
 
-    def network(self, cell: Cell) -> Network:
-        """The network that a cell samples from: labels where its guidance asks for them."""
+    def network(self, cell: Cell, architecture: str = "") -> Network:
+        """The network that a cell samples from, or its like of another architecture: labels where its guidance asks for
+        them."""
         guidance = source_of("guidance", self.config["guidances"][cell.guidance])
-        names = cell.objective, cell.schedule, guidance.attributes["labels"], cell.network
+        names = cell.objective, cell.schedule, guidance.attributes["labels"], architecture or cell.network
         return Network(*names, cell.seed, self._parts(*names))
+
+    def guide_network(self, cell: Cell) -> Network | None:
+        """The network that guides a cell, where its guidance names one."""
+        name = self.config["guidances"][cell.guidance].get("guide_network")
+        return self.network(cell, name) if name else None
 
     @property
     def pictures(self) -> list[str]:
@@ -194,10 +201,11 @@ class Grid:
 
     @cached_property
     def used(self) -> dict:
-        """The configuration without the axis values that no block of the grid names."""
+        """The configuration without the axis values that no block of the grid names, nor a guidance of one."""
         found = dict(self.config)
         for axis, section in AXES.items():
             named = {name for block in self.config["grid"] for name in block[axis]}
+            named |= {n.architecture for n in self.networks.values()} if axis == "network" else set()
             found[section] = {name: value for name, value in self.config[section].items() if name in named}
         return found
 

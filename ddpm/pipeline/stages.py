@@ -87,6 +87,9 @@ class TrainStage(Stage):
     def serving(self, grid: Grid, cell: Cell) -> str:
         return grid.network(cell).name
 
+    def names(self, grid: Grid) -> list[str]:
+        return list(grid.networks)
+
     def job(self, grid: Grid, name: str) -> dict:
         network = grid.networks[name]
         training = dict(grid.config["training"])
@@ -167,8 +170,11 @@ class SampleStage(Stage):
 
     def job(self, grid: Grid, name: str) -> dict:
         cell = grid.runs[name]
-        network, guide = grid.network(cell).name, grid.guide(cell)
-        return ({"guide": guide.name} if guide else {}) | {
+        network, guide, worse = grid.network(cell).name, grid.guide(cell), grid.guide_network(cell)
+        guides: dict = {"guide": guide.name} if guide else {}
+        if worse:
+            guides |= {"guide_network": worse.name, "guide_model": grid.model(worse.name)}
+        return guides | {
             "name": name,
             "network": network,
             "model": grid.model(network),
@@ -180,10 +186,11 @@ class SampleStage(Stage):
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         found = {"data": ("data", ""), "weights": ("train", job["network"])}
-        return found | ({"guide": ("guide", job["guide"])} if "guide" in job else {})
+        found |= {"guide": ("guide", job["guide"])} if "guide" in job else {}
+        return found | ({"guide_weights": ("train", job["guide_network"])} if "guide_network" in job else {})
 
     def methods(self, job: dict) -> set[Root]:
-        return on_axes(job) | on_axes(job["model"])
+        return on_axes(job) | on_axes(job["model"]) | on_axes(job.get("guide_model", {}))
 
     def work(self, job: dict) -> float:
         return job["sampling"]["images"] * job["sampler"].get("steps", 1)

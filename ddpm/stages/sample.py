@@ -10,7 +10,7 @@ from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data, proportional
 from ddpm.denoiser import Denoiser
-from ddpm.guidance import Guidance
+from ddpm.guidance import Guidance, Guide
 from ddpm.objectives import Objective
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import read_record, read_tensors
@@ -33,6 +33,14 @@ def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
     network = networks.build(job["network"], space.shape, objective.variance.heads, classes)
     network.load_state_dict(read_tensors(layout.output("train", name))[0])
     return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=space.clips)
+
+
+def load_guided(layout: Layout, guidance: dict, name: str, of: dict, device: str = "cpu") -> Denoiser:
+    """The trained network `name` under guidance, by what `of` names: {"guide": a classifier}, {"guide_network": another
+    network}, or nothing."""
+    by: Guide = guide.load(layout, of["guide"], device) if "guide" in of else None
+    by = load_denoiser(layout, of["guide_network"], device) if "guide_network" in of else by
+    return Guidance.make(guidance)(load_denoiser(layout, name, device), by)
 
 
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
@@ -73,11 +81,10 @@ def sample(run: Run) -> Outcome:
     job, settings, device, network = run.job, run.settings, run.device, run.job["network"]
     # ---- the denoiser, and what steers it
     dataset, status = data.read(run.inputs["data"]), run.parent("weights")["status"]
-    classifier = guide.load(run.layout, job["guide"], device) if "guide" in job else None
-    denoiser = Guidance.make(job["guidance"])(load_denoiser(run.layout, network, device), classifier)
+    denoiser = load_guided(run.layout, job["guidance"], network, job, device)
     sampler = Sampler.make(job["sampler"])
     wanted = settings["images"] if status == "ok" else 0
-    labels = draw_labels(dataset, network, wanted) if denoiser.network.classes or classifier else None
+    labels = draw_labels(dataset, network, wanted) if denoiser.network.classes or "guide" in job else None
     # ---- what an interrupted job has already
     found = run.checkpoint.load()
     images = [dataset.train.images[:0] if found is None else found[0]["images"]]
