@@ -66,6 +66,7 @@ def forget() -> None:
     """Empty every cache of what was read from source."""
     for cached in (
         source.read,
+        source.path_of,
         fingerprints._reach,
         fingerprints.fingerprint,
         declarations.lineage,

@@ -66,7 +66,7 @@ class _Scan:
 class Reach(NamedTuple):
     """One definition: the text that stands for it, this package's definitions that it names, and the other packages."""
 
-    text: str
+    text: bytes
     names: frozenset[tuple[str, str]]
     packages: frozenset[str]
 
@@ -89,7 +89,7 @@ def _reach(module: str, name: str) -> Reach:
         elif found in source.definitions and found != name:
             reached.add((module, found))
     text = repr((title(module), name, " ".join(scan.text), sorted(outside)))
-    return Reach(text, frozenset(reached), frozenset(target.split(".")[0] for _, target, _ in outside))
+    return Reach(text.encode(), frozenset(reached), frozenset(target.split(".")[0] for _, target, _ in outside))
 
 
 def closure(roots: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
@@ -104,13 +104,13 @@ def closure(roots: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
 @cache
 def fingerprint(roots: frozenset[tuple[str, str]]) -> str:
     """16 hexadecimal digits that change when, and only when, the code that `roots` reach does."""
-    text = "\n".join(sorted(_reach(module, name).text for module, name in closure(roots)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    text = b"\n".join(sorted(_reach(module, name).text for module, name in closure(roots)))
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def parts(roots: frozenset[tuple[str, str]]) -> dict[str, str]:
     """The same by definition, so that a change can be named: `ddpm.samplers.DDIM` → 8 hexadecimal digits."""
-    found = {f"{title(m)}.{n}": hashlib.sha256(_reach(m, n).text.encode()).hexdigest()[:8] for m, n in closure(roots)}
+    found = {f"{title(m)}.{n}": hashlib.sha256(_reach(m, n).text).hexdigest()[:8] for m, n in closure(roots)}
     return dict(sorted(found.items()))
 
 

@@ -24,6 +24,7 @@ class Source:
     effects: tuple[ast.stmt, ...]
 
 
+@cache
 def path_of(module: str) -> Path | None:
     """The module's file; None where there is no such module here."""
     if module.endswith(".py"):
