@@ -156,7 +156,9 @@ def neighbours_figure(
 ) -> None:
     """Samples of the best cell, and below each the training images that are nearest to it in grey levels (L2)."""
     name = next(iter(scores(layout, grid)))
-    train, shown = renderer.dataset.train.images, samples[name][:count]
+    few = samples[name][:100]  # which may be sorted by label
+    train = renderer.dataset.train.images
+    shown = few[torch.linspace(0, len(few) - 1, min(len(few), count)).long()]
     distance = torch.cdist(shown.flatten(1).float(), train.flatten(1).float())
     nearest = train[distance.topk(3, largest=False).indices.T]
     rows = ["sample", "nearest", "second", "third"]

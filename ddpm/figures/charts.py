@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ddpm.figures.canvas import save_figure, save_vector
 from ddpm.pipeline import records
@@ -85,11 +85,9 @@ def plain(axis: plt.Axes, which: str) -> None:
     side = axis.xaxis if which == "x" else axis.yaxis
     (axis.set_xscale if which == "x" else axis.set_yscale)("log")
     low, high = axis.get_xlim() if which == "x" else axis.get_ylim()
+    side.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 6 * low else tuple(range(1, 10))))
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if high < 10 * low:
-        side.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-    else:
-        side.set_minor_formatter(NullFormatter())
+    side.set_minor_locator(NullLocator())
 
 
 def comparison_figure(layout: Layout, grid: Grid, metric: str, title: str, path: Path) -> None:
@@ -142,9 +140,9 @@ def steps_figure(layout: Layout, grid: Grid, metric: str, title: str, path: Path
                 colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
                 axis.plot([point.nfe for point in line], values, color=colour, marker=mark, markersize=5, label=sampler)
             axis.set_title(panel)
-            plain(axis, "x")
-            if all(point.number[metric] > 0 for point in found):
-                plain(axis, "y")
+        plain(axes[0, 0], "x")  # which all panels share
+        if all(point.number[metric] > 0 for point in found):
+            plain(axes[0, 0], "y")
         handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         if handles:
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)))
