@@ -27,7 +27,7 @@ class Condition:
             found[name] = None if values[0] is None else change(*values)
         return type(self)(**found)
 
-    def __getitem__(self, index: Tensor) -> Self:
+    def __getitem__(self, index: Tensor | slice) -> Self:
         """That of the images `index`."""
         return self.each(lambda value: value[index])
 

@@ -1,5 +1,6 @@
 """Network + objective + schedule: (x_t, t, condition) → x̂0, ε̂ and, if learned, the variance fraction v."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +34,16 @@ class Denoiser:
 
     def __init__(self, network: Network, objective: Objective, schedule: Schedule, clip: bool = True):
         self.network, self.objective, self.schedule, self.clip = network, objective, schedule, clip
+        self.call: Callable[[Tensor, Tensor, Condition], Tensor] = network  # how it is computed (`ddpm.compute`)
         self.evaluated = 0  # network evaluations so far, summed over images
+
+    def parts(self) -> list["Denoiser"]:
+        """The denoisers of single networks that this one is made of."""
+        return [self]
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         """x̂0 before clipping, and v or None."""
-        output, v = self.objective.outputs(self.network, self.schedule, x_t, t, condition)
+        output, v = self.objective.outputs(self.call, self.schedule, x_t, t, condition)
         x0, _ = self.objective.target.invert(self.schedule, output, x_t, t)
         return x0, v
 

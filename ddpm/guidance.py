@@ -59,6 +59,9 @@ class Guided(Denoiser):
         self.denoiser, self.guidance, self.guide = denoiser, guidance, guide
         self.evaluations = guidance.evaluations * denoiser.evaluations
 
+    def parts(self) -> list[Denoiser]:
+        return self.denoiser.parts() + (self.guide.parts() if isinstance(self.guide, Denoiser) else [])
+
     def evaluations_at(self, t: Tensor) -> int:
         return self.guidance.evaluations_at(self.schedule, t) * self.denoiser.evaluations_at(t)
 

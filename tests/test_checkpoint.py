@@ -270,3 +270,48 @@ def test_seconds_add_up(layouts: tuple[Layout, Layout], monkeypatch: pytest.Monk
     records.write_tensors(kept, tensors, aged | {"digest": checkpoint.digest(tensors, aged)})
     run("sample", CELL, one)
     assert 1000 <= records.read_record(one.record("sample", CELL))["costs"]["seconds"] < 2000
+
+
+# ---- memory -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "name"), JOBS)
+def test_less_memory_than_a_batch_needs(
+    layouts: tuple[Layout, Layout],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    stage: str,
+    name: str,
+) -> None:
+    """Batches are halved until they fit, in a line each: the result is the twin's, up to the rounding of other batches,
+    and evaluations are counted once."""
+    one, two = layouts
+    run(stage, name, one)
+    module, called, _ = STAGES[stage]
+    batch = getattr(module, called)
+
+    def starved(*arguments: object, **named: object) -> object:
+        if stage == "sample":
+            found = iter(batch(*arguments, **named))
+            noise = next(found)
+            if len(noise) > 5:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            return iter([noise, *found])
+        if arguments[-1] > 1:
+            raise MemoryError
+        return batch(*arguments, **named)
+
+    monkeypatch.setattr(module, called, starved)
+    capsys.readouterr()
+    run(stage, name, two)
+    (expected, _), (found, _) = (result(stage, name, layout) for layout in layouts)
+    section, fits = ("sampling", 3) if stage == "sample" else (stage, 1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "need more memory" in line]
+    assert said[-1].endswith(f": {fits} at once") and all(line.startswith(f"{section}.batch: ") for line in said)
+    if stage == "sample":
+        assert found.pop("compute") == expected.pop("compute") | {"images_at_once": fits}
+        assert {k: found[k] for k in ("images", "steps", "nfe")} == {k: expected[k] for k in ("images", "steps", "nfe")}
+        images = [records.read_tensors(layout.output(stage, name))[0]["images"].double() for layout in layouts]
+        assert (images[0] - images[1]).abs().mean() < 0.05 * images[0].std()
+    else:
+        assert found == pytest.approx(expected, rel=1e-4)

@@ -80,6 +80,7 @@ OVERLAYS = {
     "the bound": ("likelihood: {times: 6}", BOUND),
     "two values that change places": ("likelihood: {images: 5, times: 20}", BOUND),
     "threads": ("threads: 2", EVERYTHING - of("data", "")),
+    "the precision": ("compute: {precision: float32}", trained(*NETWORKS)),
     "a new cell on a network that is there": (
         "grid: [{objective: [eps, learned], schedule: [linear], guidance: [none], sampler: [ancestral, ddim]},"
         " {objective: [score], schedule: [cosine], guidance: [cfg-w1, cfg-w5], sampler: [ddim]}]",

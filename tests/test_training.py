@@ -1,5 +1,6 @@
 """Training: draws without state, runs that resume bit for bit, averages, and divergence as a result."""
 
+import copy
 import csv
 import math
 import shutil
@@ -11,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from ddpm import networks, tables
 from ddpm.datasets import dataset as data
@@ -250,32 +250,32 @@ def test_the_average_follows_its_formula(decay: float) -> None:
     """θ_ema ← d θ_ema + (1 − d) θ, d = min(decay, (1 + n)/(10 + n)) after n updates; the first one copies."""
     torch.manual_seed(0)
     network = nn.Linear(3, 4)
-    average = AveragedModel(network, multi_avg_fn=training.ema(decay), use_buffers=False)
+    average = copy.deepcopy(network)
     by_hand: list[torch.Tensor] = []
     for n in range(60):
         with torch.no_grad():
             for p in network.parameters():
                 p.add_(torch.randn_like(p))
-        average.update_parameters(network)
+        training.average(average, network, n, decay)
         now = [p.detach().clone() for p in network.parameters()]
         if n:
             d = min(decay, (1 + n) / (10 + n))
             by_hand = [torch.lerp(a, p, 1 - d) for a, p in zip(by_hand, now, strict=True)]
         else:
             by_hand = now
-        assert all(torch.equal(a, b) for a, b in zip(average.module.parameters(), by_hand, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(average.parameters(), by_hand, strict=True))
 
 
 def test_training_stores_the_average(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights that are evaluated are the formula's average of the network after every step."""
     history: list[dict[str, torch.Tensor]] = []
 
-    class Watched(AveragedModel):
-        def update_parameters(self, model: nn.Module) -> None:
-            history.append({k: v.detach().clone() for k, v in model.state_dict().items()})
-            super().update_parameters(model)
+    def watched(averaged: nn.Module, network: nn.Module, n: int, decay: float) -> None:
+        history.append({k: v.detach().clone() for k, v in network.state_dict().items()})
+        average(averaged, network, n, decay)
 
-    monkeypatch.setattr(training, "AveragedModel", Watched)
+    average = training.average
+    monkeypatch.setattr(training, "average", watched)
     job = small(ema_decay=0.4).job("train", PLAIN)[0]
     execute("train", job, CODE, layout)
     assert len(history) == 8
@@ -436,8 +436,8 @@ def losses(monkeypatch: pytest.MonkeyPatch, poison: int = 0) -> list[float]:
     seen: list[float] = []
     loss = training.Objective.loss
 
-    def watched(self: training.Objective, *rest: object) -> torch.Tensor:
-        found = loss(self, *rest)
+    def watched(self: training.Objective, *rest: object, **named: object) -> torch.Tensor:
+        found = loss(self, *rest, **named)
         seen.append(float(found.detach().mean()))
         return found * math.nan if len(seen) == poison else found
 

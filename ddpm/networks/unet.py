@@ -59,7 +59,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        # In float32 also under autocast: on a CPU torch's bfloat16 gradient of attention takes ten times as long.
+        mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
         return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
 
 

@@ -105,6 +105,7 @@ class TrainStage(Stage):
             "training": training | ({"label_dropout": dropout} if conditional else {}),
             "conditional": conditional,
             "seed": network.seed,
+            "compute": grid.config["compute"],
             "threads": grid.config["threads"],
         }
 
@@ -181,6 +182,7 @@ class SampleStage(Stage):
             "guidance": grid.axis("guidance", cell.guidance),
             "sampler": grid.axis("sampler", cell.sampler),
             "sampling": grid.config["sampling"],
+            "compute": grid.config["compute"],
             "threads": grid.config["threads"],
         }
 

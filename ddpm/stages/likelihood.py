@@ -11,12 +11,14 @@ between them are paired and small (ddpm/tables/paired.py), while seeds share not
 """
 
 import math
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
 from ddpm import rng
 from ddpm.bound import prior_term, vlb_term
+from ddpm.compute import fitting
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import reference
 from ddpm.denoiser import Denoiser
@@ -148,7 +150,7 @@ def evaluate(run: Run) -> Outcome:
     # ---- what an interrupted job has already
     found = run.checkpoint.load()
     total: dict[str, Tensor] = {} if found is None else found[0]
-    done = 0 if found is None else found[1]["at"]
+    done, batch = 0 if found is None else found[1]["at"], settings["batch"]
     # ---- the bound of every image; some thirty full batches at once: the unit of a resumed job, small enough for its
     # noise to fit
     together = max(1, 32 * settings["batch"] // per_image)
@@ -156,17 +158,9 @@ def evaluate(run: Run) -> Outcome:
     with run.progress(len(x0) * per_image, "eval", done * per_image) as progress:
         for start in range(done, len(x0), together):
             index = torch.arange(start, min(start + together, len(x0)))
-            part = vlb(
-                denoiser,
-                x0[index].to(device),
-                index.to(device),
-                key,
-                dataset.space,
-                settings["times"],
-                settings["variance"] == "large",
-                settings["batch"],
-                progress,
-            )
+            images, large = x0[index].to(device), settings["variance"] == "large"
+            bound = partial(vlb, denoiser, images, index.to(device), key, dataset.space, settings["times"], large)
+            part, batch = fitting(batch, partial(bound, progress=progress), "likelihood.batch")
             total = {k: torch.cat([total[k], v]) if total else v for k, v in part.items()}
             if run.checkpoint.due():
                 run.checkpoint.save(total, {"at": start + len(index)})

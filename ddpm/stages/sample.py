@@ -6,6 +6,7 @@ from itertools import count
 import torch
 
 from ddpm import networks, rng
+from ddpm.compute import Computed, fitting
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data, proportional
@@ -85,22 +86,34 @@ def sample(run: Run) -> Outcome:
     sampler = Sampler.make(job["sampler"])
     wanted = settings["images"] if status == "ok" else 0
     labels = draw_labels(dataset, network, wanted) if denoiser.network.classes or "guide" in job else None
+    calls = sampler.steps * wanted // settings["batch"]
+    computed = [Computed(p.network, job["compute"], dataset.space, device, calls) for p in denoiser.parts()]
+    for part, call in zip(denoiser.parts(), computed, strict=True):
+        part.call = call
     # ---- what an interrupted job has already
     found = run.checkpoint.load()
     images = [dataset.train.images[:0] if found is None else found[0]["images"]]
     reach = [torch.zeros(0) if found is None else found[0]["reach"]]
-    denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
+    evaluated = 0 if found is None else found[1]["evaluated"]
     first, each = len(images[0]), sampler.steps + 1
     drawn = first
     # ---- the chains, one batch after another
     run.phase("sampling")
     with run.progress(wanted * each, "step", first * each) as progress:
-        for start in range(first, wanted, settings["batch"]):
-            index = torch.arange(start, min(start + settings["batch"], wanted))
+
+        def batch(size: int) -> Tensor:
+            """x_0 of the next `size` images."""
+            index = torch.arange(drawn, min(drawn + size, wanted))
             condition = Condition(labels)[index].to(device)
+            denoiser.evaluated, progress.n = evaluated, drawn * each  # where an attempt has failed
             for x in chain(denoiser, sampler, network, index.to(device), condition, dataset.shape):
                 progress.update(len(index))
-            drawn += len(index)
+            return x
+
+        size = settings["batch"]
+        while drawn < wanted:
+            x, size = fitting(size, batch, "sampling.batch")
+            drawn, evaluated = drawn + len(x), denoiser.evaluated
             if not x.isfinite().all():
                 status, images, labels = "diverged", [images[0][:0]], None
                 break
@@ -113,7 +126,8 @@ def sample(run: Run) -> Outcome:
     run.phase("writing")
     samples = torch.cat(images)
     run.write("images", {"images": samples} | ({} if labels is None else {"labels": labels}))
-    result = {"images": len(samples), "steps": sampler.steps, "nfe": round(denoiser.evaluated / max(1, drawn))}
+    result = {"images": len(samples), "steps": sampler.steps, "nfe": round(evaluated / max(1, drawn))}
+    result["compute"] = computed[0].record() | {"images_at_once": size}
     if len(samples):
         result["reach"] = float(torch.cat(reach).max())
         result["spread"] = variance(dataset.space.encode(samples)) / dataset.variance

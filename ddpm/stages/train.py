@@ -1,14 +1,15 @@
 """Training of one network: stateless draws, EMA, checkpoints that resume bit for bit."""
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from ddpm import networks, rng, terminal
+from ddpm.compute import Computed, fitting
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data
@@ -27,19 +28,15 @@ Tensor = torch.Tensor
 RESIDENT = 2**30
 
 
-def ema(decay: float) -> Callable:
-    """θ_ema ← d θ_ema + (1 − d) θ with the warm-up d = min(decay, (1 + n)/(10 + n)) after n updates.
+@torch.no_grad()
+def average(averaged: nn.Module, network: nn.Module, n: int, decay: float) -> None:
+    """θ_ema ← d θ_ema + (1 − d) θ with the warm-up d = min(decay, (1 + n)/(10 + n)) after n updates; the first copies.
 
-    The first update copies the weights. Without the warm-up, a decay of 0.999 would still hold e^−1 of the initial
-    weights after 1 000 optimiser steps.
+    Without the warm-up, a decay of 0.999 would still hold e^−1 of the initial weights after 1 000 optimiser steps.
     """
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
-        d = min(decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - d)
-
-    return update
+    d = min(decay, (1 + n) / (10 + n)) if n else 0.0
+    into, current = ([*of.parameters()] for of in (averaged, network))
+    torch._foreach_lerp_(into, current, 1 - d)  # type: ignore[arg-type]  # parameters are tensors
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
@@ -119,7 +116,7 @@ class State:
 
     def __init__(self, network: nn.Module, settings: dict, times: Draws, device: str):
         self.network, self.times = network, times
-        self.average = AveragedModel(network, multi_avg_fn=ema(settings["ema_decay"]), use_buffers=False)
+        self.average, self.ema_decay = copy.deepcopy(network).requires_grad_(False), settings["ema_decay"]
         rate = settings["learning_rate"]
         self.optimiser = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
         self.total = torch.zeros((), device=device)
@@ -162,24 +159,24 @@ class State:
         self.rows = found[1]["rows"]
         return found[1]["at"]
 
-    def update(self, loss: Tensor, rate: float, gradient_clip: float) -> None:
-        """One step of Adam down the loss's gradient, its norm clipped, and of the average after it."""
+    def update(self, step: int, rate: float, gradient_clip: float) -> None:
+        """One step of Adam down the gradient, its norm clipped, and of the average after it; `step` counts from 0."""
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip)
         self.optimiser.step()
-        self.average.update_parameters(self.network)
+        average(self.average, self.network, step, self.ema_decay)
 
-    def row(self, step: int, images: int, rate: float, count: int) -> bool:
-        """Another row of the training curve: the mean loss of the last `count` steps; False where it is not finite.
-
-        One look at the device: reading every loss would stall a GPU.
-        """
-        mean = float(self.total) / count
+    def row(self, step: int, settings: dict, rate: float, loss: Tensor) -> bool:
+        """After every 200th part of training and the last step, a row of the training curve: the mean loss since the
+        last one; False where it is not finite. One look at the device: reading every loss would stall a GPU."""
+        self.total += loss
+        every, done = max(1, settings["steps"] // 200), step + 1
+        if done % every and done < settings["steps"]:
+            return True
+        mean = float(self.total) / (step % every + 1)
         if math.isfinite(mean):
-            self.rows.append([step, images, rate, mean])
+            self.rows.append([done, done * settings["batch"], rate, mean])
             self.total.zero_()
         return math.isfinite(mean)
 
@@ -189,13 +186,28 @@ class State:
         return "\n".join(lines) + "\n"
 
 
-def require_noise(job: dict, schedule: Schedule, dataset: Data) -> None:
-    """UserError where the schedule does not end in noise for these data (`ddpm.terminal`)."""
-    std = dataset.deviation
+def backward(
+    loss: Callable[..., Tensor], batch: tuple, signs: Callable[[], Tensor], weight: Tensor, size: int
+) -> Tensor:
+    """The losses (B,) of a batch (x0, ε, t, condition), `size` images at a time; the gradient of their weighted mean
+    is added to that of the network's weights."""
+    found = []
+    for start in range(0, len(weight), size):
+        piece = slice(start, start + size)
+        losses = loss(*(of[piece] for of in batch), signs=lambda piece=piece: signs()[piece])
+        ((losses * weight[piece]).sum() / len(weight)).backward()
+        found.append(losses.detach())
+    return torch.cat(found)
+
+
+def noisy_schedule(job: dict, dataset: Data) -> Schedule:
+    """A job's schedule; UserError where it does not end in noise for these data (`ddpm.terminal`)."""
+    schedule = Schedule.make(job["schedule"])
     end = schedule.level(torch.tensor(schedule.steps, dtype=torch.float64))
-    if short := terminal.falls_short(float(end), std):
+    if short := terminal.falls_short(float(end), dataset.deviation):
         raised = terminal.RAISED.get(schedule.method, "σ(T) against α(T)")
         raise UserError(f"schedule {job['schedule']['method']} of {job['name']}: {short}: raise its {raised}")
+    return schedule
 
 
 def train(run: Run) -> Outcome | None:
@@ -208,16 +220,17 @@ def train(run: Run) -> Outcome | None:
     settings, device = run.settings, run.device
     group = parallel.join(settings["processes"], device)
     dataset = data.read(run.inputs["data"])
-    schedule, objective = Schedule.make(run.job["schedule"]), Objective.make(run.job["objective"])
-    require_noise(run.job, schedule, dataset)
+    schedule, objective = noisy_schedule(run.job, dataset), Objective.make(run.job["objective"])
     network, times = build(run.job, dataset).to(device), objective.times.on(schedule)
     batches, state = Batches(dataset, run.job, torch.device(device), network), State(network, settings, times, device)
     # ---- what an interrupted job has already
     first = state.resume(run.checkpoint)
     group.agree(first, f"{run.checkpoint.path}: first step")
-    together = group.wrap(state.network)
     # ---- Ho et al. 2020, algorithm 1
-    steps, every = settings["steps"], max(1, settings["steps"] // 200)
+    steps, at_once = settings["steps"], settings["batch"] // group.size
+    computed = Computed(group.wrap(state.network), run.job["compute"], dataset.space, device, steps - first)
+    loss = partial(objective.loss, computed, schedule, space=dataset.space)
+    least = at_once if group.size > 1 else 1  # processes must exchange gradients equally often
     status, step = "ok", first - 1
     run.phase("training")
     with run.progress(steps, "step", first, disable=not group.first) as progress:
@@ -227,20 +240,17 @@ def train(run: Run) -> Outcome | None:
             t, weight = times.draw(u)
             x0, eps, at = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1))))
             condition = condition.each(group.part)
-            # The loss of every image, and its mean with the weights that make the times even.
-            signs = partial(batches.signs, step, group)
-            losses = objective.loss(together, schedule, x0, eps, at, condition, dataset.space, signs)
-            weight = weight.to(losses.device, losses.dtype)
-            loss = (losses * group.part(weight)).mean()
+            signs, weight = partial(batches.signs, step, group), weight.to(x0.device, x0.dtype)
+            # The loss of every image, and the gradient of their mean with the weights that make the times even.
+            state.optimiser.zero_grad(set_to_none=True)
+            attempt = partial(backward, loss, (x0, eps, at, condition), signs, group.part(weight))
+            losses, at_once = fitting(at_once, attempt, "training.batch", least)
             losses = group.whole(losses)
             times.learn(t, losses)
-            # The step.
             rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
-            state.update(loss, rate, settings["gradient_clip"])
-            state.total += (losses * weight).mean()
+            state.update(step, rate, settings["gradient_clip"])
             progress.update()
-            ends = (step + 1) % every == 0 or step + 1 == steps
-            if ends and not state.row(step + 1, (step + 1) * settings["batch"], rate, step % every + 1):
+            if not state.row(step, settings, rate, (losses * weight).mean()):
                 status = "diverged"
                 break
             if group.first and run.checkpoint.due():
@@ -249,7 +259,7 @@ def train(run: Run) -> Outcome | None:
         return None
     # ---- what is kept
     run.phase("writing")
-    run.write("weights", state.average.module.state_dict())
+    run.write("weights", state.average.state_dict())
     run.write("loss", state.curve())
     return status, {
         "steps": step + 1,
@@ -258,4 +268,5 @@ def train(run: Run) -> Outcome | None:
         "final_loss": state.rows[-1][-1] if state.rows else None,
         "space": dataset.space.spec,
         "classes": dataset.classes,
+        "compute": computed.record() | {"images_at_once": at_once},
     }
