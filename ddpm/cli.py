@@ -87,7 +87,7 @@ def cell_command(args: argparse.Namespace) -> None:
     name = _pick(args.name, grid.names[args.command], STAGES[args.command].called)
     if args.command == "fidelity":
         fix_threads(grid.job("fidelity", name)[0])
-        machine.load_inception(grid.config)
+        machine.load_extractor(grid.config)
     for stage, target in grid.needed(args.command, name):
         again = args.again and stage == args.command
         job, code = grid.job(stage, target)
@@ -111,7 +111,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
         raise UserError(f"{name!r} cannot name a row; give 1 to 64 letters, digits, '.', '_', '-' with --as NAME")
     measured, job = f"external/{name}", stage.job_of(grid, name, str(source))
     fix_threads(job)
-    machine.load_inception(grid.config)
+    machine.load_extractor(grid.config)
     for parent in grid.parents("fidelity", measured).values():
         for needed in grid.needed(*parent) if parent[0] != "external" else ():
             wanted, code = grid.job(*needed)

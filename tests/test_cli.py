@@ -162,7 +162,7 @@ def test_threads_are_fixed_before_inception_is_loaded(
 
     for variable in variables:
         monkeypatch.setenv(variable, "7")
-    monkeypatch.setattr(machine, "load_inception", load)
+    monkeypatch.setattr(machine, "load_extractor", load)
     assert cli.main(["fidelity", CELL, *overlay()]) == 2
     assert capsys.readouterr().err == "ddpm: no weights\n" and seen == ["1", "1", "1"]
 

@@ -278,6 +278,51 @@ def test_offline_inception_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "no route to host" in message and "fidelity.weights" in message and "pt_inception" in message
 
 
+# ---- DINOv2 -----------------------------------------------------------------------------------------------
+
+
+class Patches(torch.nn.Module):
+    """Stands for the transformer: the means of 1024 patches of all three channels, times a weight."""
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1:] == (3, 224, 224) and x.dtype == torch.float32
+        return self.weight * torch.nn.functional.interpolate(x.mean(1, keepdim=True), (32, 32), mode="area").flatten(1)
+
+
+def test_dinov2_sees_224_pixels_of_three_channels(digits: data.Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.hub gives is asked for images of ImageNet's mean and deviation; its hash is that of its weights."""
+    asked = []
+    monkeypatch.setattr(torch.hub, "load", lambda *of, **_: asked.append(of) or Patches())
+    measured = Evaluator(digits, {"extractor": "dinov2", "weights": ""}, None)
+    found = measured.features(torch.full((2, 1, 8, 8), 16, dtype=torch.uint8))
+    assert asked == [("facebookresearch/dinov2", "dinov2_vitl14")]
+    white = np.mean([(1 - mean) / std for mean, std in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))])
+    assert found.shape == (2, 1024) and found.dtype == torch.float64
+    torch.testing.assert_close(found, torch.full((2, 1024), white).double(), rtol=1e-5, atol=1e-5)
+    upper = digits.test.images[:1].clone()
+    upper[:, :, 4:] = 0
+    rows = measured.features(upper)[0].reshape(32, 32)
+    assert float(rows[18:].std()) < 1e-5 < float(rows[:14].std())
+    monkeypatch.setattr(torch.hub, "load", lambda *_, **__: Patches(2.0))
+    other = Evaluator(digits, {"extractor": "dinov2", "weights": ""}, None).extractor.hash
+    assert measured.extractor.hash.startswith("dinov2-") and other != measured.extractor.hash
+
+
+def test_offline_dinov2_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key, why, and where its download may lie."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load", fail)
+    with pytest.raises(UserError, match=r"fidelity.extractor: 'dinov2'.*no route to host.*TORCH_HOME"):
+        extractors.dinov2()
+
+
 # ---- references and the stage -----------------------------------------------------------------------------
 
 

@@ -314,7 +314,7 @@ def test_images_that_are_not_square(package: Path, tmp_path: Path) -> None:
         (
             {},
             "fidelity.extractor: 'classifier' learns labels, and data.name 'unlabelled' has none: it must be inception "
-            "or identity",
+            "or dinov2 or identity",
         ),
         (
             {"fidelity": {"extractor": "identity"}, "guidances": {"none": {"method": "cfg", "weight": 1.0}}},

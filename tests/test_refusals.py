@@ -166,8 +166,8 @@ def test_inception_is_loaded_before_a_cell_is_made(tmp_path: Path, monkeypatch: 
     path = tmp_path / "weights.pth"
     torch.save(TENSORS, path)
     with pytest.raises(UserError, match=r"fidelity\.weights: .*weights\.pth: not Inception's weights"):
-        machine.load_inception({"fidelity": {"extractor": "inception", "weights": str(path)}})
-    machine.load_inception({"fidelity": {"extractor": "classifier", "weights": ""}})
+        machine.load_extractor({"fidelity": {"extractor": "inception", "weights": str(path)}})
+    machine.load_extractor({"fidelity": {"extractor": "classifier", "weights": ""}})
 
 
 # ---- records ----------------------------------------------------------------------------------------------

@@ -47,12 +47,17 @@ def checks(cluster: bool) -> list[Callable[[dict], Iterator[str]]]:
     return [_inception, _folder, _images, _networks, _imports] + [_devices] * (not cluster)
 
 
-def load_inception(config: dict) -> None:
-    """UserError where Inception cannot be loaded, or downloaded; loads torch, so only for who is about to measure."""
+def load_extractor(config: dict) -> None:
+    """UserError where Inception or DINOv2 cannot be loaded, or downloaded; loads torch, so only for who is about to
+    measure."""
     if config["fidelity"]["extractor"] == "inception":
         from ddpm.metrics.extractors import inception
 
         inception(config["fidelity"]["weights"])
+    elif config["fidelity"]["extractor"] == "dinov2":
+        from ddpm.metrics.extractors import dinov2
+
+        dinov2()
 
 
 def _inception(config: dict) -> Iterator[str]:

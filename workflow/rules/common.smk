@@ -190,7 +190,7 @@ def preflight():
     if any(job.rule.name == "fidelity" for job in workflow.dag.needrun_jobs()):
         if not workflow.deployment_settings.deployment_method:  # else torch need not be here
             try:
-                machine.load_inception(config)
+                machine.load_extractor(config)
             except UserError as e:
                 raise WorkflowError(str(e)) from None
     if workflow.executor_plugin.name == "slurm":
