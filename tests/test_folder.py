@@ -177,6 +177,7 @@ def test_sub_folders_are_classes_split_in_proportion(tmp_path: Path) -> None:
     assert (made.classes, made.names) == (3, ["a", "b", "c"])
     assert test.known.bincount().tolist() == [4, 2, 1] and train.known.bincount().tolist() == [16, 8, 1]
     assert folders.sizes(str(tmp_path), True, 0.2) == (25, 7)
+    assert folders.sizes(str(tmp_path), True, 0.99) == (3, 29)  # one at least of each class is for training
     for split in (train, test):
         level = split.images[:, 0, 0, 0].long()
         assert torch.equal(split.known, (level >= 20).long() + (level >= 30).long())
@@ -280,7 +281,6 @@ def test_a_folder_is_read_again_if_its_content_changes_and_only_then(
     assert reasons() == []
     old = (mine / "a/001.png").stat()
     content = (mine / "a/001.png").read_bytes()
-    # The same size and the times of before: only ctime, which nobody sets, tells.
     (mine / "a/001.png").write_bytes(grey_bytes(99))
     assert len(grey_bytes(99)) == len(content)
     os.utime(mine / "a/001.png", ns=(old.st_atime_ns, old.st_mtime_ns))
@@ -301,8 +301,17 @@ def test_a_folder_is_read_again_if_its_content_changes_and_only_then(
     assert reasons() == []
     hashed.clear()
     assert reasons() == [] == reasons() and not hashed
-    (mine / "b/001.png").unlink()
+    # In its place, of its size, with its time: ctime tells, which nobody sets.
+    state = (mine / "a/002.png").stat()
+    (mine / "a/002.png").write_bytes(grey_bytes(99))
+    os.utime(mine / "a/002.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (mine / "a/002.png").stat().st_size == state.st_size
     assert reasons() == changed and hashed
+    (mine / "b/001.png").unlink()
+    assert reasons() == changed
+    (mine / "b/001.png").write_bytes(grey_bytes(101))
+    (mine / "a/002.png").write_bytes(grey_bytes(2))
+    assert reasons() == []
     mine.rename(folder / "elsewhere")
     assert reasons() == []  # what was made of it is there
 
