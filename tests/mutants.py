@@ -55,7 +55,7 @@ MODULES = {
     "ddpm/tables/winners.py": ["winners"],
     "ddpm/baselines.py": ["baselines"],
     "ddpm/stages/guide.py": ["guide", "stages"],
-    "ddpm/stages/train.py": ["terminal", "stages", "training"],
+    "ddpm/stages/train.py": ["terminal", "stages", "training", "training_parts"],
     "ddpm/stages/sample.py": ["sampling", "verdict", "stages", "guide", "checkpoint", "training"],
     "ddpm/terminal.py": ["terminal"],
     "ddpm/pipeline/verdict.py": ["verdict"],
