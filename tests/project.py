@@ -1,14 +1,16 @@
 """A copy of the project, Snakemake in it as a user runs it, and what it plans."""
 
+import copy
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from ddpm.pipeline import declarations, fingerprints, registry, source
+from ddpm.pipeline import config, declarations, fingerprints, registry, source
 
 ROOT = Path(__file__).parent.parent
+DEFAULT = config.read(ROOT / "config.yaml")
 PARTS = (
     "Snakefile",
     "config.yaml",
@@ -76,3 +78,14 @@ def forget() -> None:
         registry._composed,
     ):
         cached.cache_clear()
+
+
+def altered(*changes: tuple[tuple, object], base: dict = DEFAULT) -> dict:
+    """A copy of the configuration with other values at some paths."""
+    new = copy.deepcopy(base)
+    for path, value in changes:
+        place = new
+        for part in path[:-1]:
+            place = place[part]
+        place[path[-1]] = value
+    return new
