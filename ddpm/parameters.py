@@ -172,14 +172,14 @@ def conflicts(values: Mapping[str, Any], declared: Mapping[str, Any], written: C
         if abs(sum(values[name]) - 1) > 1e-9:
             yield f"{name}: {list(values[name])} sum to {sum(values[name]):g}; it must be 1"
     for name, entries, factor, heads in declared.get("attended") or ():
-        for level in values[name]:
+        for index in values[name]:
             count = len(values[entries])
-            if level >= count:
-                yield f"{name}: {level}; it must be below {count}, the number of {entries}"
-            elif (width := values[factor] * values[entries][level]) % heads:
+            if index >= count:
+                yield f"{name}: {index}; it must be below {count}, the number of {entries}"
+            elif (width := values[factor] * values[entries][index]) % heads:
                 yield (
-                    f"{name}: {level}, where there are {width} channels ({factor} {values[factor]} × {entries} "
-                    f"{values[entries][level]}); {heads} heads share them evenly: it must be a multiple of {heads}"
+                    f"{name}: {index}, where there are {width} channels ({factor} {values[factor]} × {entries} "
+                    f"{values[entries][index]}); {heads} heads share them evenly: it must be a multiple of {heads}"
                 )
 
 

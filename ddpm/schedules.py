@@ -253,7 +253,7 @@ class Geometric(VarianceExploding):
 
 @dataclass(frozen=True)
 class Karras(VarianceExploding):
-    """σ = (σ_min^{1/ρ} + u (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ, EDM's levels (Karras et al. 2022, eq. 5; 003, "EDM")."""
+    """σ = (σ_min^{1/ρ} + u (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ, the noise levels of Karras et al. 2022, eq. 5 (003)."""
 
     method = "karras"
     sigma_min: Positive = 0.002

@@ -22,7 +22,7 @@ class Network(Named, nn.Module):
     images: ClassVar[bool] = True
     # Whether its condition may have labels.
     labels: ClassVar[bool] = True
-    # (levels, the list whose entries they number, what those multiply, the heads that share the product evenly).
+    # (resolutions, the list whose entries they number, what those multiply, the heads that share the product evenly).
     attended: ClassVar[tuple[tuple[str, str, str, int], ...]] = ()
     # The parameter that must divide the images' height and width.
     patched: ClassVar[str] = ""

@@ -94,12 +94,12 @@ class PlainLangevin(Sampler):
 
 @dataclass(frozen=True)
 class Langevin(Sampler):
-    """Annealed Langevin dynamics (Song & Ermon 2019; 001, algorithm 3): at every level σ_i, `corrections` times
+    """Annealed Langevin dynamics (Song & Ermon 2019; 001, algorithm 3): at every noise level σ_i, `corrections` times
 
         x ← x + α_i/2 s_θ(x, σ_i) + √α_i z,    α_i = ε σ_i²/σ_L².
 
-    `steps` is the number of levels L, `step_size` is ε, in units of the data squared, σ_L the smallest level. The
-    defaults are those of Song & Ermon for σ_L = 0.01; with ε ≥ 4 σ_L² x may grow without bound.
+    `steps` is the number of noise levels L, `step_size` is ε, in units of the data squared, σ_L the smallest.
+    The defaults are those of Song & Ermon for σ_L = 0.01; with ε ≥ 4 σ_L² x may grow without bound.
     """
 
     method = "langevin"
