@@ -39,7 +39,7 @@ def test_what_a_grid_shares_and_what_not(finished: Layout) -> None:  # noqa: F81
     }
     assert count["learned/linear"] > count["eps/linear"]
     assert differing["parameters"][str(count["learned/linear"])] == [ROWS[2]]
-    assert differing["training.label_dropout"] == {"unknown": ROWS[:3], "0.1": ROWS[3:]}
+    assert differing["training.label_dropout"] == {"not stated": ROWS[:3], "0.1": ROWS[3:]}
     assert differing["network evaluations per sample"] == {"4": ROWS[:3], "8": ROWS[3:]}
     assert found[ROWS[0]]["training.batch"] == "16" and found[ROWS[0]]["seeds"] == "0, 1"
     assert found[ROWS[0]]["images seen"] == "96" and found[ROWS[0]]["N"] == "24"

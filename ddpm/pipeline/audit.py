@@ -15,7 +15,7 @@ from ddpm.pipeline.stages import external
 
 # Row → what is known of it: heading → value, as text.
 Facts = dict[str, dict[str, str]]
-UNKNOWN = "unknown"
+UNKNOWN = "not stated"
 
 
 def facts(results: Results) -> Facts:
@@ -68,7 +68,7 @@ def _measured(fidelity: dict) -> Iterator[tuple[str, str]]:
 
 
 def differences(found: Facts) -> dict[str, dict[str, list[str]]]:
-    """What differs: heading → value → rows, the value of most rows first; `unknown` where records say nothing."""
+    """What differs: heading → value → rows, the value of most rows first; `not stated` where records say nothing."""
     headings = dict.fromkeys(name for values in found.values() for name in values)
     differing = {}
     for heading in headings:

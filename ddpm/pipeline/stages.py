@@ -255,9 +255,8 @@ class FidelityStage(Stage):
         }
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
-        samples = {} if name in BASELINES else {"samples": ("sample", name)}
-        if external(name):
-            samples = {"samples": ("external", external(name))}
+        made = ("external", external(name)) if external(name) else ("sample", name)
+        samples = {} if name in BASELINES else {"samples": made}
         extractor = {"extractor": ("classifier", "")} if "classifier" in job["needs"] else {}
         return {"data": ("data", "")} | samples | extractor
 
@@ -276,10 +275,6 @@ class FidelityStage(Stage):
         found = {(metrics[name].module, metrics[name].name) for name in job["metrics"]} | {self.extractor(job)}
         # All baselines, because they are one batch.
         return found | (declared("ddpm.baselines", "Baseline") if job["name"] in BASELINES else set())
-
-    def processes(self, job: dict) -> int:
-        """How many processes compute one job together, by its job or its configuration."""
-        return 1
 
     def place(self, name: str) -> str:
         if external(name):
