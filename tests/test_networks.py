@@ -152,8 +152,11 @@ def unet(w: Weights, x: Array, log_snr: Array, labels: list[int] | None, depth: 
     for level, name in reversed(list(enumerate(names))):
         skip = skips[level]
         if level < depth - 1:
-            rows, columns = (np.arange(n) * small // n for n, small in zip(skip.shape[2:], h.shape[2:], strict=True))
-            h = convolve(w, f"{name}.grow", h[:, :, rows][:, :, :, columns])
+            fours, grown = convolve(w, f"{name}.grow.0", h), np.zeros_like(skip)
+            for row, column in np.ndindex(*skip.shape[2:]):  # channel 4 c + 2 i + j is pixel (i, j) of channel c
+                inside = 2 * (row % 2) + column % 2
+                grown[:, :, row, column] = fours[:, inside::4, row // 2, column // 2]
+            h = grown
         h = np.concatenate([h, skip], axis=1)
         for i in range(blocks):
             h = block(f"{name}.after.{i}", h, level)

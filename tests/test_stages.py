@@ -61,6 +61,7 @@ def grid() -> Grid:
         },
         "guide": {"steps": 6, "batch": 20, "width": 16, "learning_rate": 0.01},
         "sampling": {"images": 50, "batch": 32},
+        "compute": {"precision": "float32"},  # to compare with a loop of one's own to all its digits
         "classifier": {"width": 4, "features": 16, "epochs": 2, "batch": 100, "learning_rate": 0.01},
         "grid": [
             {"objective": ["mixed"], "schedule": ["short"], "guidance": ["cfg"], "sampler": ["steps"]},
@@ -275,6 +276,7 @@ def test_sampling_is_an_own_loop(layout: Layout, cell: str) -> None:
     spread = [images.double().var(0, correction=0).sum() for images in (found["images"], stored["train_images"])]
     assert result.pop("spread") == pytest.approx(float(spread[0] / spread[1]), rel=1e-6)
     assert result.pop("reach") == pytest.approx(float(x.abs().max()), rel=1e-5)
+    assert result.pop("compute") == {"precision": "float32", "compiled": False, "images_at_once": 32}
     assert result == {"images": 50, "steps": 4 if chain else 2, "nfe": (8 if guided else 4) if chain else 2}
 
 

@@ -1,7 +1,8 @@
 """A U-Net after Ho et al. 2020 (Sedykh 2024, 001, section 2.2.3), with noise-level and label conditioning.
 
-One skip connection per resolution instead of one per block: on 8×8 images a step takes 0.6 of the time, and
-equal training time ends at a lower loss.
+Two changes that end at a lower loss after equal training time: one skip connection per resolution instead of one per
+block (on 8×8 images a step takes 0.6 of the time), and from a resolution to the one above it a 1×1 convolution whose
+channels become the four pixels (Shi et al. 2016), instead of 3×3 on enlarged images (0.8 of the time).
 """
 
 from typing import Annotated
@@ -60,7 +61,9 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
         # In float32 also under autocast: on a CPU torch's bfloat16 gradient of attention takes ten times as long.
-        mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+        with torch.autocast(x.device.type, enabled=False):
+            exact = torch.promote_types(q.dtype, torch.float32)
+            mixed = F.scaled_dot_product_attention(q.to(exact), k.to(exact), v.to(exact))
         return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
 
 
@@ -93,7 +96,7 @@ class Resolution(nn.Module):
         if deeper:
             self.shrink = nn.Conv2d(width, deeper[0], 3, stride=2, padding=1)
             self.inner = Resolution(index + 1, deeper, blocks, attention, condition)
-            self.grow = nn.Conv2d(deeper[0], width, 3, padding=1)
+            self.grow = nn.Sequential(nn.Conv2d(deeper[0], 4 * width, 1), nn.PixelShuffle(2))
         else:
             self.shrink, self.inner, self.grow = nn.Identity(), Block(width, width, condition, attend), None
         self.after = nn.ModuleList(
@@ -105,7 +108,7 @@ class Resolution(nn.Module):
             x = block(x, condition)
         h = self.inner(self.shrink(x), condition)
         if self.grow is not None:
-            h = self.grow(F.interpolate(h, size=x.shape[2:], mode="nearest"))
+            h = self.grow(h)[..., : x.shape[2], : x.shape[3]]
         h = torch.cat([h, x], dim=1)
         for block in self.after:
             h = block(h, condition)

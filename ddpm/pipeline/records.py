@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import stat
 import subprocess
@@ -107,12 +108,18 @@ def write_json(path: str | Path, value: object) -> None:
 
 def write_tensors(path: Path, tensors: dict, about: dict | None = None) -> None:
     """Tensors by name as a safetensors file, atomically; `about` is its metadata, as JSON."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # One key only: safetensors writes several in an order of its own, other bytes at every call.
     metadata = {"about": json.dumps(about, sort_keys=True)} if about else None
     with atomic(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        except SafetensorError as e:
+            if number := re.search(r"\(os error (\d+)\)", str(e)):  # a full disk is one, as where Python writes
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+            raise
 
 
 def read_tensors(path: Path) -> tuple[dict, dict]:
