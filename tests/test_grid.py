@@ -136,7 +136,7 @@ EFFECTS = {
     "a schedule": (("schedules", "cosine", "offset"), 0.01, MODEL, of_axis(1, "cosine")),
     "an objective": (("objectives", "learned", "vlb_weight"), 0.1, MODEL, of_axis(0, "learned")),
     "label dropout": (("training", "label_dropout"), 0.2, {"train"}, of_axis(2, "conditional")),
-    "training": (("training", "steps"), 1000, {"train"}, lambda stage, name: True),
+    "training": (("training", "steps"), 900, {"train"}, lambda stage, name: True),
     "the network": (("network", "width"), 8, MODEL, lambda stage, name: True),
     "the number of samples": (("sampling", "images"), 800, {"sample", "fidelity"}, lambda stage, name: True),
     "the bound": (("likelihood", "times"), 10, {"likelihood"}, lambda stage, name: True),

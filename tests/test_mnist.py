@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from project import copy_project, snakemake_files
 
 from ddpm.pipeline import config
@@ -43,12 +44,17 @@ def test_short_run(mnist: str, tmp_path: Path) -> None:
     assert 1.5 < table.loc[5, "nll_bits_per_dim"] < 8
 
 
-def test_full_size() -> None:
-    """The overlay's network has about the thesis's 7.3 M parameters (001, chapter 6), the grid the poster's rows."""
+def test_the_sizes() -> None:
+    """0.8 M parameters for two cores, about the 7.3 M of the thesis (001, chapter 6) for a GPU; the poster's rows in both."""
     from ddpm import networks
 
-    grid = config.check(config.read("config.yaml", "workflow/config/mnist.yaml"))
-    spec = grid.job("train", "eps/linear/unconditional/seed0")[0]["network"]
-    network = networks.build(spec, (1, 28, 28), 1, 0)
-    assert 6.8e6 < sum(p.numel() for p in network.parameters()) < 7.8e6
-    assert {c.objective for c in grid.runs.values()} >= {"x0", "eps", "score", "learned"}
+    sizes = []
+    for overlays in (["mnist"], ["mnist", "mnist-gpu"]):
+        grid = config.check(config.read("config.yaml", *(f"workflow/config/{name}.yaml" for name in overlays)))
+        spec = grid.job("train", "eps/linear/unconditional/seed0")[0]["network"]
+        network = networks.build(spec, (1, 28, 28), 1, 0)
+        sizes.append(sum(p.numel() for p in network.parameters()) / 1e6)
+        rows = yaml.safe_load(Path("workflow/published/poster.yaml").read_text())["rows"]
+        cells = [row["cell"] for row in rows]
+        assert cells and all("/".join([*cell.values(), "seed0"]) in grid.runs for cell in cells)
+    assert sizes == [pytest.approx(0.8, abs=0.05), pytest.approx(7.3, abs=0.5)]
