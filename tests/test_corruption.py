@@ -12,7 +12,7 @@ from corruption import KINDS, TRAINED, Here, Snakemake, Trial, carry_out, conten
 from ddpm.errors import UserError
 from ddpm.pipeline import checkpoint, locks, records, running
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.stages import AGGREGATES
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 
 SEED = 0
 NETWORK = "eps/linear/unconditional/seed0"
@@ -204,7 +204,7 @@ def test_a_checkpoint_knows_its_bytes(made: dict[str, Path], tmp_path: Path, cap
     layout = Layout(tmp_path / "results/tiny")
     job, code = grid().job("train", TRAINED)
     recorder = records.Recorder("train", job, code, layout.inputs("train", TRAINED, job))
-    held = checkpoint.Checkpoint(layout.checkpoint("train", TRAINED), recorder)
+    held = checkpoint.Checkpoint(layout.checkpoint("train", TRAINED), recorder, STAGES["train"].environment(job))
     assert held.load()[1]["at"] == 20
     records.write_tensors(held.path, tensors | {name: flipped}, about)
     assert held.load()[1]["at"] == 19  # the one before it

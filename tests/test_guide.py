@@ -202,7 +202,7 @@ def test_the_guide_learns_what_noise_leaves(trained: Layout) -> None:
 
 def test_the_loaded_guide_is_a_probability(trained: Layout) -> None:
     """Σ_y p(y | x_t) = 1, and its gradient reaches x_t."""
-    classifier = guide.load(trained, "linear/seed0", "cpu")
+    classifier = guide.load(trained.result("guide", "linear/seed0"), "cpu")
     dataset = data.read(trained.output("data"))
     x = dataset.space.encode(dataset.test.images[:3]).requires_grad_()
     total = sum(classifier(x, time(20), torch.full((3,), k)).exp() for k in range(10))

@@ -95,7 +95,7 @@ def test_only_cells_that_it_can_serve_are_run(saved: Path) -> None:
 
 def test_outputs_are_diffusers(saved: Path, layout: Layout) -> None:
     """At every index of its own schedule the output of diffusers' network, to 1e-5; between two of them on another."""
-    denoiser, theirs = load_denoiser(layout, NAME), UNet2DModel.from_pretrained(saved).eval()
+    denoiser, theirs = load_denoiser(layout.result("train", NAME)), UNet2DModel.from_pretrained(saved).eval()
     x = torch.randn(STEPS, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.arange(1, STEPS + 1, dtype=torch.float64).reshape(-1, 1, 1, 1)
     log_snr = Linear(steps=STEPS).log_snr_for(t, x)
@@ -119,7 +119,7 @@ def test_samples_are_diffusers(saved: Path, layout: Layout) -> None:
         4, torch.Generator().manual_seed(3), num_inference_steps=20, use_clipped_model_output=True, output_type="np"
     )
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    denoiser = load_denoiser(layout, NAME)
+    denoiser = load_denoiser(layout.result("train", NAME))
     with torch.no_grad():
         *_, last = DDIM(steps=20).trajectory(denoiser, x, NOTHING, lambda: torch.zeros_like(x))
     found = (last / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()

@@ -146,7 +146,7 @@ def test_the_record(trained: Layout) -> None:
     execute("ode_likelihood", *grid.job("ode_likelihood", NETWORK), trained)
     found = records.read_record(trained.record("ode_likelihood", NETWORK))["result"]
     dataset = data.read(trained.output("data"))
-    denoiser = likelihood.load_denoiser(trained, NETWORK)
+    denoiser = likelihood.load_denoiser(trained.result("train", NETWORK))
     denoiser.clip = False
     x0 = dataset.space.encode(likelihood.reference(dataset, "test", 10))
     parts = [ode_likelihood.ode(denoiser, x0[i], i, KEY, DIGITS, 1, 1e-3, 1e-3) for i in torch.arange(10).split(4)]

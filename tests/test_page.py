@@ -143,7 +143,7 @@ def test_progressive_generation_shows_estimates_of_the_data(layout: Layout, monk
     dataset = data.read(layout.output("data"))
     figures.denoising_figure(layout, GRID, Images(dataset), layout.root / "unused.png")
     network = f"{NETWORK}/seed0"
-    denoiser, sampler = load_denoiser(layout, network), Sampler.make(GRID.axis("sampler", "ddim"))
+    denoiser, sampler = load_denoiser(layout.result("train", network)), Sampler.make(GRID.axis("sampler", "ddim"))
     states = list(chain(denoiser, sampler, network, torch.arange(8), Condition(None), dataset.shape))
     times = sampler.times(denoiser.schedule)
     for state, t in zip(states[:-1], times[:-1], strict=True):
@@ -293,7 +293,7 @@ class Stub:
     """A run of the page that writes nothing."""
 
     def __init__(self, layout: Layout):
-        self.layout, self.job = layout, GRID.job("page")[0]
+        self.results, self.job = layout.root, GRID.job("page")[0]
         self.recorder = type("Recorder", (), {"record": {}})()
 
     def write(self, file: str, content: str) -> None:

@@ -13,6 +13,7 @@ from project import forget
 from ddpm.pipeline import config, fingerprints, source
 from ddpm.pipeline.registry import known
 from ddpm.pipeline.stage import BASELINES
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 
 ROOT = Path(__file__).parent.parent
 Jobs = set[tuple[str, str]]
@@ -89,6 +90,16 @@ class Redocument(ast.NodeTransformer):
         return node
 
 
+class Edit(ast.NodeTransformer):
+    """Another statement first in every function and method."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        has = ast.get_docstring(node) is not None
+        node.body = [*node.body[:has], ast.Pass(), *node.body[has:]]
+        return node
+
+
 def comments(text: str) -> str:
     """A comment and an empty line before every definition, and a comment at the end."""
     lines = []
@@ -162,6 +173,28 @@ def test_a_network_that_no_job_uses_does_not_count(package: Path, before: Codes)
     """The perceptron is in no cell of the default grid."""
     insert(package / "networks" / "mlp.py", "MLP.forward", "pass")
     assert changed(before) == set()
+
+
+# What a stage's function reaches of the pipeline: it reads and writes files with it.
+COMPUTING = {"run", "checkpoint", "records", "folders", "parallel", "imports"}
+
+
+def test_planning_does_not_count(package: Path, before: Codes) -> None:
+    """A statement in every function of the modules that plan touches what is made of all records, and no result."""
+    edited = [path for path in (package / "pipeline").glob("*.py") if path.stem not in COMPUTING]
+    assert {"grid", "fingerprints", "source", "status", "stage", "stages", "layout"} <= {p.stem for p in edited}
+    for path in edited:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        path.write_text(ast.unparse(ast.fix_missing_locations(Edit().visit(tree))), encoding="utf-8")
+    assert changed(before) == {("table", ""), ("figures", "")}
+
+
+@pytest.mark.parametrize("entry", [s.entry for s in STAGES.values() if s.name not in AGGREGATES], ids=lambda e: e[0])
+def test_a_stage_reaches_no_planning(entry: tuple[str, str]) -> None:
+    """Those too that the default grid has no job of."""
+    modules = {module for module, _ in fingerprints.closure(frozenset({entry}))}
+    inner = {module.split(".")[2] for module in modules if module.startswith("ddpm.pipeline.")}
+    assert "run" in inner and inner <= COMPUTING
 
 
 # ---- what counts ------------------------------------------------------------------------------------------

@@ -402,7 +402,7 @@ def test_samples_are_points_outside_of_any_range(tree: Path) -> None:
     name = "eps/vp-sde/none/euler-maruyama/seed0"
     stored = records.read_tensors(layout.output("sample", name))[0]["images"]
     assert stored.dtype == torch.float32 and stored.shape == (300, 2)
-    denoiser = sampling.load_denoiser(layout, "eps/vp-sde/unconditional/seed0")
+    denoiser = sampling.load_denoiser(layout.result("train", "eps/vp-sde/unconditional/seed0"))
     assert not denoiser.clip
     job = records.read_record(layout.record("sample", name))["job"]
     walk = sampling.chain(denoiser, Sampler.make(job["sampler"]), job["network"], torch.arange(300), NOTHING, (2,))

@@ -139,7 +139,7 @@ def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path)
     figure 1). The last column is what is sampled."""
     cell = grid.runs[next(iter(scores(layout, grid)))]
     network, job = grid.network(cell).name, grid.job("sample", cell.name)[0]
-    denoiser = load_guided(layout, job["guidance"], network, job)
+    denoiser = load_guided(job["guidance"], layout.parents("sample", cell.name, job))
     sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), renderer.dataset, renderer.shown
     condition = Condition(draw_labels(dataset, network, count) if denoiser.network.classes or "guide" in job else None)
     states = list(chain(denoiser, sampler, network, torch.arange(count), condition, dataset.shape))
@@ -170,7 +170,7 @@ def neighbours_figure(
 def write(run: Run) -> Outcome:
     """The `figures` stage: results/figures/*.png, and samples.png in every cell's folder."""
     torch.set_num_threads(run.job["config"]["threads"])
-    layout, grid = run.layout, Grid(run.job["config"])
+    layout, grid = Layout(run.results), Grid(run.job["config"])
     folder, dataset = layout.root / "figures", data.read(layout.output("data"))
     run.recorder.record["inputs"] = Results(grid, layout).inputs("figures")
     run.files = layout.pictures(grid.pictures, grid.runs)

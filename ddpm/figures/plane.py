@@ -38,7 +38,7 @@ def scores_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> N
     those places.
     """
     network = first(grid, objective=("target", "score"), schedule=("method", "geometric"))
-    denoiser = sampling.load_denoiser(layout, network.name)
+    denoiser = sampling.load_denoiser(layout.result("train", network.name))
     exact, schedule = ExactDenoiser(renderer.mixture, denoiser.schedule), denoiser.schedule
     spread = float(renderer.dataset.train.images.std(0).mean())
     times = [torch.ones((), dtype=torch.float64), schedule.time_at(torch.tensor(0.7 * spread))]
@@ -132,7 +132,10 @@ def trajectories_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path
     of the data.
     """
     network = first(grid, schedule=("method", "vp-sde"))
-    denoiser, points = sampling.load_denoiser(layout, network.name), renderer.dataset.train.images.double()
+    denoiser, points = (
+        sampling.load_denoiser(layout.result("train", network.name)),
+        renderer.dataset.train.images.double(),
+    )
     schedule, u = denoiser.schedule, torch.linalg.eigh(points.T.cov())[1][:, -1]
     u = u * (1 if u.sum() > 0 else -1)
     density, spread = renderer.mixture.along(u), points @ u

@@ -6,6 +6,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddpm.page import content
 from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import PAGE, Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.tables.claims_text import summary
@@ -16,7 +17,7 @@ from ddpm.tables.verdicts import decide
 
 def write(run: Run) -> Outcome:
     """The `page` stage: report.html of what is there, with no time but those of records: same inputs, same bytes."""
-    results = Results(Grid(run.job["config"]), run.layout)
+    results = Results(Grid(run.job["config"]), Layout(run.results))
     run.recorder.record["inputs"] = results.inputs("page")
     table = collect(results)
     missing(results, table.iloc[: len(table) - len(results.external)])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ddpm.errors import UserError
 from ddpm.pipeline.records import Recorder, canonical, changes, read_tensors, write_tensors
-from ddpm.pipeline.stages import STAGES
 
 # Seconds between two checkpoints of a job: what an interruption costs at most, or a batch that takes longer.
 SECONDS = 60.0
@@ -28,17 +27,17 @@ def previous(path: Path) -> Path:
 class Checkpoint:
     """The checkpoint of the job that `recorder` times.
 
-    It belongs to this job, code, inputs, versions of packages and kind of device.
+    It belongs to this job, code, inputs, kind of device, and these versions of packages (`Stage.environment`).
     A file that is truncated, corrupt or belongs to anything else is discarded with a message that says why; the one
     before it is kept as `previous` and stands in for it.
     """
 
-    def __init__(self, path: Path, recorder: Recorder, seconds: float = SECONDS):
+    def __init__(self, path: Path, recorder: Recorder, versions: dict[str, str], seconds: float = SECONDS):
         self.path, self.recorder, self.seconds = path, recorder, seconds
         self.previous, self.whole = previous(path), False
         record = recorder.record
         self.identity = {k: record[k] for k in ("job", "code", "inputs", "device")}
-        self.identity["versions"] = STAGES[record["stage"]].environment(record["job"])
+        self.identity["versions"] = versions
         self.saved = time.monotonic()
 
     def load(self) -> tuple[dict, dict] | None:

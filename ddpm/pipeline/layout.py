@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddpm.pipeline.records import Result
 from ddpm.pipeline.stages import STAGES
 
 # The figures that are drawn as SVG too.
@@ -30,8 +31,16 @@ class Layout:
 
     def inputs(self, stage: str, name: str, job: dict) -> dict[str, Path]:
         """The files that one job reads: the first output of each of its parents, and the user's own folders."""
-        found = {of: self.output(*parent) for of, parent in STAGES[stage].parents(name, job).items()}
+        found = {of: parent.file for of, parent in self.parents(stage, name, job).items()}
         return found | STAGES[stage].sources(job)
+
+    def parents(self, stage: str, name: str, job: dict) -> dict[str, Result]:
+        """The results that one job reads, by the names that its record uses."""
+        return {of: self.result(*parent) for of, parent in STAGES[stage].parents(name, job).items()}
+
+    def result(self, stage: str, name: str = "") -> Result:
+        """The record and the first output of one job, which has any."""
+        return Result(self.record(stage, name), self.output(stage, name))
 
     def measured(self, batch: str) -> Path:
         """What says that every cell of a batch has its fidelity record: their names and digests."""

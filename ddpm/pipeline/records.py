@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from ddpm.errors import UserError
 from ddpm.pipeline import folders
@@ -133,6 +134,13 @@ def read_tensors(path: Path) -> tuple[dict, dict]:
         return tensors, json.loads(metadata.get("about", "{}"))
     except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f"{path}: is not a valid file of tensors ({e}); delete it and run again") from None
+
+
+class Result(NamedTuple):
+    """Where the result of one job lies: its record, and the first of its files, which others read."""
+
+    record: Path
+    file: Path
 
 
 class OtherFormat(UserError):

@@ -95,6 +95,10 @@ class Stage:
         """How many processes compute one job together, by its job or its configuration."""
         return 1
 
+    def about(self, job: dict) -> dict[str, str]:
+        """What a job's function is told beside its job."""
+        return {}
+
     def place(self, name: str) -> str:
         """The record's place below the results folder."""
         return self.record.format(name=name)

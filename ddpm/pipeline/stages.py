@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ddpm.pipeline import project
 from ddpm.pipeline.fingerprints import fingerprint
+from ddpm.pipeline.records import canonical
 from ddpm.pipeline.registry import classes, complete, known, source_of
 from ddpm.pipeline.stage import BASELINES, CELL, NETWORK, Aggregate, Job, Root, Stage, declared, on_axes, own_files
 
@@ -265,10 +266,11 @@ class FidelityStage(Stage):
         source = known("extractor", tuple(job["fidelity"].get("modules", ())))[job["fidelity"]["extractor"]]
         return source.module, source.name
 
-    def extraction(self, job: dict) -> str:
-        """The fingerprint of the code that makes features of stored images."""
+    def about(self, job: dict) -> dict[str, str]:
+        """`code`: the fingerprint of the code that makes features of stored images;  `versions`: those of the
+        packages that count."""
         roots = {("ddpm.metrics.evaluator", "Evaluator"), self.extractor(job)} | declared("ddpm.spaces", "Space")
-        return fingerprint(frozenset(roots))
+        return {"code": fingerprint(frozenset(roots)), "versions": canonical(self.environment(job))}
 
     def methods(self, job: dict) -> set[Root]:
         metrics = known("metric", tuple(job["fidelity"].get("modules", ())))

@@ -7,7 +7,6 @@ exact, and the rows of real data give the scale (`ddpm.metrics.toplines`).
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -19,9 +18,6 @@ from ddpm.metrics.metric import Metric
 from ddpm.metrics.store import Store
 from ddpm.pipeline.records import canonical, read_tensors
 from ddpm.pipeline.run import Outcome, Run
-
-if TYPE_CHECKING:
-    from ddpm.pipeline.stages import FidelityStage
 
 Tensor = torch.Tensor
 # Raised whenever a metric's number comes to mean something else, so that numbers of two protocols are never compared.
@@ -39,9 +35,8 @@ def evaluator(
 def store(run: Run) -> Store:
     """Where features of the real images are kept, by all that they depend on: the stored data, the code that extracts
     them, the packages, and the processor; the evaluator adds the extractor's weights, split and threshold."""
-    record, stage = run.recorder.record, cast("FidelityStage", run.stage)
-    about = {"data": record["inputs"]["data"], "code": stage.extraction(run.job)}
-    about |= {"versions": stage.environment(run.job), "hardware": record["hardware"]}
+    record = run.recorder.record
+    about = {"data": record["inputs"]["data"], "hardware": record["hardware"]} | run.about
     return Store(run.inputs["data"].parent / "features", canonical(about))
 
 

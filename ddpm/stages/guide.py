@@ -8,8 +8,7 @@ from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
 from ddpm.guidance import Classifier
 from ddpm.networks.classifier import NoisyClassifier
-from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import read_record, read_tensors
+from ddpm.pipeline.records import Result, read_record, read_tensors
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.schedules import Schedule, like
 
@@ -77,12 +76,12 @@ def accuracy(network: NoisyClassifier, schedule: Schedule, dataset: data.Data, d
     return found
 
 
-def load(layout: Layout, name: str, device: str) -> Classifier:
-    """The trained guide `name` as (x_t, t, y) → log p(y | x_t), (B,)."""
-    record = read_record(layout.record("guide", name))
+def load(trained: Result, device: str) -> Classifier:
+    """A trained guide as (x_t, t, y) → log p(y | x_t), (B,)."""
+    record = read_record(trained.record)
     job, result = record["job"], record["result"]
     network = NoisyClassifier(tuple(result["shape"]), result["classes"], job["guide"]["width"])
-    network.load_state_dict(read_tensors(layout.output("guide", name))[0])
+    network.load_state_dict(read_tensors(trained.file)[0])
     network, schedule = network.to(device).eval().requires_grad_(False), Schedule.make(job["schedule"])
 
     def log_probability(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

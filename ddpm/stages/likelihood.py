@@ -143,7 +143,7 @@ def evaluate(run: Run) -> Outcome:
         run.write("terms", "term,first,last,bits_per_dim\n")
         run.write("images", images_table({}))
         return status, {}
-    dataset, denoiser = data.read(run.inputs["data"]), load_denoiser(run.layout, run.name, device)
+    dataset, denoiser = data.read(run.inputs["data"]), load_denoiser(run.parents["weights"], device)
     x0 = dataset.space.encode(reference(dataset, "test", settings["images"]))
     steps, key = denoiser.schedule.steps, rng.key("likelihood", run.job["seed"])
     per_image = 1 + min(settings["times"], steps - 1)

@@ -48,7 +48,7 @@ def evaluate(run: Run) -> Outcome:
     if (status := run.parent("weights")["status"]) != "ok":
         run.write("images", images_table({}))
         return status, {}
-    dataset, denoiser = data.read(run.inputs["data"]), load_denoiser(run.layout, run.name, device)
+    dataset, denoiser = data.read(run.inputs["data"]), load_denoiser(run.parents["weights"], device)
     denoiser.clip = False  # the density of the network's own flow
     x0 = dataset.space.encode(reference(dataset, "test", settings["images"]))
     key = rng.key("ode likelihood", run.job["seed"])

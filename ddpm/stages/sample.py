@@ -13,8 +13,7 @@ from ddpm.datasets.dataset import Data, proportional
 from ddpm.denoiser import Denoiser
 from ddpm.guidance import Guidance, Guide
 from ddpm.objectives import Objective
-from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import read_record, read_tensors
+from ddpm.pipeline.records import Result, read_record, read_tensors
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
@@ -24,24 +23,24 @@ from ddpm.stages import guide
 Tensor = torch.Tensor
 
 
-def load_denoiser(layout: Layout, name: str, device: str = "cpu") -> Denoiser:
-    """The trained network `name` as a denoiser; x̂0 is clipped to the space's bounds, where it says so."""
-    record = read_record(layout.record("train", name))
+def load_denoiser(trained: Result, device: str = "cpu") -> Denoiser:
+    """A trained network as a denoiser; x̂0 is clipped to the space's bounds, where it says so."""
+    record = read_record(trained.record)
     job, result = record["job"], record["result"]
     objective, schedule = Objective.make(job["objective"]), Schedule.make(job["schedule"])
     space = Space.read(result["space"])
     classes = result["classes"] if job["conditional"] else 0
     network = networks.build(job["network"], space.shape, objective.variance.heads, classes)
-    network.load_state_dict(read_tensors(layout.output("train", name))[0])
+    network.load_state_dict(read_tensors(trained.file)[0])
     return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=space.clips)
 
 
-def load_guided(layout: Layout, guidance: dict, name: str, of: dict, device: str = "cpu") -> Denoiser:
-    """The trained network `name` under guidance, by what `of` names: {"guide": a classifier}, {"guide_network": another
-    network}, or nothing."""
-    by: Guide = guide.load(layout, of["guide"], device) if "guide" in of else None
-    by = load_denoiser(layout, of["guide_network"], device) if "guide_network" in of else by
-    return Guidance.make(guidance)(load_denoiser(layout, name, device), by)
+def load_guided(guidance: dict, parents: dict[str, Result], device: str = "cpu") -> Denoiser:
+    """The trained network `weights` of `parents` under guidance, by what is there beside it: a classifier, `guide`,
+    another network, `guide_weights`, or nothing."""
+    by: Guide = guide.load(parents["guide"], device) if "guide" in parents else None
+    by = load_denoiser(parents["guide_weights"], device) if "guide_weights" in parents else by
+    return Guidance.make(guidance)(load_denoiser(parents["weights"], device), by)
 
 
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
@@ -82,7 +81,7 @@ def sample(run: Run) -> Outcome:
     job, settings, device, network = run.job, run.settings, run.device, run.job["network"]
     # ---- the denoiser, and what steers it
     dataset, status = data.read(run.inputs["data"]), run.parent("weights")["status"]
-    denoiser = load_guided(run.layout, job["guidance"], network, job, device)
+    denoiser = load_guided(job["guidance"], run.parents, device)
     sampler = Sampler.make(job["sampler"])
     wanted = settings["images"] if status == "ok" else 0
     labels = draw_labels(dataset, network, wanted) if denoiser.network.classes or "guide" in job else None

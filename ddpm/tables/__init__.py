@@ -2,6 +2,7 @@
 documents' claims, differences in bits/dim, costs."""
 
 from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.tables import claims_text, paired
@@ -18,7 +19,7 @@ def write(run: Run) -> Outcome:
 
     A result that is not valid is left out, its row says why, and the heading says how many cells there are.
     """
-    results = Results(Grid(run.job["config"]), run.layout)
+    results = Results(Grid(run.job["config"]), Layout(run.results))
     run.recorder.record["inputs"] = results.inputs("table")
     table = collect(results)
     ours = table.iloc[: len(table) - len(results.external)]
