@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ddpm import __version__
 from ddpm.errors import UserError
-from ddpm.pipeline import audit, config, history, machine, project, records, schema, status
+from ddpm.pipeline import audit, config, history, machine, profile, project, records, schema, status
 from ddpm.pipeline.checkpoint import SECONDS
 from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.grid import Grid
@@ -204,6 +204,13 @@ def audit_command(args: argparse.Namespace) -> None:
     print(audit.text(found))
 
 
+def profile_command(args: argparse.Namespace) -> None:
+    """Say where the time of the jobs in a results folder went: by stage, loading packages, what no job computed in, the
+    slowest jobs, and the chain of jobs that no number of cores shortens."""
+    root = Path(args.results or _grid(args).results)
+    print(*profile.lines(profile.Profile(root)), sep="\n")
+
+
 def schema_command(args: argparse.Namespace) -> None:
     """Print the JSON schema of config.yaml, for editors: its sections, and the methods with their parameters, those in
     files of your own (`methods`) included."""
@@ -243,6 +250,8 @@ def parser() -> argparse.ArgumentParser:
     add("table", table_command, "write the tables of the cells that are there")
     add("claims", claims_command, "which claims of the source documents hold here")
     add("audit", audit_command, "say in what rows differ besides what their names say")
+    sub = add("profile", profile_command, "say where the time of finished jobs went")
+    sub.add_argument("results", nargs="?", default="", help="a results folder; the configuration's, if left out")
     add("figures", figures_command, "draw the pictures")
     add("page", page_command, "write the page for a browser")
     add("schema", schema_command, "print the JSON schema of config.yaml, for editors")
