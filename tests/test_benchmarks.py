@@ -1,5 +1,6 @@
 """Every file of benchmarks/ runs at its smallest size, and what it prints can be."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,8 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from project import ROOT
+
+from ddpm.datasets import dataset as data
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import read_tensors
+from ddpm.pipeline.running import run_stage
 
 MODULES = ("ddpm", "ddpm.pipeline.config", "torch", "ddpm.stages.train", "ddpm.stages.sample", "ddpm.stages.fidelity")
 SMALL = {
@@ -16,6 +23,8 @@ SMALL = {
     "training": {"batch": 8},
     "sampling": {"batch": 8},
 }
+
+SMALLEST = ["--resolutions", "8", "--repeats", "2", "--turn", "1"]
 
 
 def said(name: str, *arguments: str) -> str:
@@ -35,10 +44,10 @@ def parse(_: Path) -> None:
     assert 0 < status < dry < 60
 
 
-def speed(folder: Path) -> None:
+def parts(folder: Path) -> None:
     """Start-up grows with what is imported; the parts of a step add up to it; every rate is positive."""
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
-    printed = said("speed.py", "--configfile", str(folder / "small.yaml"), "--steps", "2", "--imports", "1")
+    printed = said("parts.py", "--configfile", str(folder / "small.yaml"), "--steps", "2", "--imports", "1")
     seconds = {name: float(value) for name, value in re.findall(r"^import (\S+) +([\d.]+) s$", printed, re.MULTILINE)}
     assert seconds.keys() >= set(MODULES) and 0 < seconds["ddpm"] < seconds["torch"] < 600
     whole, parts, forward = re.search(
@@ -53,10 +62,137 @@ def speed(folder: Path) -> None:
     assert batch == "8" and int(evaluations) > 0 and int(images) > 0
 
 
-RUNS = {"parse.py": parse, "speed.py": speed}
+def peers(_: Path) -> None:
+    """Who is there has as many parameters as ours; who is not is named."""
+    lines = said("peers.py").splitlines()
+    for resolution in ("8×8", "28×28"):
+        here = [line.removeprefix(resolution + " ") for line in lines if line.startswith(resolution)]
+        there = {x[1]: int(x[2]) for line in here if (x := re.fullmatch(r"(.+): (\d+) parameters", line))}
+        assert {"ours, float32", "diffusers"} <= there.keys()
+        assert all(abs(count / there["ours, float32"] - 1) < 0.05 for count in there.values())
+        assert "denoising-diffusion-pytorch" in there or any("denoising-diffusion-pytorch: left out" in x for x in here)
+
+
+def speed(folder: Path) -> None:
+    """Rates, ratios and shares of the peak agree with one another, and the table says what the JSON does."""
+    options = [*SMALLEST, "--batch", "4", "--steps", "2", "--no-memory", "--json"]
+    printed, found = said("speed.py", *options, str(folder / "a.json")), json.loads((folder / "a.json").read_text())
+    passes = {"training": 3, "ancestral": 2, "ddim": 2, "dpm-solver++": 2, "likelihood": 41}
+    assert {row["task"] for row in found["rows"]} == passes.keys()
+    for row in found["rows"]:
+        precision = "bfloat16" if row["contestant"].endswith("bfloat16") else "float32"
+        work = row["images_per_second"] * passes[row["task"]] * row["mflop"] * 1e6
+        assert row["share_of_peak"] == pytest.approx(work / found["peak"][precision]) and 0 < row["share_of_peak"] < 1
+        if row["task"] == "likelihood":
+            assert row["contestant"] == "ours, float32" and row["ratio"] is None
+        else:
+            low, high = row["ratio_range"]
+            assert low <= row["ratio"] <= high and (row["contestant"] != "diffusers" or row["ratio"] == 1)
+    ours = next(row for row in found["rows"] if row["contestant"].startswith("ours"))
+    # By hand, two per multiplication: 3×3 convolutions of 32 and 64 channels, two skips of 1×1, the condition's layers.
+    assert ours["mflop"] == pytest.approx(2 * macs() / 1e6, rel=1e-6)
+    assert printed.count("\n| 8×8 |") == len(found["rows"])
+
+
+def macs() -> int:
+    """Multiplications of the default U-Net for one image of 8×8."""
+    full, half, nine = 64, 16, 9
+    blocks = [(32, 32, full), (64, 64, half), (64, 64, half), (128, 64, half), (64, 32, full)]
+    total = sum(size * nine * (a * b + b * b) for a, b, size in blocks)
+    total += half * 128 * 64 + full * 64 * 32  # skips of blocks that change the number of channels
+    total += full * nine * (32 + 32)  # first and last
+    total += half * nine * 32 * 64 + half * 64 * 4 * 32  # down and up
+    return total + sum(128 * 2 * b for _, b, _ in blocks) + 64 * 128 + 128 * 128
+
+
+def quality(folder: Path) -> None:
+    """Time to quality ends at the target, or with the budget; what is finished is not done again."""
+    options = ["--first", "0.5", "--budget", "1", "--images", "80", "--folder", str(folder)]
+    printed = said("quality.py", *options)
+    found = json.loads((folder / "quality.json").read_text())
+    assert set(found) == {
+        f"digits {who} {budget} s, 80 images" for who in ("ours", "diffusers") for budget in ("0.5", "1")
+    }
+    for run in found.values():
+        assert run["ratio"] == pytest.approx(run["fid"] / run["topline"]) and run["ratio"] > run["target"] == 2
+        assert run["budget"] <= run["seconds"] < run["budget"] + 1
+        assert run["images_seen"] == run["steps"] * (run["images_seen"] // run["steps"])
+    assert "ours: FID ≤ 2 × topline not reached in 1 s." in printed
+    # As if the first run had reached it: nothing is trained, and the second is not looked at.
+    found["digits ours 0.5 s, 80 images"]["ratio"] = 1.5
+    (folder / "quality.json").write_text(json.dumps(found))
+    again = said("quality.py", *options)
+    assert "1.50 |" in again and re.search(r"ours: FID ≤ 2 × topline in \d s\.", again)
+    assert json.loads((folder / "quality.json").read_text()) == found
+
+
+def growth(folder: Path) -> None:
+    """Every axis has its rows, a larger network costs more, and the picture is there twice."""
+    small = ["--sizes", "8", "--batches", "8", "--widths", "8", "64", "--cells", "100", "--steps", "2"]
+    printed = said("growth.py", *small, "--folder", str(folder))
+    found = json.loads((folder / "growth.json").read_text())
+    assert list(found) == ["image size", "batch", "parameters", "cells"]
+    less, more = found["parameters"]
+    assert less["value"] * 30 < more["value"] and less["training"] < more["training"]
+    assert 0 < found["cells"][0]["status"] < found["cells"][0]["dry run"]
+    assert all(file.stat().st_size > 5000 for file in (folder / "growth.png", folder / "growth.svg"))
+    assert len(re.findall(r"^\| (image size|batch|parameters|100) \|", printed, re.MULTILINE)) == 5
+
+
+RUNS = {
+    "growth.py": growth,
+    "parse.py": parse,
+    "parts.py": parts,
+    "peers.py": peers,
+    "quality.py": quality,
+    "speed.py": speed,
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
 def test_benchmark(name: str, tmp_path: Path) -> None:
     """Whatever is added to benchmarks/ wants a run here."""
     RUNS[name](tmp_path)
+
+
+def test_ours_is_what_the_stage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training steps that are timed end in the weights of the `train` stage, bit for bit."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+
+    grid = peers.configured(8, "float32", batch=4, steps=3, warmup=2)
+    name = next(iter(grid.networks))
+    for stage, job in (("data", ""), ("train", name)):
+        run_stage(stage, *grid.job(stage, job), str(tmp_path), "cpu")
+    layout = Layout(tmp_path)
+    ours = peers.Ours(grid, data.read(layout.output("data")))
+    for step in range(3):
+        ours.train(step)
+    for key, value in read_tensors(layout.output("train", name))[0].items():
+        assert torch.equal(value, ours.state.average.state_dict()[key]), key
+
+
+def test_real_images_are_judged_near_the_topline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training images are as far from the test split as fresh real ones; noise is much farther."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+    import quality
+
+    measure = quality.evaluator(peers.configured(8, "float32"), tmp_path)
+    real, noise = data.reference(measure.dataset, "train", 400), peers.random_data(8, 400).train.images
+    assert quality.judged(real, measure)["ratio"] == pytest.approx(1, abs=0.35)
+    assert quality.judged(noise, measure)["ratio"] > 10
+
+
+def test_a_network_of_diffusers_is_the_same_as_ours_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the log SNR of its time index i it predicts what it does at i."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+    import quality
+
+    theirs = peers.Diffusers(8, peers.random_data(8, 8), 4)
+    ours, x, i = quality.imported(theirs.network, (1, 8, 8)), torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999])
+    kept = theirs.noise_schedule.alphas_cumprod.double()[i]
+    with torch.no_grad():
+        found, expected = ours(x, (kept / (1 - kept)).log()), theirs.network(x, i, return_dict=False)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
