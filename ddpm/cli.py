@@ -8,8 +8,10 @@ import difflib
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -211,6 +213,31 @@ def profile_command(args: argparse.Namespace) -> None:
     print(*profile.lines(profile.Profile(root)), sep="\n")
 
 
+def verify_command(args: argparse.Namespace) -> None:
+    """Compute again what a results folder holds, and say what does not come out: some images of every cell, drawn by
+    chance, from its weights, byte for byte on the same kind of CPU; all metrics from the samples, the likelihoods, the
+    data and the feature extractor; the tables from the records. Every file is hashed first; none is changed."""
+    from ddpm import spot_checks  # torch
+
+    if args.folder:  # the configuration that its table was made by
+        at = Layout(Path(args.folder))
+        said = records.read_record(at.record("table"), "table")["job"]["config"]
+        grid = Grid(said | {"results": args.folder})
+    else:
+        grid = _grid(args)
+    seed, start = secrets.randbits(32) if args.seed is None else args.seed, time.monotonic()
+    count = 0
+    for finding in spot_checks.check(Results(grid), seed):
+        print(finding, flush=True)
+        count += 1
+    images = grid.config["sampling"]["images"]
+    looked = f"{spot_checks.needed(images)} of {images} images of each of {len(grid.runs)} cells (--seed {seed})"
+    print(f"{grid.results}: {looked}, all metrics and tables, in {time.monotonic() - start:.0f} s")
+    if count:
+        raise UserError(f"{count} findings: this is not what the configuration and the code make")
+    print("everything that was computed again came out; networks were not trained again")
+
+
 def schema_command(args: argparse.Namespace) -> None:
     """Print the JSON schema of config.yaml, for editors: its sections, and the methods with their parameters, those in
     files of your own (`methods`) included."""
@@ -252,6 +279,9 @@ def parser() -> argparse.ArgumentParser:
     add("audit", audit_command, "say in what rows differ besides what their names say")
     sub = add("profile", profile_command, "say where the time of finished jobs went")
     sub.add_argument("results", nargs="?", default="", help="a results folder; the configuration's, if left out")
+    sub = add("verify", verify_command, "compute part of a results folder again, and say what does not come out")
+    sub.add_argument("folder", nargs="?", default="", metavar="RESULTS", help="of somebody else, with its table.json")
+    sub.add_argument("--seed", type=int, help="draws the images; by chance, if left out, so that none is known before")
     add("figures", figures_command, "draw the pictures")
     add("page", page_command, "write the page for a browser")
     add("schema", schema_command, "print the JSON schema of config.yaml, for editors")

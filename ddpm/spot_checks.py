@@ -1,0 +1,239 @@
+"""Spot checks of a results folder, whoever made it: `ddpm verify`. Nothing in it is changed.
+
+Hashes show that files are those of their records, not that the records are true: who changes an image can write its
+hash anew. So everything that is cheaper than training is computed again and compared. An image depends on its
+network's weights, its cell and its index alone, and comes out the same byte for byte in a batch of any size on the same
+kind of CPU; so a few images of every cell stand for all, drawn by chance, so that nobody knows which before.
+
+Networks and guides are not trained again: whoever puts other weights in their place and samples, measures and tables
+with these has made a whole tree of his own, which only `ddpm train … --again` would tell.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ddpm import rng
+from ddpm.compute import Computed
+from ddpm.condition import Condition
+from ddpm.datasets import dataset as data
+from ddpm.errors import UserError
+from ddpm.pipeline import records
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import changes, read_tensors
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.run import execute
+from ddpm.pipeline.stages import AGGREGATES, STAGES
+from ddpm.pipeline.validity import reasons
+from ddpm.samplers import Sampler
+from ddpm.stages.sample import chain, draw_labels, load_denoiser, load_guided, variance
+
+Tensor = torch.Tensor
+# If this share of a cell's images is not what its weights draw, one of them is seen with at least this probability.
+SHARE, CHANCE = 0.03, 0.95
+# What is computed again as a whole, in this order: what is quick first.
+AGAIN = ("fidelity", "likelihood", "ode_likelihood", "data", "classifier", "table", "page")
+# Relative difference up to which a number that was computed again is the same: CPUs of other kinds round otherwise.
+CLOSE = 1e-6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What does not hold: the file, and what is found there beside what was computed."""
+
+    path: Path
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
+def needed(images: int, share: float = SHARE, chance: float = CHANCE) -> int:
+    """The least n so that of n images, drawn without replacement from N, one of the K = ⌈share · N⌉ others is seen with
+    probability at least `chance`: 1 − C(N − K, n)/C(N, n), hypergeometric."""
+    other, missed, n = math.ceil(share * images), 1.0, 0
+    while n < images and missed > 1 - chance:
+        missed *= max(0, images - other - n) / (images - n)
+        n += 1
+    return n
+
+
+def check(results: Results, seed: int) -> Iterator[Finding]:
+    """All that does not hold of the results of a grid; `seed` draws the images that are looked at."""
+    jobs, sound = [*results.grid.jobs, *((name, "") for name in AGGREGATES)], []
+    for job in jobs:
+        found = list(recorded(results, *job))
+        yield from found
+        if not found and results.record(*job):
+            sound.append(job)
+    # What is made of a result that does not hold does not hold either: it is not computed.
+    for stage, name in sound:
+        if stage == "train":
+            yield from trained(results, name)
+        if stage == "sample":
+            yield from redrawn(results, name, seed)
+    for stage in AGAIN:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (name for of, name in sound if of == stage):
+                yield from recomputed(results, stage, name, Layout(Path(folder) / "results"))
+
+
+# ---- records and hashes -------------------------------------------------------------------------------------
+
+
+def recorded(results: Results, stage: str, name: str) -> Iterator[Finding]:
+    """Whether a record is of this job, code and packages, of the inputs that lie there, and its files are its own."""
+    place, record = results.layout.record(stage, name), results.record(stage, name)
+    if record is None:
+        (reason,) = results.reasons(stage, name)
+        if stage not in ("figures", "page"):  # which are made after the table, and perhaps not at all
+            yield Finding(place, reason.text)
+        return
+    job, code = results.grid.job(stage, name)
+    files = {os.path.relpath(path, place.parent) for path in results.layout.outputs(stage, name)}
+    inputs, versions = results.inputs(stage, name), STAGES[stage].environment(job)
+    for reason in reasons(place, record, job, code, versions, inputs, files, whole=True):
+        yield Finding(place, reason.text)
+
+
+# ---- networks and images ------------------------------------------------------------------------------------
+
+
+def trained(results: Results, name: str) -> Iterator[Finding]:
+    """Whether what a network's record counts is what its job says and its files hold."""
+    record, layout = results.known("train", name), results.layout
+    result, settings, place = record["result"], record["job"]["training"], layout.record("train", name)
+    loss = layout.output("train", name, "loss").read_text(encoding="utf-8").splitlines()[1:]
+    said = {
+        "images_seen": result["steps"] * settings["batch"],
+        "parameters": sum(p.numel() for p in load_denoiser(layout.result("train", name)).network.parameters()),
+        "final_loss": float(loss[-1].split(",")[-1]) if loss else None,
+    }
+    if record["status"] == "ok":
+        said["steps"] = settings["steps"]
+    yield from _numbers(place, record, {k: result.get(k) for k in said}, said)
+
+
+def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
+    """Whether images of a cell, drawn by chance, are what its weights draw, and all labels those that it was given."""
+    job, record = results.grid.job("sample", cell)[0], results.known("sample", cell)
+    layout, path = results.layout, results.layout.output("sample", cell)
+    torch.set_num_threads(job["threads"])
+    tensors, _ = read_tensors(path)
+    images, labels, dataset = tensors["images"], tensors.get("labels"), data.read(layout.output("data"))
+    # ---- how many, and of which classes
+    count = job["sampling"]["images"]
+    wanted = count if record["status"] == "ok" else 0
+    if record["status"] not in ("ok", "diverged") or len(images) != wanted:
+        yield Finding(path, f"{len(images)} images of {cell}, which is {record['status']}; it must be {wanted}")
+        return
+    if results.known("train", job["network"])["status"] != "ok":
+        if wanted:
+            yield Finding(path, f"{wanted} images of {cell}, whose network has diverged")
+        return
+    denoiser = load_guided(job["guidance"], layout.parents("sample", cell, job))
+    given = draw_labels(dataset, job["network"], count) if denoiser.network.classes or "guide" in job else None
+    if given is not None and wanted and (labels is None or not torch.equal(labels, given)):
+        first = 0 if labels is None or labels.shape != given.shape else int((labels != given).nonzero()[0])
+        yield Finding(path, f"labels of {cell} are not those that its network's name draws, image {first} first")
+        return
+    # ---- the images
+    sampler = Sampler.make(job["sampler"])
+    for part in denoiser.parts():
+        part.call = Computed(part.network, job["compute"], dataset.space, "cpu", 0)
+
+    def draw(index: Tensor) -> Tensor:
+        *_, x = chain(denoiser, sampler, job["network"], index, Condition(given)[index], dataset.shape)
+        return x
+
+    if not wanted:
+        if all(draw(index).isfinite().all() for index in torch.arange(count).split(job["sampling"]["batch"])):
+            yield Finding(layout.record("sample", cell), f"{cell} is diverged, but all its images are finite")
+        return
+    index = rng.permutation(wanted, "verify", seed, cell)[: needed(wanted)].sort().values
+    x = draw(index)
+    drawn, stored = dataset.space.decode(x), images[index]
+    if (bad := (drawn != stored).flatten(1).any(1)).any():
+        which, by = index[bad].tolist(), float((drawn.double() - stored.double()).abs().max())
+        shown = ", ".join(map(str, which[:8])) + ", …" * (len(which) > 8)
+        text = f"{len(which)} of {len(index)} images of {cell} are not what its weights draw, by up to {by:g}: {shown}"
+        yield Finding(path, text + _elsewhere(record))
+    # ---- what its record says of them
+    said = {
+        "images": wanted,
+        "steps": sampler.steps,
+        "spread": variance(dataset.space.encode(images)) / dataset.variance,
+    }
+    if "steps" in job["sampler"]:
+        said["nfe"] = round(denoiser.evaluated / len(index))
+    yield from _numbers(layout.record("sample", cell), record, {k: record["result"].get(k) for k in said}, said)
+
+
+def _elsewhere(record: dict) -> str:
+    """Where another processor may be the reason."""
+    here = records.hardware("cpu")
+    return (
+        "" if record["hardware"] == here else f" (made on {record['hardware']}, which may round otherwise than {here})"
+    )
+
+
+# ---- what is computed again as a whole ----------------------------------------------------------------------
+
+
+def recomputed(results: Results, stage: str, name: str, scratch: Layout) -> Iterator[Finding]:
+    """Whether a job's numbers and files come out again, of the very files that it read; `scratch`: where to."""
+    record, layout, code = results.known(stage, name), results.layout, results.grid.job(stage, name)[1]
+    read = list(results.reads(stage) if stage in AGGREGATES else results.grid.parents(stage, name).values())
+    if stage in AGGREGATES:
+        read += [("fidelity", other) for other in results.external]
+        read += [("external", other.removeprefix("external/")) for other in results.external]
+    for parent in read:
+        _link(layout, scratch, *parent)
+    try:
+        execute(stage, record["job"], code, scratch)
+    except UserError as e:  # such as data that are not here
+        yield Finding(layout.record(stage, name), f"cannot be computed again: {e}")
+        return
+    place, again = layout.record(stage, name), records.read_record(scratch.record(stage, name))
+    numbers = ({"status": of["status"]} | of["result"] for of in (record, again))
+    yield from _numbers(place, record, *numbers)
+    for output in again["outputs"]:
+        if record["outputs"].get(output) != again["outputs"][output]:
+            theirs, ours = place.parent / output, scratch.record(stage, name).parent / output
+            text = f"is not what {f'{stage} {name}'.strip()} makes{_first(theirs, ours)}{_elsewhere(record)}"
+            yield Finding(theirs, text)
+
+
+def _link(layout: Layout, scratch: Layout, stage: str, name: str) -> None:
+    """A job's record and files in another tree, where they are there."""
+    place = layout.record(stage, name)
+    written = [place.parent / output for output in records.read_record(place)["outputs"]] if place.exists() else []
+    for path in (place, *(Path(os.path.normpath(file)) for file in written)):
+        link = scratch.root / path.relative_to(layout.root)
+        if path.exists() and not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+
+
+def _numbers(place: Path, record: dict, found: dict, again: dict) -> Iterator[Finding]:
+    """The numbers of a record that are not those that were computed again."""
+    for key, was, now in changes(found, again):
+        numbers = isinstance(was, int | float) and isinstance(now, int | float)
+        if not numbers or not math.isclose(was, now, rel_tol=CLOSE):  # type: ignore[arg-type]
+            yield Finding(place, f"result {key} of {record['job'].get('name', '')} is {was}; computed again: {now}")
+
+
+def _first(found: Path, again: Path) -> str:
+    """The first line in which two texts differ; empty of what is no text."""
+    if found.suffix not in (".csv", ".md"):
+        return ""
+    lines = [path.read_text(encoding="utf-8").splitlines() for path in (found, again)]
+    for number, (was, now) in enumerate(zip(*lines, strict=False), 1):
+        if was != now:
+            return f": line {number} is {was!r}; computed again: {now!r}"
+    return f": it has {len(lines[0])} lines; computed again: {len(lines[1])}"
