@@ -45,7 +45,7 @@ def test_short_run(mnist: str, tmp_path: Path) -> None:
 
 
 def test_the_sizes() -> None:
-    """0.8 M parameters for two cores, about the thesis's 7.3 M (001, chapter 6) for a GPU; the poster's rows in both."""
+    """0.8 M parameters for two cores, about the thesis's 7.3 M (001, ch. 6) for a GPU; the poster's rows in both."""
     from ddpm import networks
 
     sizes = []
