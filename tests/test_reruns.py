@@ -186,7 +186,7 @@ def test_status_names_the_function_that_changed(tree: Path) -> None:
     assert reasons["sample", EPS_DDIM] == [("code", "ddpm.samplers.singlestep.DDIM changed")]
     assert reasons["fidelity", EPS_DDIM] == [("follows", f"sample {EPS_DDIM}")]
     assert found["cells"][EPS_DDIM]["state"] == "stale" and found["cells"][EPS_ANCESTRAL]["state"] == "degenerate"
-    assert found["counts"] == {"finished": 1, "degenerate": 1, "stale": 2, "n/a": 1}
+    assert found["counts"] == {"degenerate": 2, "stale": 2, "n/a": 1}
 
 
 # ---- what lies there ---------------------------------------------------------------------------------------
@@ -352,12 +352,12 @@ def test_a_failure_leaves_no_old_table(copy: Path) -> None:
     assert not (at.root / "table.csv").exists()
     found = json.loads(status(copy, "--json"))
     assert found["cells"][SCORE_DDIM] == {"state": "failed", "reason": "sample: no luck today"}
-    assert found["counts"] == {"finished": 1, "degenerate": 2, "failed": 1, "n/a": 1}
+    assert found["counts"] == {"degenerate": 3, "failed": 1, "n/a": 1}
     run = tiny(copy, "table")
     assert run.returncode == 0 and run.stdout == "results/tiny/table.csv: 3 of 4 cells\n"
     assert "# digits: 3 of 4 cells" in (at.root / "table.md").read_text()
     rows = pd.read_csv(at.root / "table.csv", keep_default_na=False)
-    assert list(rows["status"]) == ["ok"] * 5 + ["degenerate"] * 2 + ["ok", "n/a", "failed"]
+    assert list(rows["status"]) == ["ok"] * 5 + ["degenerate"] * 3 + ["n/a", "failed"]
     assert rows["reason"].iloc[-1] == "1 of 1 seeds; sample: no luck today"
     assert set(planned(copy)) >= drawn(SCORE_DDIM)
     path.write_text(text)
