@@ -25,7 +25,7 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import fix_threads, run_stage
-from ddpm.pipeline.stages import STAGES, ExternalStage
+from ddpm.pipeline.stages import AGGREGATES, STAGES, ExternalStage
 from ddpm.pipeline.verify import verify
 
 
@@ -156,6 +156,10 @@ def status_command(args: argparse.Namespace) -> None:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         print(*status.lines(results), sep="\n")
+    if args.estimate:
+        from ddpm import estimate  # torch
+
+        print(*estimate.lines(results.grid, [job for job in results.todo if job[0] not in AGGREGATES]), sep="\n")
     if flaws:
         raise UserError(f"{len(flaws)} files were not as they were written: run again, then they are")
 
@@ -273,6 +277,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("status", status_command, "what is there, what would run now, why, and what it costs")
     sub.add_argument("name", nargs="?", default="", help="one cell: its records, logs, numbers and samples")
     sub.add_argument("--json", action="store_true", help="everything, to be read by a program")
+    sub.add_argument("--estimate", action="store_true", help="time some steps of what would run, on this machine")
     sub.add_argument("--verify", action="store_true", help="hash every file first; what is corrupt is set aside")
     add("table", table_command, "write the tables of the cells that are there")
     add("claims", claims_command, "which claims of the source documents hold here")

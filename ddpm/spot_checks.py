@@ -3,7 +3,8 @@
 Hashes show that files are those of their records, not that the records are true: who changes an image can write its
 hash anew. So everything that is cheaper than training is computed again and compared. An image depends on its
 network's weights, its cell and its index alone, and comes out the same byte for byte in a batch of any size on the same
-kind of CPU; so a few images of every cell stand for all, drawn by chance, so that nobody knows which before.
+kind of CPU; so a few images of every cell stand for all, drawn by chance, so that nobody knows which before. Of
+samplers that choose the steps of a batch together, whole batches are drawn.
 
 Networks and guides are not trained again: whoever puts other weights in their place and samples, measures and tables
 with these has made a whole tree of his own, which only `ddpm train … --again` would tell.
@@ -156,7 +157,12 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
             yield Finding(layout.record("sample", cell), f"{cell} is diverged, but all its images are finite")
         return
     index = rng.permutation(wanted, "verify", seed, cell)[: needed(wanted)].sort().values
-    x = draw(index)
+    if sampler.together:  # whole batches, as they were drawn
+        batches = torch.arange(wanted).split(record["result"]["compute"]["images_at_once"])
+        chosen = [batch for batch in batches if torch.isin(batch, index).any()]
+        index, x = torch.cat(chosen), torch.cat([draw(batch) for batch in chosen])
+    else:
+        x = draw(index)
     drawn, stored = dataset.space.decode(x), images[index]
     if (bad := (drawn != stored).flatten(1).any(1)).any():
         which, by = index[bad].tolist(), float((drawn.double() - stored.double()).abs().max())
@@ -169,7 +175,7 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
         "steps": sampler.steps,
         "spread": variance(dataset.space.encode(images)) / dataset.variance,
     }
-    if "steps" in job["sampler"]:
+    if not sampler.together:
         said["nfe"] = round(denoiser.evaluated / len(index))
     yield from _numbers(layout.record("sample", cell), record, {k: record["result"].get(k) for k in said}, said)
 

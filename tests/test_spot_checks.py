@@ -25,10 +25,11 @@ GUIDED = "score/cosine/cfg-w1/ddim/seed0"
 NETWORK = "eps/linear/unconditional/seed0"
 BLOCKS = [
     {"objective": ["eps"], "schedule": ["linear"], "guidance": ["none"], "sampler": ["ancestral", "ddim"]},
-    {"objective": ["x0"], "schedule": ["linear"], "guidance": ["none"], "sampler": ["ddim"]},
+    {"objective": ["x0"], "schedule": ["linear"], "guidance": ["none"], "sampler": ["ode-adaptive"]},
     {"objective": ["score"], "schedule": ["cosine"], "guidance": ["cfg-w1"], "sampler": ["ddim"]},
 ]
-GRID = config.check(configured() | {"grid": BLOCKS, "seeds": [0]})
+SAMPLERS = configured()["samplers"] | {"ode-adaptive": {"method": "ode-adaptive"}}
+GRID = config.check(configured() | {"grid": BLOCKS, "seeds": [0], "samplers": SAMPLERS})
 torch.set_num_threads(1)
 
 

@@ -151,6 +151,9 @@ class GuideStage(Stage):
     def methods(self, job: dict) -> set[Root]:
         return on_axes(job)
 
+    def work(self, job: dict) -> float:
+        return job["guide"]["steps"] * job["guide"]["batch"]
+
 
 # ---- samples and measures -----------------------------------------------------------------------------------
 

@@ -41,6 +41,8 @@ class Sampler(Method):
     requires: ClassVar[tuple[Requirement, ...]] = (
         ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
     )
+    # Whether an image depends on those that are drawn with it, because a batch chooses its steps together.
+    together: ClassVar[bool] = False
     steps: Count = 50
     spacing: Literal["uniform", "quadratic", "karras"] = "uniform"
 

@@ -325,6 +325,7 @@ class AdaptiveODE(Sampler):
 
     method = "ode-adaptive"
     uses = {"spacing": ""}
+    together = True
     steps: Annotated[int, Interval(ge=2)] = 10
     rtol: Tolerance = 1e-4
     atol: Tolerance = 1e-4
