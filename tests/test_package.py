@@ -161,10 +161,10 @@ def test_the_configuration_is_the_clones(folder: Folder) -> None:
 @pytest.mark.parametrize("overlay", ["", *sorted(path.name for path in (ROOT / "workflow/config").glob("*.yaml"))])
 def test_what_a_clone_plans_is_planned(folder: Folder, overlay: str) -> None:
     """Everything is the default target; every overlay's jobs and the Slurm profile's are as many as in a clone."""
-    options = ["--configfile", f"workflow/config/{overlay}"] if overlay else ["--profile", "slurm"]
-    said = folder.said("snakemake", "-n", *options)
-    layers = [ROOT / "config.yaml", *([ROOT / "workflow/config" / overlay] if overlay else [])]
-    grid = config.check(config.read(*layers))
+    below = [overlay.replace("-gpu", "")] if "-gpu" in overlay else []
+    layers = [f"workflow/config/{name}" for name in (*below, *filter(None, [overlay]))]
+    said = folder.said("snakemake", "-n", *(["--configfile", *layers] if overlay else ["--profile", "slurm"]))
+    grid = config.check(config.read(ROOT / "config.yaml", *(ROOT / layer for layer in layers)))
     batched = len(grid.batches) - sum(stage == "fidelity" for stage, _ in grid.jobs)
     expected = len(grid.jobs) + batched + 4  # table, figures, page, everything
     assert re.search(rf"^total +{expected}$", said, re.MULTILINE), said
