@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from ddpm import rng
-from ddpm.datasets.dataset import Data, stratified
+from ddpm.datasets.dataset import Data, reference, stratified
 from ddpm.methods import Named
 from ddpm.spaces import Pixels
 
@@ -25,7 +25,8 @@ class Baseline(Named):
 
     title:   its name in the table, where that is not `method`.
     wants:   what the data must be or have, see `ddpm.pipeline.measures`.
-    topline: how its classes come, `stratified` or `by chance`: the topline that it is divided by.
+    topline: how its classes come, `stratified` or `by chance`: the topline that it is divided by; empty where it is by
+             none.
     real:    whether it is this topline itself, whose FID is the mean over many sets (`ddpm.metrics.toplines`).
     """
 
@@ -64,6 +65,24 @@ class RealByChance(Real):
     method = "real-by-chance"
     title = "real data, classes by chance"
     topline = "by chance"
+
+
+@dataclass(frozen=True)
+class Reconstructions(Baseline):
+    """The ceiling of rows in latents: test images that the autoencoder has encoded and decoded.
+
+    They are the very images of the test split that they are measured against, so that 0 would be a perfect autoencoder,
+    and no topline is theirs (Rombach et al. 2022, table 8: R-FID).
+    """
+
+    method = "reconstructions"
+    title = "test images, decoded from latents"
+    wants: ClassVar[tuple[str, ...]] = ("autoencoder",)
+    topline = ""
+
+    def draw(self, count: int) -> Tensor:
+        space = self.dataset.space
+        return space.decode(space.encode(reference(self.dataset, "test", count)))
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class Estimate:
     def _whole(self, stage: str, name: str) -> None:
         """The seconds of one job, and of what it reads before it."""
         job = self.grid.job(stage, name)[0]
+        if "autoencoder" in job.get("model", job):  # which would have to be trained first
+            return
         if ("sampler" in job and Sampler.make(job["sampler"]).together) or not STAGES[stage].work(job):
             return  # a sampler that chooses its steps; a network that is not trained
         _, start, rate = self._line(stage, name)

@@ -2,7 +2,8 @@
 
 `encode` makes x of stored images, `decode` stored images of x; the forward process, the networks and the samplers see
 x and nothing else. A further space is one more class below `Space`; the dataset names it (`ddpm.datasets.dataset`), and
-the stored dataset and the record of training say all that rebuilds it (`Space.spec`, `Space.read`).
+the stored dataset and the record of training say all that rebuilds it (`Space.spec`, `Space.read`). `ddpm.latents`
+has one that is trained.
 """
 
 import math
@@ -66,6 +67,11 @@ class Space(Method):
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The smallest and the largest value of x, of every coordinate or of all alike."""
         raise NotImplementedError
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation of x over the training split, as in `Data.deviation`, where the space knows it."""
+        return None
 
     @property
     def width(self) -> float:

@@ -126,7 +126,8 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
     layout, path = results.layout, results.layout.output("sample", cell)
     torch.set_num_threads(job["threads"])
     tensors, _ = read_tensors(path)
-    images, labels, dataset = tensors["images"], tensors.get("labels"), data.read(layout.output("data"))
+    inputs, images, labels = layout.inputs("sample", cell, job), tensors["images"], tensors.get("labels")
+    dataset = data.read(inputs["data"], inputs.get("autoencoder"))
     # ---- how many, and of which classes
     count = job["sampling"]["images"]
     wanted = count if record["status"] == "ok" else 0

@@ -18,7 +18,6 @@ from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
-from ddpm.pipeline.stage import BASELINES
 from ddpm.stages import train as training
 
 torch.set_num_threads(1)
@@ -333,7 +332,7 @@ def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pyte
         execute("likelihood", *grid.job("likelihood", name), layout)
         assert records.read_record(layout.record("likelihood", name))["status"] == "diverged"
 
-    for baseline in BASELINES:
+    for baseline in grid.baselines:
         execute("fidelity", *grid.job("fidelity", baseline), layout)
     table = tables.collect(Results(grid, layout)).set_index(["objective", "guidance", "sampler"])
     row = table.loc[(cell.objective, cell.guidance, cell.sampler)]

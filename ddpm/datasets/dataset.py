@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ddpm import rng
+from ddpm import latents, rng
 from ddpm.errors import UserError
 from ddpm.methods import Method
 from ddpm.pipeline.records import read_tensors
@@ -91,6 +91,8 @@ class Data:
     @cached_property
     def deviation(self) -> float:
         """The standard deviation of x over the training split: the root of its variance's mean over coordinates."""
+        if (known := self.space.deviation) is not None:
+            return known
         count = len(self.train.images)
         total, squares = torch.zeros(2, *self.shape, dtype=torch.float64)
         for stored in self.train.images.split(256):  # the split may be larger than memory
@@ -114,13 +116,14 @@ def empty(count: int, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(count, *shape)))
 
 
-def read(path: Path) -> Data:
-    """The stored dataset."""
+def read(path: Path, autoencoder: Path | None = None, device: str = "cpu") -> Data:
+    """The stored dataset; with the file of an autoencoder, whose network then is on `device`, in its latents."""
     tensors, about = read_tensors(path)
     if not {"space", "classes"} <= about.keys():
         raise UserError(f"{path}: does not say its space and classes; delete it and run again")
     train, test = (Split(tensors[f"{split}_images"], tensors.get(f"{split}_labels")) for split in ("train", "test"))
-    return Data(train, test, Space.read(about["space"]), about["classes"])
+    space = Space.read(about["space"])
+    return Data(train, test, latents.read(autoencoder, space, device) if autoencoder else space, about["classes"])
 
 
 def reference(dataset: Data, split: str, count: int | None = None) -> Tensor:

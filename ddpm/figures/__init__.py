@@ -140,6 +140,8 @@ def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path)
     cell = grid.runs[next(iter(scores(layout, grid)))]
     network, job = grid.network(cell).name, grid.job("sample", cell.name)[0]
     denoiser = load_guided(job["guidance"], layout.parents("sample", cell.name, job))
+    if "autoencoder" in job["model"]:
+        renderer = Images(data.read(layout.output("data"), layout.output("autoencoder")))
     sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), renderer.dataset, renderer.shown
     condition = Condition(draw_labels(dataset, network, count) if denoiser.network.classes or "guide" in job else None)
     states = list(chain(denoiser, sampler, network, torch.arange(count), condition, dataset.shape))

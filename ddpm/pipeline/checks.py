@@ -6,12 +6,13 @@ from itertools import chain, product
 from ddpm import terminal
 from ddpm.errors import UserError
 from ddpm.parameters import cast, conflicts, unmet, unused
-from ddpm.pipeline import measures
+from ddpm.pipeline import measures, spaces
 from ddpm.pipeline.declarations import MethodSource, describe, found_in
 from ddpm.pipeline.registry import (
     AXES,
     KINDS,
     PARTS,
+    SHARED,
     Files,
     complete,
     composed,
@@ -61,7 +62,7 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
         yield _of_method("network", "network", config["network"], files)
     yield _of_networks(config)
     yield _of_data(config)
-    yield _of_patches(config)
+    yield _of_spaces(config)
     yield _of_points(config)
     yield _of_labels(config)
     yield _of_fidelity(config)
@@ -106,15 +107,11 @@ def _of_networks(config: dict) -> Iterator[str]:
         yield f"networks.{name}: `network` is called {name!r} as well, after its method; give this one another name"
 
 
-def _of_patches(config: dict) -> Iterator[str]:
-    """A network whose patches do not fit the images."""
-    shape = dataset_of(config)["shape"]
-    for where, value in networks_of(config):
-        source = source_of("network", value)
-        if (key := source.attributes["patched"]) and shape and len(shape) == 3:
-            patch = complete(source, value)[key]
-            if any(side % patch for side in shape[1:]):
-                yield f"{where}.{key}: {patch}; it must divide the images' height and width, {shape[1]} × {shape[2]}"
+def _of_spaces(config: dict) -> Iterator[str]:
+    """Networks that do not fit the images, or the space that they name."""
+    found, data = list(networks_of(config)), dataset_of(config)
+    yield from spaces.mistakes(config, found, data)
+    yield from spaces.patches(config, found, data["shape"])
 
 
 def _of_points(config: dict) -> Iterator[str]:
@@ -124,6 +121,8 @@ def _of_points(config: dict) -> Iterator[str]:
     points = f"takes images, and data.name {config['data']['name']!r} gives points"
     fitting = [name for name, source in known("network", files_of(config)).items() if not source.attributes["images"]]
     for where, value in networks_of(config):
+        if spaces.is_latent(value):
+            yield f"{where}.space: 'latent' {points}: it must be points"
         if value["method"] not in fitting:
             yield f"{where}.method: {value['method']!r} {points}: it must be {' or '.join(fitting)}"
     used = {name for block in config["grid"] for name in block["guidance"]}
@@ -179,7 +178,9 @@ def _of_end(config: dict, name: str) -> Iterator[str]:
 
 def of_counts(config: dict, counts: dict[str, int]) -> Iterator[Iterator[str]]:
     """What asks for more images than there are; counts: how many a split holds, where only the data themselves say."""
-    for section, split in (("sampling", "train"), ("likelihood", "test"), ("ode_likelihood", "test")):
+    asked = [("sampling", "train"), ("likelihood", "test"), ("ode_likelihood", "test")]
+    asked += [("sampling", "test")] * any(spaces.is_latent(value) for _, value in networks_of(config))
+    for section, split in asked:
         yield _of_count(config, section, split, counts)
     yield _of_features(config, counts)
 
@@ -188,7 +189,8 @@ def _of_count(config: dict, section: str, split: str, counts: dict[str, int]) ->
     """More images than the split that they are taken from holds."""
     wanted, there, name = config[section]["images"], (dataset_of(config) | counts)[split], config["data"]["name"]
     if there is not None and wanted > there:
-        of = "the row of real data takes as many" if section == "sampling" else "they are taken"
+        row = {"train": "the row of real data takes as many", "test": "the row of reconstructions takes as many"}
+        of = row[split] if section == "sampling" else "they are taken"
         yield f"{section}.images: {wanted}; {of} from the {split} split of {name!r}: it must be at most {there}"
     if section == "ode_likelihood" and wanted == 1:
         yield "ode_likelihood.images: 1; a standard error takes two: it must be 0 (not measured) or at least 2"
@@ -274,6 +276,8 @@ def _of_guides(config: dict) -> Iterator[str]:
                 found[f"{where}: {by!r} cannot guide itself; it must be another network than those of its blocks"] = (
                     None
                 )
+            elif len({spaces.is_latent(networks[n]) for n in (by, *block["network"])}) > 1:
+                found[f"{where}: {by!r} is of another space than networks of its blocks; it must be of theirs"] = None
     yield from found
 
 
@@ -327,7 +331,7 @@ def _of_method(where: str, axis: str, value: dict, files: Files) -> Iterator[str
         yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(choices)}"
         return
     method = choices[value[key]]
-    given = {k: v for k, v in value.items() if k not in (key, "modules")}
+    given = {k: v for k, v in value.items() if k not in (key, "modules", *SHARED.get(axis, ()))}
     found = [
         f"{name}: unknown key; known are {', '.join(method.parameters) or 'none'}"
         for name in given

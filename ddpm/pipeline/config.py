@@ -186,7 +186,7 @@ def _is_number(_: object, value: object) -> bool:
 def _floats(config: dict, schema: dict) -> dict:
     """Whole numbers as floats where the schema declares a number, so that 1 and 1.0 are one job."""
     sections = {}
-    for name in ("training", "classifier"):
+    for name in (n for n in ("training", "classifier", "autoencoder") if n in config):
         declared = schema["properties"][name]["properties"]
         real = {k for k, v in declared.items() if v.get("type") == "number" or v.get("$ref") == "#/$defs/positive"}
         sections[name] = {k: float(v) if k in real else v for k, v in config[name].items()}

@@ -12,6 +12,7 @@ from itertools import product
 from ddpm.pipeline import fingerprints, measures
 from ddpm.pipeline.checks import continuous, given, incompatibility
 from ddpm.pipeline.registry import AXES, complete, known, source_of
+from ddpm.pipeline.spaces import is_latent
 from ddpm.pipeline.stage import BASELINES, EXECUTION, Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 
@@ -37,14 +38,18 @@ class Network:
 
 @dataclass(frozen=True)
 class Guide:
-    """One classifier of noisy images: it serves every cell of its schedule whose guidance asks for one."""
+    """One classifier of noisy images: it serves every cell of its schedule and space whose guidance asks for one.
+
+    latent: whether it sees latents instead of images.
+    """
 
     schedule: str
     seed: int
+    latent: bool
 
     @property
     def name(self) -> str:
-        return f"{self.schedule}/seed{self.seed}"
+        return f"{self.schedule}/{'latent/' * self.latent}seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Grid:
     @cached_property
     def baselines(self) -> list[str]:
         """The rows without a network that these data can have."""
-        there = measures.possible(measures.baselines(), given(self.config))
+        there = measures.possible(measures.baselines(), given(self.config) | self.autoencoder(self.latent).keys())
         return [baseline for baseline in BASELINES if baseline in there]
 
     @cached_property
@@ -146,6 +151,23 @@ class Grid:
         needed = [*map(self.network, self.runs.values()), *map(self.guide_network, self.runs.values())]
         return {n.name: n for n in needed if n}
 
+    def in_latents(self, architecture: str) -> bool:
+        """Whether a network works in the latents of the autoencoder."""
+        return is_latent(self.config["networks"][architecture])
+
+    @property
+    def latent(self) -> bool:
+        """Whether any network does."""
+        return any(self.in_latents(network.architecture) for network in self.networks.values())
+
+    def autoencoder(self, latent: bool) -> dict:
+        """What the jobs of networks that work in latents are told of the autoencoder; nothing of others."""
+        return {"autoencoder": self.config["autoencoder"]} if latent else {}
+
+    def is_bounded(self, cell: Cell) -> bool:
+        """Whether the cell's network has bits/dim of the data: a bound in latents is none of the images'."""
+        return not self.is_guided(cell) and not self.in_latents(cell.network)
+
     def is_guided(self, cell: Cell) -> bool:
         """Whether labels steer the cell: then it samples from no likelihood model."""
         return self.guide(cell) is not None or self.network(cell).labels == "conditional"
@@ -164,7 +186,7 @@ class Grid:
     def guide(self, cell: Cell) -> Guide | None:
         """The classifier that guides a cell, where its guidance asks for one."""
         guidance = source_of("guidance", self.config["guidances"][cell.guidance])
-        return Guide(cell.schedule, cell.seed) if guidance.attributes["guide"] else None
+        return Guide(cell.schedule, cell.seed, self.in_latents(cell.network)) if guidance.attributes["guide"] else None
 
     def network(self, cell: Cell, architecture: str = "") -> Network:
         """The network that a cell samples from, or its like of another architecture: labels where its guidance asks for
@@ -201,8 +223,9 @@ class Grid:
 
     @cached_property
     def used(self) -> dict:
-        """The configuration without the axis values that no block of the grid names, nor a guidance of one."""
-        found = dict(self.config)
+        """The configuration without the axis values that no block of the grid names, nor a guidance of one, and without
+        the autoencoder where no network works in its latents."""
+        found = {k: v for k, v in self.config.items() if k != "autoencoder" or self.latent}
         for axis, section in AXES.items():
             named = {name for block in self.config["grid"] for name in block[axis]}
             named |= {n.architecture for n in self.networks.values()} if axis == "network" else set()
@@ -211,7 +234,8 @@ class Grid:
 
     def model(self, name: str) -> dict:
         """What a network is, apart from its training: whoever uses it runs the code of these methods."""
-        return {k: v for k, v in self.job("train", name)[0].items() if k in ("objective", "schedule", "network")}
+        parts = ("objective", "schedule", "network", "autoencoder")
+        return {k: v for k, v in self.job("train", name)[0].items() if k in parts}
 
     @cached_property
     def batches(self) -> dict[str, list[str]]:

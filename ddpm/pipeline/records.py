@@ -34,6 +34,7 @@ FORM = {
 RESULTS = {
     "train": ("steps", "images_seen", "parameters", "space", "classes"),
     "guide": ("classes", "shape"),
+    "autoencoder": ("steps", "shape", "scale", "parameters"),
     "sample": ("images", "steps", "nfe"),
     "external": ("images", "of", "stratified", "spread"),
     "fidelity": ("images", "extractor", "fid"),

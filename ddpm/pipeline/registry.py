@@ -37,6 +37,8 @@ KINDS = {
     "metric": ("ddpm.metrics", "Metric"),
     "extractor": ("ddpm.metrics", "Extractor"),
 }
+# Keys that every value of an axis may have, which are no parameters of its method: the space that a network works in.
+SHARED = {"network": ("space",)}
 Files = tuple[str, ...]
 
 

@@ -5,7 +5,7 @@ import yaml
 from ddpm.parameters import adapter, plain
 from ddpm.pipeline.config import SCHEMA
 from ddpm.pipeline.declarations import MethodSource, Parameter
-from ddpm.pipeline.registry import AXES, PARTS, Files, key_of, known
+from ddpm.pipeline.registry import AXES, PARTS, SHARED, Files, key_of, known
 
 
 def editor(files: Files = ()) -> dict:
@@ -27,13 +27,15 @@ def editor(files: Files = ()) -> dict:
 
 def _any_of(kind: str, files: Files) -> dict:
     """One of the methods of a kind."""
-    return {"oneOf": [_method(name, key_of(kind), source) for name, source in known(kind, files).items()]}
+    return {"oneOf": [_method(kind, name, source) for name, source in known(kind, files).items()]}
 
 
-def _method(name: str, key: str, source: MethodSource) -> dict:
+def _method(kind: str, name: str, source: MethodSource) -> dict:
     """One method and its parameters."""
+    key = key_of(kind)
     required = [key, *(k for k, p in source.parameters.items() if p.required)]
     properties = {key: {"const": name}} | {k: _parameter(p) for k, p in source.parameters.items()}
+    properties |= {shared: {"type": "string"} for shared in SHARED.get(kind, ())}
     form = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     return {"title": name, "description": source.summary} | form
 

@@ -25,9 +25,10 @@ NETWORK, CELL = "eps/linear/unconditional/seed0", "eps/linear/none/ddim/seed0"
 # What says how jobs are run and does not change a result.
 EXECUTION = ("device", "jobs_per_gpu", "checkpoint_seconds")
 
-# The rows without a network (`ddpm.baselines`): real training images, with classes in proportion and by chance
-# (ceilings), uniform noise (floor), and histograms.
-BASELINES = ("real", "real-by-chance", "noise", "histogram", "class-histogram")
+# The rows without a network (`ddpm.baselines`): real training images, with classes in proportion and by chance, test
+# images that the autoencoder has encoded and decoded (ceilings), uniform noise (floor), and histograms.
+RECONSTRUCTIONS = "reconstructions"
+BASELINES = ("real", "real-by-chance", RECONSTRUCTIONS, "noise", "histogram", "class-histogram")
 
 
 class Stage:
@@ -117,6 +118,11 @@ class Stage:
 def declared(module: str, base: str) -> set[Root]:
     """The classes of all our methods below `base`."""
     return {(inner, cls) for _, inner, cls in found_in(module, base)}
+
+
+def of_latents(job: dict) -> dict[str, Job]:
+    """What a job, or the model in it, reads besides where it works in latents."""
+    return {"autoencoder": ("autoencoder", "")} if "autoencoder" in job else {}
 
 
 def own_files(axis: str, value: dict) -> dict[str, Path]:

@@ -10,14 +10,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.pipeline import project
+from ddpm.pipeline.aggregates import FiguresStage, PageStage, TableStage
 from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.registry import classes, complete, known, source_of
-from ddpm.pipeline.stage import BASELINES, CELL, NETWORK, Aggregate, Job, Root, Stage, declared, on_axes, own_files
-
-# The documents' tables by name.
-PUBLISHED = sorted(path.stem for path in project.find("workflow/published").glob("*.yaml"))
+from ddpm.pipeline.stage import (
+    BASELINES,
+    CELL,
+    NETWORK,
+    RECONSTRUCTIONS,
+    Aggregate,
+    Job,
+    Root,
+    Stage,
+    declared,
+    of_latents,
+    on_axes,
+    own_files,
+)
 
 if TYPE_CHECKING:
     from ddpm.pipeline.grid import Cell, Grid
@@ -72,6 +82,25 @@ class ClassifierStage(Stage):
         return DataStage().seen(grid) | {"classifier": grid.config["classifier"], "threads": grid.config["threads"]}
 
 
+class AutoencoderStage(Stage):
+    """The autoencoder, in whose latents some networks work."""
+
+    name = section = "autoencoder"
+    entry = ("ddpm.stages.autoencoder", "train")
+    record = "autoencoder/record.json"
+    files = {"weights": "autoencoder/weights.safetensors", "loss": "autoencoder/loss.csv"}
+    priority = 10  # as of training, which waits for it
+
+    def serving(self, grid: Grid, cell: Cell) -> str | None:
+        return "" if grid.in_latents(cell.network) else None
+
+    def job(self, grid: Grid, name: str) -> dict:
+        return DataStage().seen(grid) | {"autoencoder": grid.config["autoencoder"], "threads": grid.config["threads"]}
+
+    def work(self, job: dict) -> float:
+        return job["autoencoder"]["steps"] * job["autoencoder"]["batch"]
+
+
 class TrainStage(Stage):
     """One network, which serves every cell of its objective, schedule and kind of labels; one of elsewhere is read."""
 
@@ -98,7 +127,8 @@ class TrainStage(Stage):
         dropout = training.pop("label_dropout")
         if source_of("network", grid.config["networks"][network.architecture]).attributes["imported"]:
             training = {"steps": 0, "batch": 0, "processes": 1}
-        return DataStage().seen(grid) | {
+        data = DataStage().seen(grid) | grid.autoencoder(grid.in_latents(network.architecture))
+        return data | {
             "name": name,
             "objective": grid.axis("objective", network.objective),
             "schedule": grid.axis("schedule", network.schedule),
@@ -109,6 +139,9 @@ class TrainStage(Stage):
             "compute": grid.config["compute"],
             "threads": grid.config["threads"],
         }
+
+    def parents(self, name: str, job: dict) -> dict[str, Job]:
+        return {"data": ("data", "")} | of_latents(job)
 
     def starts(self, job: dict) -> Root:
         imported = source_of("network", job["network"]).attributes["imported"]
@@ -141,12 +174,16 @@ class GuideStage(Stage):
         return guide.name if guide else None
 
     def job(self, grid: Grid, name: str) -> dict:
-        return DataStage().seen(grid) | {
+        guide = grid.guides[name]
+        return (DataStage().seen(grid) | grid.autoencoder(guide.latent)) | {
             "name": name,
-            "schedule": grid.axis("schedule", grid.guides[name].schedule),
+            "schedule": grid.axis("schedule", guide.schedule),
             "guide": grid.config["guide"],
             "threads": grid.config["threads"],
         }
+
+    def parents(self, name: str, job: dict) -> dict[str, Job]:
+        return {"data": ("data", "")} | of_latents(job)
 
     def methods(self, job: dict) -> set[Root]:
         return on_axes(job)
@@ -191,7 +228,7 @@ class SampleStage(Stage):
         }
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
-        found = {"data": ("data", ""), "weights": ("train", job["network"])}
+        found = {"data": ("data", ""), "weights": ("train", job["network"])} | of_latents(job["model"])
         found |= {"guide": ("guide", job["guide"])} if "guide" in job else {}
         return found | ({"guide_weights": ("train", job["guide_network"])} if "guide_network" in job else {})
 
@@ -262,7 +299,8 @@ class FidelityStage(Stage):
         made = ("external", external(name)) if external(name) else ("sample", name)
         samples = {} if name in BASELINES else {"samples": made}
         extractor = {"extractor": ("classifier", "")} if "classifier" in job["needs"] else {}
-        return {"data": ("data", "")} | samples | extractor
+        decoded = {"autoencoder": ("autoencoder", "")} if name == RECONSTRUCTIONS else {}
+        return {"data": ("data", "")} | samples | decoded | extractor
 
     def extractor(self, job: dict) -> Root:
         """The class of the feature extractor."""
@@ -300,7 +338,7 @@ class LikelihoodStage(Stage):
     called = "network without labels"
 
     def serving(self, grid: Grid, cell: Cell) -> str | None:
-        return None if grid.is_guided(cell) else grid.network(cell).name
+        return grid.network(cell).name if grid.is_bounded(cell) else None
 
     def job(self, grid: Grid, name: str) -> dict:
         return {
@@ -336,60 +374,13 @@ class ODELikelihoodStage(LikelihoodStage):
         return super().serving(grid, cell) if grid.config.get("ode_likelihood", {}).get("images") else None
 
 
-# ---- aggregates ---------------------------------------------------------------------------------------------
-
-
-class TableStage(Aggregate):
-    """The tables. Of both likelihoods it reads what every test image costs as well (`ddpm.tables.paired`)."""
-
-    name = "table"
-    entry = ("ddpm.tables", "write")
-    record = "table.json"
-    files = {
-        "table": "table.csv",
-        "reading": "table.md",
-        "published": "published.md",
-        "claims": "claims.md",
-        "claims_table": "claims.csv",
-        "differences": "differences.csv",
-        "costs": "costs.csv",
-    }
-    files |= {f"{name}.{end}": f"tables/{name}.{end}" for name in PUBLISHED for end in ("md", "tex")}
-    reads = ("data", "classifier", "train", "guide", "likelihood", "ode_likelihood", "sample", "fidelity")
-
-    def roots(self, job: dict) -> frozenset[Root]:
-        return frozenset({self.entry})  # records and numbers alone: no space
-
-
-class FiguresStage(Aggregate):
-    """The pictures; they are as many as the grid has (`Layout.pictures`)."""
-
-    name = "figures"
-    entry = ("ddpm.figures", "write")
-    record = "figures/record.json"
-    reads = ("data", "train", "guide", "sample", "fidelity")
-    unused = ("likelihood", "ode_likelihood", "fidelity", "classifier")
-
-
-class PageStage(Aggregate):
-    """The page for a browser, which shows the tables, the pictures, and every record."""
-
-    name = "page"
-    entry = ("ddpm.page", "write")
-    record = "report.json"
-    files = {"page": "report.html"}
-    reads = (*TableStage.reads, "table", "figures")
-
-    def roots(self, job: dict) -> frozenset[Root]:
-        return frozenset({self.entry})  # as of the table
-
-
 # Each after the stages that it reads.
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         DataStage(),
         ClassifierStage(),
+        AutoencoderStage(),
         TrainStage(),
         GuideStage(),
         LikelihoodStage(),

@@ -54,8 +54,9 @@ def evaluate(run: Run) -> Outcome:
     its standard error over images).
     """
     name, count, hashes, exact = run.name, run.job["images"], run.recorder.record["inputs"], None
-    if "samples" in run.inputs and (status := run.parent("samples")["status"]) != "ok":
-        return status, {}
+    for made in ("samples", "autoencoder"):
+        if made in run.inputs and (status := run.parent(made)["status"]) != "ok":
+            return status, {}
     # ---- what is measured, and with what
     hashes = tuple(hashes[of] for of in ("data", "extractor") if of in hashes)
     files = run.inputs["data"], run.inputs.get("extractor")
@@ -67,7 +68,9 @@ def evaluate(run: Run) -> Outcome:
             found = f"{run.inputs['samples']}: {len(samples.images)} images"
             raise UserError(f"{found}; the configuration says {count}: delete it and run again")
     else:
-        baseline = Baseline.named(name)(measure.dataset)
+        decoded = run.inputs.get("autoencoder")
+        dataset = data.read(run.inputs["data"], decoded, run.device) if decoded else measure.dataset
+        baseline = Baseline.named(name)(dataset)
         samples = Samples(baseline.draw(count), topline=baseline.topline if baseline.real else None)
         exact = baseline.bits_per_dim(measure.dataset.test.images)
     # ---- the metrics

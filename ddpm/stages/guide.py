@@ -26,7 +26,8 @@ def logits(network: NoisyClassifier, schedule: Schedule, x_t: Tensor, t: Tensor)
 def train(run: Run) -> Outcome:
     """The `guide` stage: cross-entropy on x_t at uniform t; its numbers are the accuracies on test images by t/T."""
     job, settings, device = run.job, run.settings, run.device
-    dataset, schedule = data.read(run.inputs["data"]), Schedule.make(job["schedule"])
+    dataset = data.read(run.inputs["data"], run.inputs.get("autoencoder"), device)
+    schedule = Schedule.make(job["schedule"])
     if len(dataset.shape) != 3:
         raise UserError(
             f"guidances: classifier guidance takes images, these data have shape {dataset.shape}; cfg would do"

@@ -11,7 +11,8 @@ from ddpm.pipeline.run import Outcome, Run
 
 def read(run: Run) -> Outcome:
     """The weights, and a training curve of no steps; `imported` says in the record whose they are."""
-    dataset, job, source = data.read(run.inputs["data"]), run.job, run.inputs["network"]
+    dataset = data.read(run.inputs["data"], run.inputs.get("autoencoder"), run.device)
+    job, source = run.job, run.inputs["network"]
     heads = Objective.make(job["objective"]).variance.heads
     network = networks.build(job["network"], dataset.shape, heads, 0)
     assert isinstance(network, DiffusersUNet)

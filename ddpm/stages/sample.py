@@ -28,11 +28,11 @@ def load_denoiser(trained: Result, device: str = "cpu") -> Denoiser:
     record = read_record(trained.record)
     job, result = record["job"], record["result"]
     objective, schedule = Objective.make(job["objective"]), Schedule.make(job["schedule"])
-    space = Space.read(result["space"])
+    clip, shape = "autoencoder" not in job and Space.read(result["space"]).clips, tuple(result["space"]["shape"])
     classes = result["classes"] if job["conditional"] else 0
-    network = networks.build(job["network"], space.shape, objective.variance.heads, classes)
+    network = networks.build(job["network"], shape, objective.variance.heads, classes)
     network.load_state_dict(read_tensors(trained.file)[0])
-    return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=space.clips)
+    return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=clip)
 
 
 def load_guided(guidance: dict, parents: dict[str, Result], device: str = "cpu") -> Denoiser:
@@ -80,7 +80,8 @@ def sample(run: Run) -> Outcome:
     """
     job, settings, device, network = run.job, run.settings, run.device, run.job["network"]
     # ---- the denoiser, and what steers it
-    dataset, status = data.read(run.inputs["data"]), run.parent("weights")["status"]
+    dataset = data.read(run.inputs["data"], run.inputs.get("autoencoder"), device)
+    status = run.parent("weights")["status"]
     denoiser = load_guided(job["guidance"], run.parents, device)
     sampler = Sampler.make(job["sampler"])
     wanted = settings["images"] if status == "ok" else 0

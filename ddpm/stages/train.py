@@ -14,6 +14,7 @@ from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data
 from ddpm.errors import UserError
+from ddpm.latents import Latents
 from ddpm.networks.network import Network
 from ddpm.objectives import Objective
 from ddpm.pipeline import parallel
@@ -53,13 +54,15 @@ class Batches:
     every image is seen equally often. Nothing here has a state to save.
 
     Images stay as they are stored, in their memory-mapped file, and are encoded batch by batch, so that a split may be
-    larger than memory; one of at most RESIDENT bytes is copied to the device first.
+    larger than memory; one of at most RESIDENT bytes is copied to the device first. So are latents, all encoded first.
     """
 
     def __init__(self, dataset: Data, job: dict, device: torch.device, network: Network):
         stored = dataset.train.images
-        self.stored = stored.to(device) if stored.nbytes <= RESIDENT else stored
-        self.space, self.device = dataset.space, device
+        self.space, self.device, self.x = dataset.space, device, None
+        if isinstance(self.space, Latents) and 4 * len(stored) * math.prod(self.space.shape) <= RESIDENT:
+            self.x = self.space.encode(stored).to(device)
+        self.stored = stored.to(device) if stored.nbytes <= RESIDENT and self.x is None else stored
         self.name = job["name"]
         self.size, self.null = job["training"]["batch"], network.null
         self.dropout = job["training"].get("label_dropout")
@@ -79,7 +82,10 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Condition]:
         index = self._indices(step)
-        x0 = self.space.encode(self.stored[index.to(self.stored.device)].to(self.device))
+        if self.x is None:
+            x0 = self.space.encode(self.stored[index.to(self.stored.device)].to(self.device))
+        else:
+            x0 = self.x[index.to(self.device)]
         position = torch.arange(self.size)
         eps = rng.normal(self.key, position.to(x0.device), 2 * step, tuple(x0.shape[1:]))
         u = rng.uniform(self.key, position, 2 * step + 1, (2,))
@@ -110,11 +116,11 @@ def build(job: dict, dataset: Data) -> Network:
 class State:
     """Everything of a training run that its step and its draws do not give: what a checkpoint keeps.
 
-    network θ, its average θ_ema, Adam's moments, what the distribution of times has learned, and the loss since the
-    last `row`.
+    network θ, its average θ_ema, Adam's moments, what the distribution of times (where there is one) has learned, and
+    the loss since the last `row`.
     """
 
-    def __init__(self, network: nn.Module, settings: dict, times: Draws, device: str):
+    def __init__(self, network: nn.Module, settings: dict, times: Draws | None, device: str):
         self.network, self.times = network, times
         self.average, self.ema_decay = copy.deepcopy(network).requires_grad_(False), settings["ema_decay"]
         rate = settings["learning_rate"]
@@ -128,7 +134,7 @@ class State:
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-        return tensors | {f"times.{k}": v for k, v in self.times.state().items()}
+        return tensors | {f"times.{k}": v for k, v in (self.times.state() if self.times else {}).items()}
 
     def unpack(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `pack` took."""
@@ -148,7 +154,8 @@ class State:
                 torch.empty_like(like, requires_grad=False).copy_(value) if value.shape == like.shape else value
             )
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        self.times.load(part("times."))
+        if self.times:
+            self.times.load(part("times."))
         self.total.copy_(tensors["total"])
 
     def resume(self, checkpoint: Checkpoint) -> int:
@@ -219,7 +226,7 @@ def train(run: Run) -> Outcome | None:
     # ---- what is trained
     settings, device = run.settings, run.device
     group = parallel.join(settings["processes"], device)
-    dataset = data.read(run.inputs["data"])
+    dataset = data.read(run.inputs["data"], run.inputs.get("autoencoder"), device)
     schedule, objective = noisy_schedule(run.job, dataset), Objective.make(run.job["objective"])
     network, times = build(run.job, dataset).to(device), objective.times.on(schedule)
     batches, state = Batches(dataset, run.job, torch.device(device), network), State(network, settings, times, device)

@@ -40,9 +40,9 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
             "sample": results.valid("sample", cell.name),
             "fidelity": results.valid("fidelity", cell.name),
         }
-        if not grid.is_guided(cell):
+        if grid.is_bounded(cell):
             records["likelihood"] = results.valid("likelihood", network)
-        if not grid.is_guided(cell) and network in grid.names["ode_likelihood"]:
+        if grid.is_bounded(cell) and network in grid.names["ode_likelihood"]:
             records["ode_likelihood"] = results.valid("ode_likelihood", network)
         there.append(records)
     missing = [why for cell, valid in zip(cells, there, strict=True) if (why := _missing(results, cell, valid))]
@@ -96,6 +96,8 @@ def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -
     for cell, one in zip(cells, found, strict=True):
         if why := degenerate(one["sample"]["result"], one["fidelity"]["result"], noise):
             bad.append(f"seed {cell.seed}: {why}")
+    if not bad and results.grid.in_latents(cells[0].network):
+        return {"status": "ok", "reason": "no bits/dim: a bound in latents is none of the images'"}
     if not bad:
         return {"status": "ok"}
     return {"status": "degenerate", "reason": f"{len(bad)} of {len(cells)} seeds ({'; '.join(bad)})"}
@@ -108,6 +110,8 @@ def _baseline(results: Results, columns: Columns, name: str) -> dict:
     record = results.valid("fidelity", name)
     if record is None:
         return row | {"status": "missing", "reason": f"fidelity: {results.todo['fidelity', name][0]}"}
+    if record["status"] != "ok":  # of the autoencoder
+        return row | {"status": record["status"], "reason": "autoencoder: training"}
     result = record["result"]
     row |= {key: result[key] for key in (*columns.metrics, *columns.details, "extractor", "protocol") if key in result}
     if "bits_per_dim" in result:

@@ -76,7 +76,7 @@ Job.remove_existing_output = Job.cleanup = leave_outputs
 
 
 wildcard_constraints:
-    guide=r"[^/]+/seed\d+",
+    guide=r"[^/]+/(?:latent/)?seed\d+",
     network=r"[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
     cell=r"[^/]+/[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
     batch=r"baselines|[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
