@@ -24,12 +24,13 @@ class Guidance(Method):
 
     `labels` is the kind of network it needs: `unconditional`, or `conditional` (trained with label dropout);
     `guide` says whether it needs a classifier of noisy images too (`ddpm.stages.guide`); a parameter `guide_network`
-    names another network of the grid that it needs, of the same objective, schedule, labels and seed; `unguided` is
-    the weight at which labels play no part.
+    names another network of the grid that it needs, of the same objective, schedule, labels and seed; `continuous` says
+    whether x̂0 changes with t without jumps; `unguided` is the weight at which labels play no part.
     """
 
     labels: ClassVar[str] = "unconditional"
     guide: ClassVar[bool] = False
+    continuous: ClassVar[bool] = True
     unguided: ClassVar[float | None] = None
 
     @property
@@ -132,6 +133,7 @@ class IntervalClassifierFree(ClassifierFree):
     """
 
     method = "interval-cfg"
+    continuous = False
     ordered = (("level_min", "<", "level_max"),)
     weight: NonNegative = 1.0
     level_min: NonNegative = 0.28

@@ -20,8 +20,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -444,18 +444,27 @@ def sketch(*drawn: object) -> None:
         drawn[-1].with_suffix(".svg").write_text(f"<svg><title>{drawn[-1].stem}</title></svg>")
 
 
-def trees(folder: Path) -> dict[str, Path]:
-    """A finished tree, one with kept results, one with an interrupted training.
-
-    Of the pictures only each cell's samples are drawn: the others would take longer than all else.
-    """
-    import torch
-
+@contextmanager
+def sketches() -> Iterator[None]:
+    """Of the pictures only each cell's samples are drawn: the others would take longer than all else."""
     from ddpm import figures
 
+    names = [f"{picture}_figure" for picture in (*CHARTS, "samples", "training", "forward", "denoising", "neighbours")]
+    real = {name: getattr(figures, name) for name in names}
+    try:
+        for name in names:
+            setattr(figures, name, sketch)
+        yield
+    finally:
+        for name, function in real.items():
+            setattr(figures, name, function)
+
+
+def trees(folder: Path) -> dict[str, Path]:
+    """A finished tree, one with kept results, one with an interrupted training; make them within `sketches`."""
+    import torch
+
     torch.set_num_threads(1)
-    for picture in (*CHARTS, "samples", "training", "forward", "denoising", "neighbours"):
-        setattr(figures, f"{picture}_figure", sketch)
     done = finished(folder / "finished")
     return {
         "finished": done,
@@ -472,7 +481,7 @@ def main() -> int:
     parser.add_argument("--snakemake", action="store_true", help="let Snakemake run the jobs")
     args = parser.parse_args()
     begun, found = time.monotonic(), []
-    with tempfile.TemporaryDirectory() as temporary:
+    with sketches(), tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) / "trial"
         if args.snakemake:
             tree = copy_project(Path(temporary) / "tree")

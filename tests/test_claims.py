@@ -86,7 +86,8 @@ def test_any_lets_a_parameter_differ() -> None:
 
 def test_every_claim_is_about_some_grid() -> None:
     """None is about rows that no configuration of the project has."""
-    grids = [grid(path.stem) for path in (ROOT / "workflow/config").glob("*.yaml")] + [grid()]
+    grids = [grid(path.stem) for path in (ROOT / "workflow/config").glob("*.yaml") if path.stem != "mnist-gpu"]
+    grids.append(grid())
     assert [c.name for c in claims.read() if not any(claims.groups(c, g) for g in grids)] == []
 
 

@@ -4,10 +4,11 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corruption import KINDS, TRAINED, Here, Snakemake, Trial, carry_out, content, drawn, grid, trees
+from corruption import KINDS, TRAINED, Here, Snakemake, Trial, carry_out, content, drawn, grid, sketches, trees
 
 from ddpm.errors import UserError
 from ddpm.pipeline import checkpoint, locks, records, running
@@ -21,8 +22,9 @@ WEIGHTS = f"networks/{NETWORK}/weights.safetensors"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return trees(tmp_path_factory.mktemp("trees"))
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    with sketches():
+        yield trees(tmp_path_factory.mktemp("trees"))
 
 
 FIXED = {

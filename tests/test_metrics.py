@@ -40,7 +40,8 @@ NEEDS = {"classifier": "labels"}
 )
 def test_planning_reads_what_the_classes_are(base: type, read) -> None:
     """Every class by its name, with every attribute that planning, tables and figures ask for."""
-    classes, declared = {c.method: c for c in base.all()}, read()
+    # Other tests may have loaded methods of users' files.
+    classes, declared = {c.method: c for c in base.all() if c.__module__.startswith("ddpm.")}, read()
     assert declared.keys() == classes.keys()
     for name, attributes in declared.items():
         for key in ("title", "direction", "wants", "topline", "shown", "details", "counted", "loads", "real"):

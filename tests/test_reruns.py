@@ -361,7 +361,7 @@ def test_a_failure_leaves_no_old_table(copy: Path) -> None:
     assert rows["reason"].iloc[-1] == "1 of 1 seeds; sample: no luck today"
     assert set(planned(copy)) >= drawn(SCORE_DDIM)
     path.write_text(text)
-    assert planned(copy) == [("table", "")]  # nothing else was replaced
+    assert planned(copy) == [("page", ""), ("table", "")]  # nothing else was replaced
     run = snakemake(copy)
     assert run.returncode == 0, run.stdout + run.stderr
     assert (at.root / "table.csv").read_bytes() == table

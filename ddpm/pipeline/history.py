@@ -47,9 +47,10 @@ def archive(layout: Layout, stage: str, name: str = "") -> Path | None:
         folder = _corrupt(layout) / record.parent.relative_to(layout.root)
     else:
         folder = layout.replaced(record) / f"{record.stem}-{hashlib.sha256(record.read_bytes()).hexdigest()[:8]}"
-    clear(layout, *(folder / path.name for path in files))
-    for path in files:
-        _link(path, folder / path.name)
+    copies = {path: folder / path.relative_to(record.parent) for path in files}
+    clear(layout, *copies.values())
+    for path, copy in copies.items():
+        _link(path, copy)
     for path, why in bad.items():
         print(f"{path}: {why}; made again, the existing file is preserved in {folder}", file=sys.stderr)
     return folder
@@ -108,12 +109,20 @@ def discard(folder: Path | None, record: Path) -> None:
     """Nothing was replaced after all: remove the second names, if everything kept is still in its place."""
     if folder is None:
         return
-    names = list(folder.iterdir())
+    names = [path for path in folder.rglob("*") if not path.is_dir()]
     with suppress(OSError):
-        if names and all(path.samefile(record.parent / path.name) for path in names):
+        if names and all(path.samefile(record.parent / path.relative_to(folder)) for path in names):
             for path in names:
                 path.unlink()
-            os.removedirs(folder)
+            _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder and those in it and above it that hold nothing."""
+    with suppress(OSError):
+        for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+            path.rmdir()
+        os.removedirs(folder)
 
 
 def candidates(layout: Layout, stage: str, name: str = "") -> Iterator[Path]:
@@ -135,8 +144,7 @@ def restore(record: Path, place: Path) -> None:
         temporary.unlink(missing_ok=True)  # renaming one name of a file to another of its names does nothing
     for name in names:
         (record.parent / name).unlink()
-    with suppress(OSError):
-        os.removedirs(record.parent)
+    _remove_empty(record.parent)
 
 
 def archive_tables(layout: Layout) -> None:

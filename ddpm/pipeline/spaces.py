@@ -9,7 +9,7 @@ LATENT = "latent"
 
 def is_latent(network: dict) -> bool:
     """Whether a network of the configuration works in latents: its key `space` says so."""
-    return network.get("space") == LATENT
+    return network is not None and network.get("space") == LATENT
 
 
 def shape_in(network: dict, config: dict, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -324,6 +324,10 @@ class AdaptiveODE(Sampler):
     """
 
     method = "ode-adaptive"
+    requires = (
+        ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
+        ("guidance", "continuous", True, "an adaptive solver cannot bound its error where guidance jumps with time"),
+    )
     uses = {"spacing": ""}
     together = True
     steps: Annotated[int, Interval(ge=2)] = 10
