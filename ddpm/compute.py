@@ -43,7 +43,7 @@ class Computed:
     settings: `compute` of the configuration. `precision: auto` is bfloat16 for images where the device has it, else
     float32. Whether to compile is decided at the first call: `compile: auto` does so where `calls` of them, by the time
     that a few take, would save more than compiling costs; never on a CPU. Compiled code serves inputs of the first
-    call's shape and grad mode; others, such as a last, smaller batch, run as they are.
+    call's shape; others, such as a last, smaller batch, run as they are.
     """
 
     def __init__(self, network: nn.Module, settings: dict, space: Space, device: str, calls: int):

@@ -61,7 +61,7 @@ class Estimate:
         job = self.grid.job(stage, name)[0]
         if "autoencoder" in job.get("model", job):  # which would have to be trained first
             return
-        if ("sampler" in job and Sampler.make(job["sampler"]).together) or not STAGES[stage].work(job):
+        if ("sampler" in job and Sampler.make(job["sampler"]).adaptive) or not STAGES[stage].work(job):
             return  # a sampler that chooses its steps; a network that is not trained
         _, start, rate = self._line(stage, name)
         self.seconds[stage, name] = start + rate * STAGES[stage].work(job)

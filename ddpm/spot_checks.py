@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from ddpm import rng
-from ddpm.compute import Computed
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
@@ -32,7 +31,7 @@ from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import reasons
 from ddpm.samplers import Sampler
-from ddpm.stages.sample import chain, draw_labels, load_denoiser, load_guided, variance
+from ddpm.stages.sample import chain, computed, draw_labels, load_denoiser, load_guided, variance
 
 Tensor = torch.Tensor
 # If this share of a cell's images is not what its weights draw, one of them is seen with at least this probability.
@@ -146,8 +145,7 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
         return
     # ---- the images
     sampler = Sampler.make(job["sampler"])
-    for part in denoiser.parts():
-        part.call = Computed(part.network, job["compute"], dataset.space, "cpu", 0)
+    computed(denoiser, sampler, job["compute"], dataset.space, "cpu")
 
     def draw(index: Tensor) -> Tensor:
         *_, x = chain(denoiser, sampler, job["network"], index, Condition(given)[index], dataset.shape)
@@ -158,7 +156,7 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
             yield Finding(layout.record("sample", cell), f"{cell} is diverged, but all its images are finite")
         return
     index = rng.permutation(wanted, "verify", seed, cell)[: needed(wanted)].sort().values
-    if sampler.together:  # whole batches, as they were drawn
+    if sampler.adaptive:  # whole batches, as they were drawn
         batches = torch.arange(wanted).split(record["result"]["compute"]["images_at_once"])
         chosen = [batch for batch in batches if torch.isin(batch, index).any()]
         index, x = torch.cat(chosen), torch.cat([draw(batch) for batch in chosen])
@@ -176,7 +174,7 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
         "steps": sampler.steps,
         "spread": variance(dataset.space.encode(images)) / dataset.variance,
     }
-    if not sampler.together:
+    if not sampler.adaptive:
         said["nfe"] = round(denoiser.evaluated / len(index))
     yield from _numbers(layout.record("sample", cell), record, {k: record["result"].get(k) for k in said}, said)
 

@@ -20,7 +20,7 @@ RAISED = {
     "karras": "sigma_max",
 }
 # These end in noise alone, α(T) = 0, whatever their parameters.
-ENDLESS = ("flow", "shifted-cosine", "sigmoid")
+NOISE_ALONE = ("flow", "shifted-cosine", "sigmoid")
 # More are refused as such.
 MOST_STEPS = 1_000_000
 
@@ -30,7 +30,7 @@ def level(method: str, p: dict) -> float | None:
 
     None of an unknown method or of too many steps; infinite where α_T is 0 or a β_t would be 1 or more.
     """
-    if method in ENDLESS:
+    if method in NOISE_ALONE:
         return math.inf
     if method not in RAISED or p.get("steps", 0) > MOST_STEPS:
         return None

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from test_tables import GRID, finished, untrained  # noqa: F401 - fixtures
 
+from ddpm.compute import has_bfloat16
 from ddpm.pipeline import audit, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 
+USED = "bfloat16" if has_bfloat16("cpu") else "float32"
 ROWS = [
     "eps/linear/none/ancestral",
     "eps/linear/none/ddim",
@@ -42,6 +44,7 @@ def test_what_a_grid_shares_and_what_not(finished: Layout) -> None:  # noqa: F81
     assert differing["training.label_dropout"] == {"not stated": ROWS[:3], "0.1": ROWS[3:]}
     assert differing["network evaluations per sample"] == {"4": ROWS[:3], "8": ROWS[3:]}
     assert found[ROWS[0]]["training.batch"] == "16" and found[ROWS[0]]["seeds"] == "0, 1"
+    assert found[ROWS[0]]["train in"] == found[ROWS[0]]["sample in"] == USED
     assert found[ROWS[0]]["images seen"] == "96" and found[ROWS[0]]["N"] == "24"
 
 
@@ -62,6 +65,13 @@ CELL, NETWORK = "eps/linear/none/ddim/seed1", "eps/linear/unconditional/seed1"
     [
         ("train", NETWORK, {"device": "cuda", "hardware": "H100"}, "train on", "cuda (H100)"),
         ("train", NETWORK, {"result": {"images_seen": 7}}, "images seen", "96 and 7"),
+        (
+            "train",
+            NETWORK,
+            {"result": {"compute": {"precision": "float64", "compiled": True}}},
+            "train in",
+            f"{USED} and float64, compiled",
+        ),
         ("sample", CELL, {"result": {"nfe": 9}}, "network evaluations per sample", "4 and 9"),
         ("fidelity", CELL, {"result": {"images": 25}}, "N", "24 and 25"),
         ("fidelity", CELL, {"result": {"extractor": "abc"}}, "extractor", "abc"),

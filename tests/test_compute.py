@@ -1,6 +1,7 @@
 """How networks are computed: precision, compilation, and less memory than was asked for."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,12 @@ from torch import nn
 from ddpm import compute, networks
 from ddpm.compute import Computed, fitting, has_bfloat16
 from ddpm.condition import NOTHING
+from ddpm.denoiser import Denoiser
+from ddpm.objectives import Objective
+from ddpm.samplers import Sampler
+from ddpm.schedules import Schedule
 from ddpm.spaces import Pixels, Points
+from ddpm.stages.sample import computed
 from ddpm.stages.train import backward
 
 torch.set_num_threads(1)
@@ -213,7 +219,41 @@ def test_the_gradient_in_pieces(size: int) -> None:
     def loss(part: torch.Tensor, signs: Callable) -> torch.Tensor:
         return (part @ theta).square() * signs()
 
-    found = backward(loss, (x,), lambda: sign, weight, size)
+    optimiser = torch.optim.SGD([theta])
+    found = backward(optimiser, loss, (x,), lambda: sign, weight, size)
     (expected,) = torch.autograd.grad(((x @ theta).square() * sign * weight).mean(), theta)
     torch.testing.assert_close(found, ((x @ theta).square() * sign).detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(theta.grad, expected, rtol=1e-12, atol=0)
+
+
+def test_an_attempt_that_failed_leaves_no_gradient() -> None:
+    """Memory that ends in the second piece of a batch: the gradient is that of the attempt that succeeds alone."""
+    torch.manual_seed(3)
+    theta, x, weight = (torch.randn(n, dtype=torch.float64) for n in ((5,), (8, 5), (8,)))
+    theta.requires_grad_()
+    sizes: list[int] = []
+
+    def loss(part: torch.Tensor, signs: Callable) -> torch.Tensor:
+        sizes.append(len(part))
+        if sizes == [4, 4]:
+            raise MemoryError
+        return (part @ theta).square()
+
+    attempt = partial(backward, torch.optim.SGD([theta]), loss, (x,), lambda: x, weight)
+    found, size = fitting(4, attempt, "training.batch")
+    assert size == 2 and sizes == [4, 4, 2, 2, 2, 2]
+    (expected,) = torch.autograd.grad(((x @ theta).square() * weight).mean(), theta)
+    torch.testing.assert_close(theta.grad, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, (x @ theta).square().detach(), rtol=1e-12, atol=0)
+
+
+# ---- samplers ---------------------------------------------------------------------------------------------
+
+
+def test_samplers_that_choose_their_steps_have_float32() -> None:
+    """By their error, which bfloat16 would bound from below; all others have what is asked for."""
+    for method, used in {"ode-adaptive": "float32", "ddim": "bfloat16" if NATIVE else "float32"}.items():
+        schedule = Schedule.make({"method": "linear"})
+        denoiser = Denoiser(unet(), Objective.make({"target": "eps"}), schedule)
+        found = computed(denoiser, Sampler.make({"method": method}), AUTO, IMAGES, "cpu")
+        assert found.record()["precision"] == used and denoiser.call is found

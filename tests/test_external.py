@@ -133,6 +133,7 @@ IMAGES = np.zeros((COUNT, 8, 8, 1), np.uint8)
 BAD = {
     "few": (IMAGES[:-1], None, rf"{COUNT - 1} samples; sampling.images is {COUNT}"),
     "none": (IMAGES[:0], None, rf"0 samples; sampling.images is {COUNT}"),
+    "none, with labels": (IMAGES[:0], np.zeros(0, int), rf"0 samples; sampling.images is {COUNT}"),
     "float": (IMAGES.astype(np.float32), None, "samples of type float32; it must be uint8"),
     "int": (IMAGES.astype(np.int64), None, "samples of type int64; it must be uint8"),
     "colour": (np.repeat(IMAGES, 3, 3), None, r"shape \(3, 8, 8\); those of the data are \(1, 8, 8\)"),

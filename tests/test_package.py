@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -256,3 +257,16 @@ def test_environments_of_jobs_are_refused(folder: Folder) -> None:
     found = folder.run("-m", "snakemake", "-n", "--cores", "1", "--sdm", "conda")
     said = found.stdout + found.stderr
     assert found.returncode != 0 and "--sdm: the environment of envs/ddpm.yaml holds no ddpm" in said
+
+
+@pytest.mark.parametrize(("package", "base"), [("samplers", "Sampler"), ("datasets.dataset", "Dataset")])
+def test_a_file_of_the_package_is_all_that_a_method_takes(package: str, base: str, tmp_path: Path) -> None:
+    """A class in a new file of its folder is found by its name, where jobs look for it, without a line elsewhere."""
+    shutil.copytree(ROOT / "ddpm", tmp_path / "ddpm", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = package.split(".")[0]
+    text = f"from ddpm.{folder}.{base.lower()} import {base}\n\n\nclass New({base}):\n    method = 'new'\n"
+    (tmp_path / "ddpm" / folder / "of_its_own.py").write_text(text)
+    script = f"import ddpm.{folder}; from ddpm.{package} import {base}; print({base}.named('new').__module__)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert run.stdout.strip() == f"ddpm.{folder}.of_its_own", run.stderr

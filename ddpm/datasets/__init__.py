@@ -1,25 +1,10 @@
-"""The datasets: images, or points in the plane; each class is one kind (see `ddpm.datasets.dataset`)."""
+"""The datasets: images, or points in the plane; each class is one kind (see `ddpm.datasets.dataset`).
 
-from ddpm.datasets.celeba import CelebA
-from ddpm.datasets.cifar import CIFAR10
-from ddpm.datasets.digits import Digits
-from ddpm.datasets.folder import Folder
-from ddpm.datasets.lsun import LSUN
-from ddpm.datasets.mnist import MNIST, FashionMNIST
-from ddpm.datasets.points import Checkerboard, Circles, GaussianMixture, Moons, Ring, Spiral
+Every file of this folder is imported, so that a dataset in a file of its own is known without a line elsewhere.
+"""
 
-__all__ = [
-    "CIFAR10",
-    "LSUN",
-    "MNIST",
-    "CelebA",
-    "Checkerboard",
-    "Circles",
-    "Digits",
-    "FashionMNIST",
-    "Folder",
-    "GaussianMixture",
-    "Moons",
-    "Ring",
-    "Spiral",
-]
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

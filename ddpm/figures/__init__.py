@@ -25,7 +25,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
-from ddpm.stages.sample import chain, draw_labels, load_guided
+from ddpm.stages.sample import chain, computed, draw_labels, load_guided
 
 Tensor = torch.Tensor
 Renderer = Images | Clouds
@@ -144,6 +144,7 @@ def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path)
         renderer = Images(data.read(layout.output("data"), layout.output("autoencoder")))
     sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), renderer.dataset, renderer.shown
     condition = Condition(draw_labels(dataset, network, count) if denoiser.network.classes or "guide" in job else None)
+    computed(denoiser, sampler, job["compute"], dataset.space, "cpu")
     states = list(chain(denoiser, sampler, network, torch.arange(count), condition, dataset.shape))
     times, chosen = sampler.times(denoiser.schedule), torch.linspace(0, len(states) - 1, 11).round().long().unique()
     last = len(states) - 1

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddpm.condition import NOTHING, Condition
+from ddpm.networks.attention import attention
 from ddpm.networks.embedding import ConditionEmbedding
 from ddpm.networks.network import Network
 from ddpm.parameters import Count
@@ -51,7 +52,7 @@ class Block(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over all places."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attention(q, k, v).transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding).chunk(6, dim=1)

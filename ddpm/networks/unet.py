@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddpm.condition import NOTHING, Condition
+from ddpm.networks.attention import attention
 from ddpm.networks.embedding import ConditionEmbedding
 from ddpm.networks.network import Network
 from ddpm.parameters import Count, Index, Len
@@ -60,11 +61,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
-        # In float32 also under autocast: on a CPU torch's bfloat16 gradient of attention takes ten times as long.
-        with torch.autocast(x.device.type, enabled=False):
-            exact = torch.promote_types(q.dtype, torch.float32)
-            mixed = F.scaled_dot_product_attention(q.to(exact), k.to(exact), v.to(exact))
-        return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
+        return x + self.out(attention(q, k, v).transpose(2, 3).reshape(b, c, h, w))
 
 
 class Block(nn.Module):

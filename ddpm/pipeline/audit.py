@@ -52,6 +52,10 @@ def _of_cell(records: dict[str, dict]) -> Iterator[tuple[str, str]]:
     yield from ((f"sampling.{key}", str(value)) for key, value in sample["job"]["sampling"].items())
     yield "network evaluations per sample", str(sample["result"]["nfe"])
     yield from _measured(fidelity)
+    for stage in ("train", "sample"):
+        used = records[stage]["result"].get("compute")  # an imported network is not trained
+        if used:
+            yield f"{stage} in", used["precision"] + (", compiled" if used["compiled"] else "")
     for stage, record in records.items():
         yield f"{stage} on", f"{record['device']} ({record['hardware']})"
         yield f"{stage} with", ", ".join(f"{package} {version}" for package, version in record["versions"].items())

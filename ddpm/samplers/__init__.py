@@ -1,4 +1,10 @@
-"""From noise to images: every sampler is one `step` from x_t to x_s, s < t, on a grid of times."""
+"""From noise to images: every sampler is one `step` from x_t to x_s, s < t, on a grid of times.
+
+Every file of this folder is imported, so that a sampler in a file of its own is known without a line elsewhere.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from ddpm.samplers.multistep import DPMSolver, SDEDPMSolver, UniPC
 from ddpm.samplers.sampler import Sampler
@@ -31,3 +37,6 @@ __all__ = [
     "Sampler",
     "UniPC",
 ]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

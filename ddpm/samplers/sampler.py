@@ -41,8 +41,9 @@ class Sampler(Method):
     requires: ClassVar[tuple[Requirement, ...]] = (
         ("objective", "variance", "fixed", "this sampler sets its own variance: the learned one would not be used"),
     )
-    # Whether an image depends on those that are drawn with it, because a batch chooses its steps together.
-    together: ClassVar[bool] = False
+    # Whether it chooses its steps by their error: of a batch together, so that an image depends on those that are drawn
+    # with it, and of networks in float32, since bfloat16's rounding would be an error that no step is short enough for.
+    adaptive: ClassVar[bool] = False
     steps: Count = 50
     spacing: Literal["uniform", "quadratic", "karras"] = "uniform"
 

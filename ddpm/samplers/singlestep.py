@@ -329,7 +329,7 @@ class AdaptiveODE(Sampler):
         ("guidance", "continuous", True, "an adaptive solver cannot bound its error where guidance jumps with time"),
     )
     uses = {"spacing": ""}
-    together = True
+    adaptive = True
     steps: Annotated[int, Interval(ge=2)] = 10
     rtol: Tolerance = 1e-4
     atol: Tolerance = 1e-4

@@ -90,13 +90,13 @@ def stored(path: Path, dataset: Data) -> tuple[Tensor, Tensor | None]:
     if isinstance(space := dataset.space, Pixels):
         if not ours:
             images = space.decode(images.float() / 127.5 - 1)
-        elif int(images.max()) >= space.levels:
+        elif len(images) and int(images.max()) >= space.levels:
             raise UserError(f"{path}: values up to {int(images.max())}; the data have levels 0 … {space.levels - 1}")
     return images, _labels(path, labels, len(images), dataset.classes)
 
 
 def _labels(path: Path, labels: np.ndarray | None, count: int, classes: int) -> Tensor | None:
-    if labels is None or not classes:
+    if labels is None or not classes or not count:
         return None
     if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
         found = f"{labels.dtype} {labels.shape}, {labels.min()} … {labels.max()}" if labels.size else "none"

@@ -43,6 +43,19 @@ def load_guided(guidance: dict, parents: dict[str, Result], device: str = "cpu")
     return Guidance.make(guidance)(load_denoiser(parents["weights"], device), by)
 
 
+def computed(
+    denoiser: Denoiser, sampler: Sampler, settings: dict, space: Space, device: str, calls: int = 0
+) -> Computed:
+    """Have the networks of a denoiser computed as `compute` in the configuration says, some `calls` times each; how the
+    first of them is."""
+    settings = settings | ({"precision": "float32"} if sampler.adaptive else {})
+    parts = denoiser.parts()
+    made = [Computed(part.network, settings, space, device, calls) for part in parts]
+    for part, call in zip(parts, made, strict=True):
+        part.call = call
+    return made[0]
+
+
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
     """Labels in the training split's proportions, by largest remainder, in a seeded order; int64 (count,)."""
     labels, sizes = dataset.train.known.unique(return_counts=True)
@@ -87,9 +100,7 @@ def sample(run: Run) -> Outcome:
     wanted = settings["images"] if status == "ok" else 0
     labels = draw_labels(dataset, network, wanted) if denoiser.network.classes or "guide" in job else None
     calls = sampler.steps * wanted // settings["batch"]
-    computed = [Computed(p.network, job["compute"], dataset.space, device, calls) for p in denoiser.parts()]
-    for part, call in zip(denoiser.parts(), computed, strict=True):
-        part.call = call
+    network_of = computed(denoiser, sampler, job["compute"], dataset.space, device, calls)
     # ---- what an interrupted job has already
     found = run.checkpoint.load()
     images = [dataset.train.images[:0] if found is None else found[0]["images"]]
@@ -127,7 +138,7 @@ def sample(run: Run) -> Outcome:
     samples = torch.cat(images)
     run.write("images", {"images": samples} | ({} if labels is None else {"labels": labels}))
     result = {"images": len(samples), "steps": sampler.steps, "nfe": round(evaluated / max(1, drawn))}
-    result["compute"] = computed[0].record() | {"images_at_once": size}
+    result["compute"] = network_of.record() | {"images_at_once": size}
     if len(samples):
         result["reach"] = float(torch.cat(reach).max())
         result["spread"] = variance(dataset.space.encode(samples)) / dataset.variance

@@ -194,11 +194,17 @@ class State:
 
 
 def backward(
-    loss: Callable[..., Tensor], batch: tuple, signs: Callable[[], Tensor], weight: Tensor, size: int
+    optimiser: torch.optim.Optimizer,
+    loss: Callable[..., Tensor],
+    batch: tuple,
+    signs: Callable[[], Tensor],
+    weight: Tensor,
+    size: int,
 ) -> Tensor:
     """The losses (B,) of a batch (x0, ε, t, condition), `size` images at a time; the gradient of their weighted mean
-    is added to that of the network's weights."""
+    becomes that of the network's weights, whatever an attempt before has left there."""
     found = []
+    optimiser.zero_grad(set_to_none=True)
     for start in range(0, len(weight), size):
         piece = slice(start, start + size)
         losses = loss(*(of[piece] for of in batch), signs=lambda piece=piece: signs()[piece])
@@ -249,8 +255,7 @@ def train(run: Run) -> Outcome | None:
             condition = condition.each(group.part)
             signs, weight = partial(batches.signs, step, group), weight.to(x0.device, x0.dtype)
             # The loss of every image, and the gradient of their mean with the weights that make the times even.
-            state.optimiser.zero_grad(set_to_none=True)
-            attempt = partial(backward, loss, (x0, eps, at, condition), signs, group.part(weight))
+            attempt = partial(backward, state.optimiser, loss, (x0, eps, at, condition), signs, group.part(weight))
             losses, at_once = fitting(at_once, attempt, "training.batch", least)
             losses = group.whole(losses)
             times.learn(t, losses)
