@@ -36,12 +36,13 @@ def root(tmp_path: Path) -> Path:
     """Two networks at once, one of two threads, one interrupted; two cells of the slower; after a pause, the
     table. Beside them a truncated record and a replaced one."""
     train = {"training": {"processes": 1}, "threads": 1}
+    sampled = {"network": SLOW, "model": {}, "threads": 1}
     measured = {"needs": [], "threads": 1}
     record(tmp_path, "data", 2, 2, 1, {})
     record(tmp_path, "train", 10, 3, 25, train | {"name": SLOW}, own=20)
     record(tmp_path, "train", 10, 3, 10, train | {"name": FAST, "threads": 2})
-    record(tmp_path, "sample", 40, 3, 5, {"name": DDIM, "network": SLOW, "threads": 1})
-    record(tmp_path, "sample", 40, 3, 6, {"name": HEUN, "network": SLOW, "threads": 1})
+    record(tmp_path, "sample", 40, 3, 5, sampled | {"name": DDIM})
+    record(tmp_path, "sample", 40, 3, 6, sampled | {"name": HEUN})
     # One process: the second one's loading contains the first one's seconds.
     record(tmp_path, "fidelity", 60, 5, 2, measured | {"name": DDIM})
     record(tmp_path, "fidelity", 62, 7, 3, measured | {"name": HEUN})
