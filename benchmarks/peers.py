@@ -98,7 +98,9 @@ class Ours:
         x0, eps, u, condition = self.batches(step)
         t, weight = self.times.draw(u)
         batch = x0, eps, t.reshape(-1, 1, 1, 1), condition
-        losses = training.backward(self.state.optimiser, self.loss, batch, lambda: None, weight.to(x0.dtype), self.batch)
+        losses = training.backward(
+            self.state.optimiser, self.loss, batch, lambda: None, weight.to(x0.dtype), self.batch
+        )
         self.times.learn(t, losses)
         decay = settings["decay"] if share is None else "constant"
         rate = training.learning_rate(step, self.steps, settings["learning_rate"], settings["warmup"], decay)

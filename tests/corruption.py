@@ -11,7 +11,6 @@ that is corrupted in six places at once.
 
 import argparse
 import functools
-import json
 import os
 import random
 import shutil
@@ -21,10 +20,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from damage import GONE, KINDS, WEIGHTS, hits, known, names, paired, unread  # beside this file
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from project import ROOT, copy_project, snakemake  # beside this file
@@ -40,6 +40,7 @@ from ddpm.pipeline.verify import verify
 
 # What the tables and the results are, byte for byte; records and costs differ from run to run in their times.
 SAME = ("*.safetensors", "*.csv", "*.md", "*.png")
+UNREAD = "nobody: never read, and removed"
 TRAINED = "learned/linear/unconditional/seed0"
 
 
@@ -200,93 +201,7 @@ def content(root: Path) -> dict[str, bytes]:
     }
 
 
-# ---- corruptions -------------------------------------------------------------------------------------------
-
-
-def timed(change: Callable[[Path, random.Random], None]) -> Callable[[Path, random.Random], None]:
-    """The same with the file's times kept."""
-
-    @functools.wraps(change)
-    def keeping(path: Path, rng: random.Random) -> None:
-        now = path.stat()
-        change(path, rng)
-        os.utime(path, ns=(now.st_atime_ns, now.st_mtime_ns))
-
-    return keeping
-
-
-def delete(path: Path, rng: random.Random) -> None:
-    path.unlink()
-
-
-def truncate(path: Path, rng: random.Random) -> None:
-    os.truncate(path, rng.randrange(1, path.stat().st_size))
-
-
-@timed
-def flip(path: Path, rng: random.Random) -> None:
-    """One bit, size and time kept."""
-    held = bytearray(path.read_bytes())
-    held[rng.randrange(len(held))] ^= 1 << rng.randrange(8)
-    path.write_bytes(held)
-
-
-@timed
-def garbage(path: Path, rng: random.Random) -> None:
-    """Bytes that are no text, size and time kept."""
-    held = bytearray(path.read_bytes())
-    at = rng.randrange(len(held))
-    held[at : at + 64] = b"\xff" * len(held[at : at + 64])
-    path.write_bytes(held)
-
-
-def empty(path: Path, rng: random.Random) -> None:
-    path.write_bytes(b"")
-
-
-def swap(path: Path, rng: random.Random) -> None:
-    """With a file of the same kind, each under the time that was there."""
-    root = next(parent for parent in path.parents if parent.name == "tiny")
-    alike = [p for p in root.rglob(path.name if path.suffix != ".json" else "*.json") if p.is_file()]
-    others = sorted(p for p in alike if p.read_bytes() != path.read_bytes()) or sorted(root.rglob("*.md"))
-    other = rng.choice(others)
-    times = path.stat(), other.stat()
-    one, two = path.read_bytes(), other.read_bytes()
-    path.write_bytes(two)
-    other.write_bytes(one)
-    for place, now in zip((path, other), times, strict=True):
-        os.utime(place, ns=(now.st_atime_ns, now.st_mtime_ns))
-
-
-def folder(path: Path, rng: random.Random) -> None:
-    """A folder, with something in it, where the file was."""
-    path.unlink()
-    path.mkdir()
-    (path / "something").write_text("else")
-
-
-def dangle(path: Path, rng: random.Random) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def file(path: Path, rng: random.Random) -> Path:
-    """A file where one of the folders above it was; all that was in it is gone."""
-    root = next(parent for parent in path.parents if parent.name == "tiny")
-    above = [parent for parent in path.parents if root in parent.parents]
-    place = rng.choice(above or [path])
-    shutil.rmtree(place, ignore_errors=True)
-    place.write_text("a file")
-    return place
-
-
-KINDS = {f.__name__: f for f in (delete, truncate, flip, flip, swap, empty, garbage, folder, dangle, file)}
-WEIGHTS = {"flip": 3, "file": 0.5}  # flips are what nothing but a hash sees
-
-
-def hits(root: Path) -> list[Path]:
-    """What is corrupted: every file but the logs, in which nothing is known to stand."""
-    return sorted(p for p in root.rglob("*") if p.is_file() and "logs" not in p.relative_to(root).parts)
+# ---- trials ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -397,41 +312,6 @@ def together(tree: Path, place: Path, rng: random.Random, count: int) -> list[Tr
     for one in found.values():
         one.seconds = (time.monotonic() - begun) / count
     return list(found.values())
-
-
-def names(root: Path, path: str, said: str, gone: bool) -> bool:
-    """Whether a line names the file by its path, or in the plan by its name and its job's.
-
-    What is gone is named by the job that makes it again; else that a job writes it says nothing.
-    """
-    file = root / path
-    job = "/".join(file.parent.relative_to(root).parts[1:])
-    for line in said.splitlines():
-        listed = line.startswith("rule ") or line.startswith("    output: ")
-        if (path in line and (gone or not listed)) or (f" {file.name}: " in line and job in line):
-            return True
-    return False
-
-
-GONE = ("delete", "file", "dangle", "folder")
-UNREAD = "nobody: never read, and removed"
-
-
-def unread(hit: Path) -> bool:
-    """What is left of a job that was interrupted, but for the checkpoint that it goes on from."""
-    return "work" in hit.parts and hit.name != "checkpoint.safetensors"
-
-
-def paired(hit: Path) -> bool:
-    """What the test images cost under a network, which the table alone reads."""
-    return hit.parts[0] == "networks" and hit.name in ("likelihood.csv", "ode-likelihood.csv")
-
-
-def known(path: Path) -> object:
-    """What a JSON file says, whatever its bytes; None of other files."""
-    with suppress(OSError, ValueError):
-        return json.loads(path.read_bytes()) if path.suffix == ".json" else None
-    return None
 
 
 def sketch(*drawn: object) -> None:

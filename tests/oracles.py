@@ -9,9 +9,11 @@ from itertools import count
 import mpmath
 import numpy as np
 import torch
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
+from ddpm.exact import Mixture
 from ddpm.methods import annotations
 from ddpm.networks.network import Network
 from ddpm.objectives import Matching, Objective, Target, Variance, Weighting
@@ -337,3 +339,10 @@ class ClassDenoiser(Denoiser):
     @staticmethod
     def _rows(t: Tensor, x_t: Tensor) -> Tensor:
         return t.flatten().expand(len(x_t))
+
+
+def independent(law: Mixture, alpha: float = 1.0, sigma: float = 0.0) -> MixtureSameFamily:
+    """The law of α x0 + σ ε by torch's own distributions."""
+    noise = sigma**2 * torch.eye(law.means.shape[1], dtype=torch.float64)
+    parts = MultivariateNormal(alpha * law.means, alpha**2 * law.covariances + noise)
+    return MixtureSameFamily(Categorical(law.weights), parts)
