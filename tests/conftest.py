@@ -1,5 +1,6 @@
 """What several files of tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = snakemake(folder)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """New tensors are float64: every constant of a network too."""
+    import torch  # not above: many tests need none
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -346,3 +346,12 @@ def independent(law: Mixture, alpha: float = 1.0, sigma: float = 0.0) -> Mixture
     noise = sigma**2 * torch.eye(law.means.shape[1], dtype=torch.float64)
     parts = MultivariateNormal(alpha * law.means, alpha**2 * law.covariances + noise)
     return MixtureSameFamily(Categorical(law.weights), parts)
+
+
+def stirred(network: torch.nn.Module) -> torch.nn.Module:
+    """Every weight, also those that start at zero or one, and every running statistic, is a number of its own."""
+    for seed, (name, value) in enumerate(network.state_dict().items()):
+        if value.is_floating_point():
+            noise = 0.4 * randn(seed, *value.shape)
+            value.copy_(1 + noise.abs() if "running_var" in name else noise)
+    return network

@@ -1,13 +1,12 @@
 """DiT: its positions in closed form, its formula against diffusers' on the same weights, its sizes, its mistakes."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
-from oracles import randn
+from oracles import randn, stirred
 from project import ROOT
 from torch import nn
 from torch.nn import functional as F
@@ -20,20 +19,7 @@ from ddpm.pipeline.checks import ConfigError
 
 LOG_SNR, LABELS = torch.tensor([-3.0, 0.4, 7.5], dtype=torch.float64), torch.tensor([2, 0, 3])
 
-
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def stirred(network: nn.Module) -> nn.Module:
-    """Every weight is a number of its own."""
-    for seed, parameter in enumerate(network.parameters()):
-        parameter.data = 0.3 * randn(seed, *parameter.shape)
-    return network.requires_grad_(False)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def small(heads: int = 1, classes: int = 3, side: int = 8) -> DiT:

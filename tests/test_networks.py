@@ -1,12 +1,11 @@
 """The networks' formulas against plain re-statements in numpy: every layer, by the names of its weights, in float64."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from oracles import randn
+from oracles import randn, stirred
 from torch import nn
 
 from ddpm import networks
@@ -20,23 +19,7 @@ from ddpm.networks.unet import Attention, ResidualBlock, UNet
 Array = np.ndarray
 LOG_SNR = torch.tensor([-3.0, 0.4, 7.5], dtype=torch.float64)
 
-
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    """Every constant of a network too."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def stirred(network: nn.Module) -> nn.Module:
-    """Every weight, also those that start at zero or one, and every running statistic, is a number of its own."""
-    for seed, (name, value) in enumerate(network.state_dict().items()):
-        if value.is_floating_point():
-            noise = 0.4 * randn(seed, *value.shape)
-            value.copy_(1 + noise.abs() if "running_var" in name else noise)
-    return network
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Weights:
