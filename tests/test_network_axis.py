@@ -63,6 +63,10 @@ def test_the_default_is_the_same_however_keys_are_sorted() -> None:
     [
         ({"networks": {"unet": {"method": "mlp"}}}, "networks.unet: `network` is called 'unet' as well"),
         ({"networks": {"big": {"method": "unet", "widht": 3}}}, "networks.big.widht: unknown key"),
+        (
+            {"networks": {"big": {"method": "dit", "size": "S", "blocks": 1}}},
+            "networks.big.blocks: unknown key of dit (unet has it; null takes back what an earlier file says)",
+        ),
         ({"networks": {"big": {"method": "resnet"}}}, "networks.big.method: 'resnet' is unknown"),
         ({"network": None}, "the key 'network' or 'networks' is missing"),
         ({"grid": [TWO["grid"][0]]}, "grid[0].network: 'mlp' is not defined under networks; defined are unet"),

@@ -332,11 +332,12 @@ def _of_method(where: str, axis: str, value: dict, files: Files) -> Iterator[str
         return
     method = choices[value[key]]
     given = {k: v for k, v in value.items() if k not in (key, "modules", *SHARED.get(axis, ()))}
-    found = [
-        f"{name}: unknown key; known are {', '.join(method.parameters) or 'none'}"
-        for name in given
-        if name not in method.parameters
-    ]
+    found = []
+    for name in (n for n in given if n not in method.parameters):
+        others = [other for other, source in choices.items() if name in source.parameters]
+        have = f"{others[0]} and others have" if len(others) > 1 else f"{''.join(others)} has"
+        hint = f" of {value[key]} ({have} it; null takes back what an earlier file says)"
+        found.append(f"{name}: unknown key{hint if others else ''}; known are {', '.join(method.parameters) or 'none'}")
     yield from (f"{where}.{mistake}" for mistake in _of_parameters(method, given, found))
 
 
