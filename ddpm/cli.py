@@ -12,7 +12,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from ddpm import __version__
@@ -25,6 +25,7 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import fix_threads, run_stage
+from ddpm.pipeline.stage import Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES, ExternalStage
 from ddpm.pipeline.verify import verify
 
@@ -98,6 +99,14 @@ def cell_command(args: argparse.Namespace) -> None:
     print(json.dumps({"status": found["status"]} | found["result"], indent=1))
 
 
+def _run(grid: Grid, jobs: Iterable[Job]) -> None:
+    """The jobs after all that lead to them."""
+    for job in jobs:
+        for stage, name in grid.needed(*job):
+            wanted, code = grid.job(stage, name)
+            run_stage(stage, wanted, code, grid.results, *grid.execution)
+
+
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure samples that were made elsewhere as a cell's are, by the same protocol, and put them into the table as a
     row of their own: a folder of images, an .npz with arr_0 of (N, H, W, C) and perhaps labels as arr_1, or a file of
@@ -106,19 +115,17 @@ def evaluate_command(args: argparse.Namespace) -> None:
     assert isinstance(stage, ExternalStage)
     source = Path(args.source)
     if not (source.is_dir() or (source.is_file() and source.suffix in (".npz", ".safetensors"))):
-        what = "is no folder, .npz or .safetensors" if source.exists() else "does not exist"
-        raise UserError(f"{source}: {what}; it must be a folder of images, or a file of one of these kinds")
+        what = "is something else" if source.exists() else "does not exist"
+        raise UserError(f"{source}: {what}; it must be a folder of images, an .npz or a .safetensors")
     name = args.called or source.resolve().stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise UserError(f"{name!r} cannot name a row; give 1 to 64 letters, digits, '.', '_', '-' with --as NAME")
     measured, job = f"external/{name}", stage.job_of(grid, name, str(source))
     fix_threads(job)
     machine.load_extractor(grid.config)
-    for parent in grid.parents("fidelity", measured).values():
-        for needed in grid.needed(*parent) if parent[0] != "external" else ():
-            wanted, code = grid.job(*needed)
-            run_stage(needed[0], wanted, code, grid.results, *grid.execution)
+    _run(grid, stage.parents(name, job).values())
     run_stage("external", job, fingerprint(stage.roots(job)), grid.results, *grid.execution)
+    _run(grid, (parent for parent in grid.parents("fidelity", measured).values() if parent[0] != "external"))
     wanted, code = grid.job("fidelity", measured)
     run_stage("fidelity", wanted, code, grid.results, *grid.execution)
     found = records.read_record(Layout(Path(grid.results)).record("fidelity", measured))

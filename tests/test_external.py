@@ -203,8 +203,8 @@ def test_levels_beyond_the_datas_are_refused(layout: Layout, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "nowhere: does not exist; it must be a folder of images, or a file of one of these kinds"),
-        (["config.yaml"], "config.yaml: is no folder, .npz or .safetensors; it must be"),
+        (["nowhere"], "nowhere: does not exist; it must be a folder of images, an .npz or a .safetensors"),
+        (["config.yaml"], "config.yaml: is something else; it must be a folder"),
         (["a.npz", "--as", "a/b"], "'a/b' cannot name a row"),
     ],
 )
@@ -217,6 +217,19 @@ def test_the_command_says_what_it_takes(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"ddpm: {said}") and not (tmp_path / "results").exists()
+
+
+def test_samples_are_read_before_a_classifier_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A folder without an image is refused after seconds; and of the data alone there is no page."""
+    shutil.copy(Path(__file__).parent.parent / "config.yaml", tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "empty"]) == 2 and "ddpm: empty: holds no image" in capsys.readouterr().err
+    assert (tmp_path / "results/data").exists() and not (tmp_path / "results/classifier").exists()
+    assert cli.main(["page"]) == 2
+    assert "results/cells: none is finished (classifier: missing" in capsys.readouterr().err
 
 
 def test_names_of_cells_are_no_names_of_theirs() -> None:

@@ -174,8 +174,9 @@ def missing(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """The rows that are not finished; UserError where none is."""
     lacking = table[~table["status"].isin([*FINISHED, "n/a"])]
     if len(lacking) == len(table[table["status"] != "n/a"]):
-        why = results.todo[results.grid.jobs[0]][0]
-        raise UserError(f"{results.layout.root}/cells: none is finished (data: {why}); run snakemake first")
+        (stage, name), (why, *_) = next(iter(results.todo.items()))
+        first = f"{stage} {name}".strip()
+        raise UserError(f"{results.layout.root}/cells: none is finished ({first}: {why}); run snakemake first")
     return lacking
 
 
