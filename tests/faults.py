@@ -224,6 +224,7 @@ def main() -> int:
     if lacking := cluster.missing():
         print(f"no cluster here: {', '.join(lacking)} missing", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs of a shell ignore
     failed = 0
     for folder in (args.folder, args.folder.with_suffix(".kept")):
         shutil.rmtree(folder, ignore_errors=True)
