@@ -132,29 +132,45 @@ def documents(table: pd.DataFrame) -> list[Document]:
 
 
 def document(table: pd.DataFrame, path: Path) -> Document:
-    """One table: a column for each item and data set that is printed, then ours in the same items, with the multiple of
-    its own topline where there is one."""
+    """One table: what is printed, then ours in the same items."""
     source = read(path)
-    data, top, matches = source["dataset"], source.get("topline", {}), [ours(table, row) for row in source["rows"]]
-    sets = [data, *dict.fromkeys(name for row in source["rows"] for name in row["also"])]
-    rows = [{"": row["label"]} for row in source["rows"]]
-    by = {name: [row["also"].get(name, {}) for row in source["rows"]] for name in sets}
-    by[data] = [row["published"] for row in source["rows"]]
-    for name in sets:
-        for item in (item for item in ITEMS if any(item in found for found in by[name])):
-            for row, found in zip(rows, by[name], strict=True):
-                row[f"{ITEMS[item]}, {NAMES.get(name, name)}"] = found[item].text if item in found else ""
-                if name == data and item in top:
-                    row[f"{ITEMS[item]} ÷ topline"] = f"{found[item].value / top[item]:.1f}" if item in found else ""
+    matches = [ours(table, row) for row in source["rows"]]
     here = sum(match is not None for match in matches)
-    printed_items = {item for found in by[data] for item in found}
-    for item in (item for item in ITEMS if item in printed_items and item in table and here):
-        for row, match in zip(rows, matches, strict=True):
-            row[f"{ITEMS[item]}, ours"] = mean(match, item)
-            if item in OURS.toplined:
-                over = None if match is None else match[f"{item}_over_topline"]
-                row[f"{ITEMS[item]} ÷ topline, ours"] = "" if over is None or pd.isna(over) else f"{over:.2f}"
-    return Document(path.stem, source["title"], caption_of(table, source, here), pd.DataFrame(rows), here)
+    columns = {"": [row["label"] for row in source["rows"]]} | _theirs(source)
+    if here:
+        columns |= _ours(table, source, matches)
+    return Document(path.stem, source["title"], caption_of(table, source, here), pd.DataFrame(columns), here)
+
+
+def _printed(cells: list[dict]) -> list[str]:
+    """The items that any of these rows has, in the order of `ITEMS`."""
+    return [item for item in ITEMS if any(item in row for row in cells)]
+
+
+def _theirs(source: dict) -> dict[str, list[str]]:
+    """A column for each item of each data set that is printed, and its multiple of the document's own topline."""
+    data, columns = source["dataset"], {}
+    for name in [data, *dict.fromkeys(name for row in source["rows"] for name in row["also"])]:
+        cells = [row["published"] if name == data else row["also"].get(name, {}) for row in source["rows"]]
+        for item in _printed(cells):
+            columns[f"{ITEMS[item]}, {NAMES.get(name, name)}"] = [
+                row[item].text if item in row else "" for row in cells
+            ]
+            if name == data and (top := source.get("topline", {}).get(item)):
+                over = [f"{row[item].value / top:.1f}" if item in row else "" for row in cells]
+                columns[f"{ITEMS[item]} ÷ topline"] = over
+    return columns
+
+
+def _ours(table: pd.DataFrame, source: dict, matches: list[pd.Series | None]) -> dict[str, list[str]]:
+    """Our numbers in the items that are printed, with the multiple of their own topline where there is one."""
+    columns = {}
+    for item in (item for item in _printed([row["published"] for row in source["rows"]]) if item in table):
+        columns[f"{ITEMS[item]}, ours"] = [mean(match, item) for match in matches]
+        if item in OURS.toplined:
+            over = [None if match is None else match[f"{item}_over_topline"] for match in matches]
+            columns[f"{ITEMS[item]} ÷ topline, ours"] = ["" if pd.isna(value) else f"{value:.2f}" for value in over]
+    return columns
 
 
 def mean(row: pd.Series | None, column: str) -> str:
