@@ -28,7 +28,7 @@ from ddpm.pipeline.status import duration
 from ddpm.samplers import Sampler
 from ddpm.spaces import Space
 
-STAGES_TIMED = ("train", "guide", "likelihood", "sample")
+STAGES_TIMED = ("train", "snapshots", "guide", "likelihood", "sample")
 # Steps of training and of samplers, and images of likelihoods, that are timed.
 LENGTHS = 2, 6
 # Images that are sampled, and times at which the bound is evaluated, at most.
@@ -63,7 +63,9 @@ class Estimate:
             return
         if ("sampler" in job and Sampler.make(job["sampler"]).adaptive) or not STAGES[stage].work(job):
             return  # a sampler that chooses its steps; a network that is not trained
-        _, start, rate = self._line(stage, name)
+        # Averaging takes little of the time that training does.
+        like = ("train", self.grid.snapshots[name]) if stage == "snapshots" else (stage, name)
+        _, start, rate = self._line(*like)
         self.seconds[stage, name] = start + rate * STAGES[stage].work(job)
 
     def _line(self, stage: str, name: str) -> tuple[str, float, float]:
@@ -105,7 +107,7 @@ def shortened(stage: str, job: dict, length: int) -> dict:
         return job
     if stage == "train":
         few = {"steps": length, "warmup": min(length, job["training"]["warmup"]), "processes": 1}
-        return job | {"training": job["training"] | few}
+        return job | {"training": {k: v for k, v in job["training"].items() if k != "snapshots"} | few}
     if stage == "guide":
         return job | {"guide": job["guide"] | {"steps": length}}
     if stage == "likelihood":

@@ -6,8 +6,9 @@ network's weights, its cell and its index alone, and comes out the same byte for
 kind of CPU; so a few images of every cell stand for all, drawn by chance, so that nobody knows which before. Of
 samplers that choose the steps of a batch together, whole batches are drawn.
 
-Networks and guides are not trained again: whoever puts other weights in their place and samples, measures and tables
-with these has made a whole tree of his own, which only `ddpm train … --again` would tell.
+Networks and guides are not trained again, but averages of a training's snapshots are taken: whoever puts other weights
+in their place and samples, measures and tables with these has made a whole tree of his own, which only `ddpm train …
+--again` would tell.
 """
 
 import math
@@ -37,7 +38,7 @@ Tensor = torch.Tensor
 # If this share of a cell's images is not what its weights draw, one of them is seen with at least this probability.
 SHARE, CHANCE = 0.03, 0.95
 # What is computed again as a whole, in this order: what is quick first.
-AGAIN = ("fidelity", "likelihood", "ode_likelihood", "data", "classifier", "table", "page")
+AGAIN = ("train", "fidelity", "likelihood", "ode_likelihood", "data", "classifier", "table", "page")
 # Relative difference up to which a number that was computed again is the same: CPUs of other kinds round otherwise.
 CLOSE = 1e-6
 
@@ -79,8 +80,13 @@ def check(results: Results, seed: int) -> Iterator[Finding]:
             yield from redrawn(results, name, seed)
     for stage in AGAIN:
         with tempfile.TemporaryDirectory() as folder:
-            for name in (name for of, name in sound if of == stage):
+            for name in (name for of, name in sound if of == stage and not trains(results, of, name)):
                 yield from recomputed(results, stage, name, Layout(Path(folder) / "results"))
+
+
+def trains(results: Results, stage: str, name: str) -> bool:
+    """Whether a job trains a network, instead of reading one."""
+    return stage == "train" and STAGES[stage].work(results.grid.job(stage, name)[0]) > 0
 
 
 # ---- records and hashes -------------------------------------------------------------------------------------

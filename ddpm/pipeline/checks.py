@@ -6,7 +6,7 @@ from itertools import chain, product
 from ddpm import terminal
 from ddpm.errors import UserError
 from ddpm.parameters import cast, conflicts, unmet, unused
-from ddpm.pipeline import measures, spaces
+from ddpm.pipeline import averages, measures, spaces
 from ddpm.pipeline.declarations import MethodSource, describe, found_in
 from ddpm.pipeline.registry import (
     AXES,
@@ -71,6 +71,7 @@ def _checks(config: dict) -> Iterator[Iterator[str]]:
         yield _of_end(config, name)
     yield from of_counts(config, {})
     yield _of_training(config)
+    yield averages.mistakes(config)
     yield _of_weights(config)
     yield _of_results(config)
     blocks = config.get("grid")

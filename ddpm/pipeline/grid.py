@@ -5,11 +5,11 @@ canonical text (`canonical`) changes exactly when the result may. The parts of a
 configuration, never hyperparameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
-from ddpm.pipeline import fingerprints, measures
+from ddpm.pipeline import averages, fingerprints, measures
 from ddpm.pipeline.checks import continuous, given, incompatibility
 from ddpm.pipeline.registry import AXES, complete, known, source_of
 from ddpm.pipeline.spaces import is_latent
@@ -199,6 +199,21 @@ class Grid:
         """The network that guides a cell, where its guidance names one."""
         name = self.config["guidances"][cell.guidance].get("guide_network")
         return self.network(cell, name) if name else None
+
+    def trained_as(self, network: Network) -> Network:
+        """The network whose training the weights are of: of an `ema`, that of the usual average."""
+        of = self.config["networks"][network.architecture].get("of", network.architecture)
+        parts = self._parts(network.objective, network.schedule, network.labels, of)
+        return replace(network, architecture=of, parts=parts)
+
+    @cached_property
+    def snapshots(self) -> dict[str, str]:
+        """The networks whose training keeps snapshots, by name → the first network that is an average of them."""
+        found: dict[str, str] = {}
+        for name, network in self.networks.items():
+            if averages.kept(self.job("train", name)[0]):
+                found.setdefault(self.trained_as(network).name, name)
+        return found
 
     @property
     def pictures(self) -> list[str]:

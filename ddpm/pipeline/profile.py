@@ -59,7 +59,7 @@ def spent(job: dict, stage: str, batch: str, costs: dict) -> Spent:
     phases = dict(costs["phases"])
     loading = float(phases.pop("loading", 0.0))
     start = timegm(strptime(costs["started"], "%Y-%m-%dT%H:%M:%SZ"))
-    threads = job.get("threads", 1) * (job["training"]["processes"] if stage == "train" else 1)
+    threads = job.get("threads", 1) * STAGES[stage].processes(job)
     end = start + sum(phases.values())
     return Spent(stage, job.get("name", ""), batch, start, end, float(costs["seconds"]), loading, phases, threads)
 

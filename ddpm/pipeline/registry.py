@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,20 @@ def _measuring(fidelity: dict, files: Files) -> list[str]:
 
 def settled(config: dict) -> dict:
     """The configuration with `network`, named by its method, before what else is under `networks`, and with the name of
-    the first of them as `network`, and in every block that names none."""
+    the first of them as `network`, and in every block that names none. A block's `ema` becomes networks of its own: the
+    averages of these lengths of what its networks are trained to."""
     networks = {config["network"]["method"]: config["network"]} if "network" in config else {}
     networks |= config.get("networks", {})
     if not networks:
         raise LookupError("reported by the schema")
     first = next(iter(networks))
     blocks = [{"network": [first]} | block for block in config["grid"]]
+    for block in blocks:
+        if lengths := block.pop("ema", None):
+            of = product(block["network"], lengths)
+            made = {f"{name}-ema{length}": networks.get(name, {}) | {"of": name, "ema": length} for name, length in of}
+            networks |= {name: value for name, value in made.items() if value["of"] in networks}
+            block["network"] = [name if value["of"] in networks else value["of"] for name, value in made.items()]
     return config | {"network": first, "networks": networks, "grid": blocks}
 
 

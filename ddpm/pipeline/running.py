@@ -49,7 +49,7 @@ def run_stage(
     if (now := fingerprints.fingerprint(STAGES[stage].roots(job))) != code:
         raise UserError(f"{stage} {name}: its code was edited after it was planned ({code} → {now}): run again")
     # One of several that train together: who launched them holds the lock and the lease.
-    if stage == "train" and "TORCHELASTIC_RUN_ID" in os.environ:
+    if STAGES[stage].processes(job) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         _compute(stage, job, code, layout, device, checkpoint_seconds, files)
         return
     look = not again and stage not in AGGREGATES

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.pipeline.aggregates import FiguresStage, PageStage, TableStage
+from ddpm.pipeline.averages import SnapshotsStage, kept
 from ddpm.pipeline.fingerprints import fingerprint
+from ddpm.pipeline.likelihoods import LikelihoodStage, ODELikelihoodStage
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.registry import classes, complete, known, source_of
 from ddpm.pipeline.stage import (
@@ -127,7 +129,10 @@ class TrainStage(Stage):
         dropout = training.pop("label_dropout")
         if source_of("network", grid.config["networks"][network.architecture]).attributes["imported"]:
             training = {"steps": 0, "batch": 0, "processes": 1}
+        own, trained = grid.config["networks"][network.architecture], grid.trained_as(network).name
+        training |= {"ema": own["ema"]} if "ema" in own else {}
         data = DataStage().seen(grid) | grid.autoencoder(grid.in_latents(network.architecture))
+        data |= {"of": trained} if trained != name else {}
         return data | {
             "name": name,
             "objective": grid.axis("objective", network.objective),
@@ -141,9 +146,13 @@ class TrainStage(Stage):
         }
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
+        if kept(job):
+            return {"snapshots": ("snapshots", job.get("of", name))}
         return {"data": ("data", "")} | of_latents(job)
 
     def starts(self, job: dict) -> Root:
+        if kept(job):
+            return "ddpm.stages.averages", "read"
         imported = source_of("network", job["network"]).attributes["imported"]
         return ("ddpm.stages.imported", "read") if imported else self.entry
 
@@ -154,10 +163,10 @@ class TrainStage(Stage):
         return on_axes(job, trains=True)
 
     def processes(self, job: dict) -> int:
-        return job["training"]["processes"]
+        return 1 if kept(job) else job["training"]["processes"]
 
     def work(self, job: dict) -> float:
-        return job["training"]["steps"] * job["training"]["batch"]
+        return 0 if kept(job) else job["training"]["steps"] * job["training"]["batch"]
 
 
 class GuideStage(Stage):
@@ -325,55 +334,6 @@ class FidelityStage(Stage):
         return f"baselines/{name}/fidelity.json" if name in BASELINES else super().place(name)
 
 
-class LikelihoodStage(Stage):
-    """The variational bound of one network on test images."""
-
-    name = section = "likelihood"
-    description = "bits/dim of one network"
-    example = NETWORK
-    entry = ("ddpm.stages.likelihood", "evaluate")
-    record = "networks/{name}/likelihood.json"
-    files = {"terms": "networks/{name}/terms.csv", "images": "networks/{name}/likelihood.csv"}
-    wildcard = "network"
-    called = "network without labels"
-
-    def serving(self, grid: Grid, cell: Cell) -> str | None:
-        return grid.network(cell).name if grid.is_bounded(cell) else None
-
-    def job(self, grid: Grid, name: str) -> dict:
-        return {
-            "name": name,
-            "model": grid.model(name),
-            "seed": grid.networks[name].seed,
-            self.section: grid.config[self.section],
-            "threads": grid.config["threads"],
-        }
-
-    def parents(self, name: str, job: dict) -> dict[str, Job]:
-        return {"data": ("data", ""), "weights": ("train", name)}
-
-    def methods(self, job: dict) -> set[Root]:
-        return on_axes(job["model"])
-
-    def work(self, job: dict) -> float:
-        return job[self.section]["images"] * job[self.section].get("times", 1)
-
-
-class ODELikelihoodStage(LikelihoodStage):
-    """The likelihood of one network's probability flow on test images, where the configuration asks for any."""
-
-    name = section = "ode_likelihood"
-    entry = ("ddpm.stages.ode_likelihood", "evaluate")
-    record = "networks/{name}/ode-likelihood.json"
-    files = {"images": "networks/{name}/ode-likelihood.csv"}
-    called = ""
-    description = ""
-    example = ""
-
-    def serving(self, grid: Grid, cell: Cell) -> str | None:
-        return super().serving(grid, cell) if grid.config.get("ode_likelihood", {}).get("images") else None
-
-
 # Each after the stages that it reads.
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -381,6 +341,7 @@ STAGES: dict[str, Stage] = {
         DataStage(),
         ClassifierStage(),
         AutoencoderStage(),
+        SnapshotsStage(),
         TrainStage(),
         GuideStage(),
         LikelihoodStage(),

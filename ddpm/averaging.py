@@ -1,0 +1,69 @@
+"""Power-function averages of weights, and any of them from a few that were kept (Karras et al. 2024, section 3 and
+appendix C). No torch.
+
+After t steps that left the weights θ_1 … θ_t the average is θ̂(t) = β(t) θ̂(t − 1) + (1 − β(t)) θ_t with
+β(t) = (1 − 1/t)^{γ+1}, so that θ_s has the weight (s^{γ+1} − (s − 1)^{γ+1})/t^{γ+1}: the initial weights none, and the
+average stays as long in relation to training. Its length is σ_rel = (γ+1)^½ (γ+2)^{−1} (γ+3)^{−½}, the standard
+deviation of the profile p(τ) ∝ τ^γ, τ ≤ t, in units of t: an `ema` of 0.1 lies as far back as a tenth of training.
+"""
+
+# The lengths that training averages over; others are made of snapshots of both.
+KEPT = (0.05, 0.10)
+# The length at γ = 0, where all steps weigh the same: every power-function average that forgets is shorter.
+LONGEST = 12**-0.5
+
+
+def exponent(length: float) -> float:
+    """γ of a length σ_rel below LONGEST, by bisection: the root of (γ+2)² (γ+3) σ² = γ + 1."""
+    low, high = 0.0, 1 / length
+    for _ in range(100):
+        middle = (low + high) / 2
+        longer = (middle + 1) > (middle + 2) ** 2 * (middle + 3) * length**2
+        low, high = (middle, high) if longer else (low, middle)
+    return low
+
+
+def decay(t: int, length: float) -> float:
+    """β(t): how much of the average before step t stays, t = 1, 2, …"""
+    return (1 - 1 / t) ** (exponent(length) + 1)
+
+
+def moments(steps: int, count: int) -> list[int]:
+    """The steps after which a snapshot of both averages is kept: `count`, evenly spaced, the last step among them."""
+    return [round(steps * k / count) for k in range(1, count + 1)]
+
+
+def overlap(t: float, gamma: float, s: float, eta: float) -> float:
+    """∫ p(τ) q(τ) dτ of the profiles p(τ) = (γ+1) τ^γ/t^{γ+1}, τ ≤ t, and q of s and η (Karras et al. 2024,
+    algorithm 3)."""
+    if t > s:
+        return overlap(s, eta, t, gamma)
+    return (gamma + 1) * (eta + 1) / (gamma + eta + 1) * (t / s) ** eta / s
+
+
+def coefficients(steps: int, count: int, length: float) -> tuple[list[float], float]:
+    """The c that bring Σ c_i p_i, over the snapshots' profiles p_i, nearest to the profile p of `length` at the end of
+    training, by least squares: in the order of `moments`, each with all of KEPT; and ‖p − Σ c_i p_i‖/‖p‖."""
+    kept = [(t, exponent(each)) for t in moments(steps, count) for each in KEPT]
+    wanted = (steps, exponent(length))
+    products = [[overlap(*a, *b) for b in kept] for a in kept]
+    onto = [overlap(*a, *wanted) for a in kept]
+    found = solved(products, onto)
+    square = overlap(*wanted, *wanted)
+    # At the minimum, A c = b, the square of the distance is ‖p‖² − c·b.
+    return found, max(0.0, 1 - sum(c * b for c, b in zip(found, onto, strict=True)) / square) ** 0.5
+
+
+def solved(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """x of A x = b, by Gaussian elimination with the largest pivot of each column."""
+    rows, n = [[*row, b] for row, b in zip(matrix, right, strict=True)], len(right)
+    for i in range(n):
+        pivot = max(range(i, n), key=lambda r: abs(rows[r][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        for row in rows[i + 1 :]:
+            by = row[i] / rows[i][i]
+            row[i:] = [a - by * b for a, b in zip(row[i:], rows[i][i:], strict=True)]
+    x = [0.0] * n
+    for i in reversed(range(n)):
+        x[i] = (rows[i][n] - sum(rows[i][j] * x[j] for j in range(i + 1, n))) / rows[i][i]
+    return x
