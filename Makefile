@@ -21,7 +21,7 @@ env: .venv/installed
 
 # The default configuration: tables and pictures of scikit-learn's digits in results/.
 table: env
-	$(BIN)/snakemake --cores $(CORES) --quiet rules host
+	$(BIN)/snakemake --cores $(CORES) --quiet progress rules host
 	@echo; cat results/table.md; echo; echo "Pictures: results/figures/samples.png and the others beside it."
 
 test: .venv/installed-dev lint

@@ -10,6 +10,15 @@ onstart:
     gc.enable()
     preflight()
     clear_way()
+    tell()
+
+
+onsuccess:
+    told()
+
+
+onerror:
+    told()
 
 
 rule all:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ddpm import __version__
 from ddpm.errors import UserError
-from ddpm.pipeline import audit, config, history, machine, profile, project, records, schema, status
+from ddpm.pipeline import audit, config, history, machine, profile, progress, project, records, schema, status
 from ddpm.pipeline.checkpoint import SECONDS
 from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.grid import Grid
@@ -163,6 +163,8 @@ def status_command(args: argparse.Namespace) -> None:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         print(*status.lines(results), sep="\n")
+        if (now := progress.Progress(results).look()).running:
+            print(f"{now.percent}% of the work is done, {now}")
     if args.estimate:
         from ddpm import estimate  # torch
 

@@ -65,11 +65,16 @@ class Costs:
     def __init__(self, results: Results):
         self.results = results
         self.rates: dict[str, dict[str, float]] = {}  # stage → job's name → seconds per unit of its work
-        for stage, name in results.grid.jobs:
-            if record := results.record(stage, name):
-                with suppress(LookupError, TypeError, AttributeError):  # a job of another form
-                    rate = record["costs"]["seconds"] / max(1.0, STAGES[stage].work(record["job"]))
-                    self.rates.setdefault(stage, {})[name] = rate
+        for job in (*results.grid.jobs, *((stage, "") for stage in AGGREGATES)):
+            if record := results.record(*job):
+                self.learn(job, record)
+
+    def learn(self, job: Job, record: dict) -> None:
+        """Take the seconds that a record states for those of its job."""
+        stage, name = job
+        with suppress(LookupError, TypeError, AttributeError):  # a job of another form
+            rate = record["costs"]["seconds"] / max(1.0, STAGES[stage].work(record["job"]))
+            self.rates.setdefault(stage, {})[name] = rate
 
     def __call__(self, stage: str, name: str) -> float | None:
         """Seconds, None where no record tells."""

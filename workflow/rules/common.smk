@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
+from snakemake.settings.enums import Quietness
 
 # A clone's own package, wherever another may be installed. (A folder of `ddpm init` has none.)
 sys.path.insert(0, str(workflow.basedir))
@@ -18,6 +19,7 @@ from ddpm.pipeline.devices import gpus
 from ddpm.pipeline.history import clear
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.preflight import check, requests
+from ddpm.pipeline.progress import Progress, Teller
 from ddpm.pipeline.records import canonical, write_json
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import AGGREGATES, STAGES
@@ -60,8 +62,8 @@ GPU = int(config["device"] != "cpu")
 if workflow.is_main_process and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(gpus()) * config["jobs_per_gpu"] if GPU else 0)
 
-# The files of the jobs that would run, once `plan` knows them.
-TODO = None
+# The results, and the files of the jobs that would run, once `plan` knows them; who says how far a run is.
+RESULTS = TODO = TELLER = None
 
 
 async def leave_outputs(job, *_):
@@ -88,13 +90,13 @@ def plan():
     Records decide which results are valid (ddpm/pipeline/results.py). Snakemake's own triggers compare times and a memory that
     may be lost, so they are off, and what would run is forced.
     """
-    global TODO
+    global RESULTS, TODO
     if TODO is not None:
         return
     TODO = set()
     if not workflow.is_main_process:  # on a cluster's node: the one job that it is for
         return
-    results = Results(GRID, PATHS, environment=not workflow.deployment_settings.deployment_method)
+    results = RESULTS = Results(GRID, PATHS, environment=not workflow.deployment_settings.deployment_method)
     TODO.update(str(done(*job)) for job in results.todo)
     workflow.dag.forcefiles.update(TODO, map(str, results.unmarked))
     workflow.dag_settings.rerun_triggers = frozenset()
@@ -175,7 +177,7 @@ def command(options=""):
         '{{ echo "$(date -u +%FT%TZ) {params.stage} {wildcards} on $(hostname)'
         '${{SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}}";'
         f" python -m ddpm job {{params.stage}} --job {{params.job:q}} --code {{params.code}} --results {PATHS.root}"
-        f" --device {{params.device}} {options}; }}}} >> {{log}} 2>&1 || {{{{ tail -n 4 {{log}} >&2; exit 1; }}}}"
+        f" --device {{params.device}} {options}; }}}} >> {{log}} 2>&1 || {{{{ tail -n ${{{{DDPM_TAIL:-4}}}} {{log}} >&2; exit 1; }}}}"
     )
 
 
@@ -183,6 +185,27 @@ def clear_way():
     """Where jobs will write, set aside what Snakemake would stumble over: a folder in a file's place, or the reverse."""
     jobs = [job for job in workflow.dag.needrun_jobs() if job.rule.name != "all"]
     clear(PATHS, *dict.fromkeys(Path(path) for job in jobs for path in (*job.output, *job.log)))
+
+
+def tell():
+    """Have it said how far the grid is: with `--quiet progress`, in place of what Snakemake would say."""
+    global TELLER
+    if not workflow.is_main_process:
+        return
+    jobs = [(job.rule.name, *job.wildcards) for job in workflow.dag.needrun_jobs() if job.rule.name != "all"]
+    names = {(stage, *name) if name else (stage, "") for stage, *name in jobs if stage != "fidelity"}
+    names |= {(stage, cell) for stage, *batch in jobs if stage == "fidelity" for cell in GRID.batches[batch[0]]}
+    places = workflow.resource_settings.nodes or max(1, workflow.resource_settings.cores // config["threads"])
+    alone = not {Quietness.PROGRESS, Quietness.ALL}.isdisjoint(workflow.output_settings.quiet or ())
+    if alone:  # what a failed job wrote is shown from its log
+        os.environ.update(DDPM_TAIL="0")
+    TELLER = Teller(Progress(RESULTS, names, places), logger, alone)
+
+
+def told():
+    """The run is over."""
+    if TELLER:
+        TELLER.stop()
 
 
 def preflight():
