@@ -44,26 +44,12 @@ def overlap(t: float, gamma: float, s: float, eta: float) -> float:
 def coefficients(steps: int, count: int, length: float) -> tuple[list[float], float]:
     """The c that bring Σ c_i p_i, over the snapshots' profiles p_i, nearest to the profile p of `length` at the end of
     training, by least squares: in the order of `moments`, each with all of KEPT; and ‖p − Σ c_i p_i‖/‖p‖."""
+    import numpy as np  # of all that plans only a configuration with `ema` waits for it
+
     kept = [(t, exponent(each)) for t in moments(steps, count) for each in KEPT]
     wanted = (steps, exponent(length))
-    products = [[overlap(*a, *b) for b in kept] for a in kept]
     onto = [overlap(*a, *wanted) for a in kept]
-    found = solved(products, onto)
+    found = np.linalg.solve([[overlap(*a, *b) for b in kept] for a in kept], onto).tolist()
     square = overlap(*wanted, *wanted)
     # At the minimum, A c = b, the square of the distance is ‖p‖² − c·b.
     return found, max(0.0, 1 - sum(c * b for c, b in zip(found, onto, strict=True)) / square) ** 0.5
-
-
-def solved(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """x of A x = b, by Gaussian elimination with the largest pivot of each column."""
-    rows, n = [[*row, b] for row, b in zip(matrix, right, strict=True)], len(right)
-    for i in range(n):
-        pivot = max(range(i, n), key=lambda r: abs(rows[r][i]))
-        rows[i], rows[pivot] = rows[pivot], rows[i]
-        for row in rows[i + 1 :]:
-            by = row[i] / rows[i][i]
-            row[i:] = [a - by * b for a, b in zip(row[i:], rows[i][i:], strict=True)]
-    x = [0.0] * n
-    for i in reversed(range(n)):
-        x[i] = (rows[i][n] - sum(rows[i][j] * x[j] for j in range(i + 1, n))) / rows[i][i]
-    return x
