@@ -198,10 +198,40 @@ def page_command(args: argparse.Namespace) -> None:
 
 
 def claims_command(args: argparse.Namespace) -> None:
-    """Say which claims of the source documents hold here, fail or are undecided, by the results that are there."""
+    """Say which claims of the source documents hold here, fail or are undecided, by the results that are there.
+
+    With --decide: plan further seeds for the undecided ones alone, up to a budget, and write the overlay that asks for
+    them. Once it has run, the same command with the overlay as last --configfile plans the next look.
+    """
     from ddpm.tables import claims_text, verdicts  # numpy and pandas: no other command waits for them
 
-    print(claims_text.text(verdicts.decide(Results(_grid(args)))), end="")
+    results = Results(_grid(args))
+    found = verdicts.decide(results)
+    if args.decide:
+        _decide(args, results, found)
+    else:
+        print(claims_text.text(found), end="")
+
+
+def _decide(args: argparse.Namespace, results: Results, verdicts: list) -> None:
+    """Say what further seeds would decide claims, what they take, and write the overlay that asks for them."""
+    from ddpm.tables import further
+
+    if args.budget is None or not 0 < args.budget < float("inf"):
+        raise UserError(f"--budget: {args.budget}; it must be a number of hours of computing, above 0")
+    budget = args.budget * 3600
+    plan = further.plan(results, verdicts, budget, args.most)
+    print(*further.lines(plan, results.grid, budget), sep="\n")
+    if not plan.given:
+        print("nothing to run")
+        return
+    read = config.prune(config.read("config.yaml", *args.configfile))
+    overlay = further.overlay(results.layout.root, read["grid"], plan)
+    files = [*args.configfile, overlay.as_posix()]
+    print(f"written: {overlay}")
+    print(f"run it:  snakemake --cores {os.cpu_count()} --configfile {' '.join(files)}")
+    again = " ".join(f"--configfile {file}" for file in files)
+    print(f"then:    ddpm claims --decide --budget {args.budget:g} --most {args.most} {again}")
 
 
 def figures_command(args: argparse.Namespace) -> None:
@@ -289,7 +319,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--estimate", action="store_true", help="time some steps of what would run, on this machine")
     sub.add_argument("--verify", action="store_true", help="hash every file first; what is corrupt is set aside")
     add("table", table_command, "write the tables of the cells that are there")
-    add("claims", claims_command, "which claims of the source documents hold here")
+    sub = add("claims", claims_command, "which claims of the source documents hold here")
+    sub.add_argument("--decide", action="store_true", help="plan further seeds for the undecided ones alone")
+    sub.add_argument("--budget", type=float, metavar="HOURS", help="of computing, for all further seeds together")
+    sub.add_argument("--most", type=int, default=24, metavar="SEEDS", help="that a claim may have; 24, if left out")
     add("audit", audit_command, "say in what rows differ besides what their names say")
     sub = add("profile", profile_command, "say where the time of finished jobs went")
     sub.add_argument("results", nargs="?", default="", help="a results folder; the configuration's, if left out")

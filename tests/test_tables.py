@@ -20,7 +20,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES
 from ddpm.pipeline.validity import valid
-from ddpm.tables import markdown, published, verdicts
+from ddpm.tables import markdown, paired, published, verdicts
 from ddpm.tables.columns import OURS
 
 torch.set_num_threads(1)
@@ -352,13 +352,14 @@ def test_without_the_histogram_nothing_is_said_of_it(layout: Layout) -> None:
 
 
 def test_claims_read_every_seed_of_a_row(layout: Layout) -> None:
-    """A row's number of each seed, as its own multiple of its kind's topline, without those that diverged."""
+    """A row's number of each seed, as its own multiple of its kind's topline: none of one that diverged, and no seed
+    that is not finished."""
     edit(layout.record("fidelity", f"{CELL}/seed1"), lambda record: record.update(status="diverged"))
     results, row = Results(GRID, layout), ("eps", "linear", "none", "ddim", "mlp")
     fid = number(layout, "fidelity", f"{CELL}/seed0", "fid")
-    assert verdicts.measured(results, "fid")[row] == {0: fid}
+    assert verdicts.measured(results, "fid")[row] == {0: fid, 1: pytest.approx(math.nan, nan_ok=True)}
     by_chance = number(layout, "fidelity", "real-by-chance", "fid")
-    assert verdicts.measured(results, "fid_over_topline")[row] == {0: pytest.approx(fid / by_chance, rel=1e-12)}
+    assert verdicts.measured(results, "fid_over_topline")[row][0] == pytest.approx(fid / by_chance, rel=1e-12)
     bound = number(layout, "likelihood", f"{NETWORK}/seed1", "bound_bits_per_dim")
     found = verdicts.measured(results, "nll_bits_per_dim")
     assert found[row][1] == bound and len(found[row]) == 2
@@ -366,6 +367,26 @@ def test_claims_read_every_seed_of_a_row(layout: Layout) -> None:
     guided = verdicts.measured(results, "fid_over_topline")["score", "cosine", "cfg-w1", "ddim", "mlp"][0]
     ours = number(layout, "fidelity", "score/cosine/cfg-w1/ddim/seed0", "fid")
     assert guided == pytest.approx(ours / number(layout, "fidelity", "real", "fid"), rel=1e-12)
+    layout.record("fidelity", f"{CELL}/seed1").unlink()
+    assert verdicts.measured(Results(GRID, layout), "fid")[row] == {0: fid}
+
+
+def test_rows_may_have_further_seeds(layout: Layout) -> None:
+    """Of one seed that all cells have, `ddim` of eps has another: table.md says how many each row has, differences in
+    bits/dim are over the seed that both networks have."""
+    more = configured() | {"seeds": [0]}
+    more["grid"] = [*more["grid"], more["grid"][0] | {"sampler": ["ddim"], "further_seeds": [1]}]
+    grid = config.check(more)
+    results = Results(grid, layout)
+    assert set(results.todo) == {(name, "") for name in AGGREGATES}
+    found = tables.collect(results)
+    assert row(found, *CELL.split("/"))["seeds"] == 2 and row(found, "eps", "linear", "none", "ancestral")["seeds"] == 1
+    assert row(found, *CELL.split("/"))["fid_std"] > 0
+    assert "| seeds |" in markdown.reading(found, grid) and "| seeds |" not in markdown.reading(
+        tables.collect(Results(GRID, layout)), GRID
+    )
+    pairs = paired.differences(results)
+    assert pairs["seeds"].tolist() == [1] and pairs["difference"].notna().all()
 
 
 # ---- what is left out -------------------------------------------------------------------------------------

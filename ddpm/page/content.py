@@ -44,12 +44,13 @@ def head(results: Results, table: pd.DataFrame) -> dict[str, Any]:
     grid, real = results.grid, table.iloc[0]
     ours = table.iloc[len(grid.baselines) : len(table) - len(results.external)]
     runs = ours[ours["status"] != "n/a"]
+    seeds = sorted({len(grid.config["seeds"]), *map(int, runs["seeds"])})
     return {
         "dataset": real["dataset"],
         "done": int(runs["status"].isin(FINISHED).sum()),
         "of": len(runs),
         "networks": len(grid.networks),
-        "seeds": len(grid.config["seeds"]),
+        "seeds": seeds[0] if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
         "samples": None if pd.isna(real["samples"]) else int(real["samples"]),
         "extractor": None if pd.isna(real["extractor"]) else real["extractor"],
         "version": __version__,

@@ -100,14 +100,15 @@ class Grid:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Every cell of every block and seed, once, in the order of the configuration."""
+        """Every cell of every block and seed, once, in the order of the configuration; a block may have `further_seeds`
+        beside `seeds`."""
         found: dict[Cell, None] = {}
         for block in self.config["grid"]:
             for row in product(*(block[axis] for axis in AXES)):
                 names = dict(zip(AXES, row, strict=True))
                 values = {axis: self.config[section][names[axis]] for axis, section in AXES.items()}
                 reason = incompatibility(values)
-                for seed in self.config["seeds"]:
+                for seed in (*self.config["seeds"], *block.get("further_seeds", ())):
                     found[Cell(**names, seed=seed, parts=self._parts(*row), reason=reason)] = None
         return list(found)
 

@@ -44,6 +44,7 @@ def frame(verdicts: list[Verdict]) -> pd.DataFrame:
             "p": v.p,
             "seeds": v.seeds,
             "pairs": v.pairs,
+            "looks": v.looks,
             "published": v.claim.published,
             "reason": v.reason,
         }
@@ -70,6 +71,7 @@ def text(verdicts: list[Verdict]) -> str:
             "published": v.claim.published,
             "seeds": v.seeds,
             "pairs": v.pairs,
+            "looks": v.looks,
         }
         for v in sorted((v for v in verdicts if v.verdict != ABSENT), key=lambda v: ORDER.index(v.verdict))
     ]
@@ -86,6 +88,7 @@ EXPLANATION = (
     "parameter's values where a claim follows one. It is taken of every seed and averaged over pairs of rows that "
     f"differ in nothing else; the interval is Student's t over seeds, {LEAST} of which are the least. "
     f"The intervals' levels are such that at most {ALPHA:.0%} of tables of chance alone would have any "
-    "false verdict (Holm 1979): undecided is what covers no effect. Claims stand "
-    "in `workflow/claims/`, all numbers in `claims.csv`.\n"
+    "false verdict (Holm 1979), however often `ddpm claims --decide` gives undecided claims further seeds: the first "
+    "look spends half of that, every look after it, at twice the seeds, half of what is left. Undecided is what covers "
+    "no effect. Claims stand in `workflow/claims/`, all numbers in `claims.csv`.\n"
 )

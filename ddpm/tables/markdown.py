@@ -37,8 +37,9 @@ def reading(table: pd.DataFrame, grid: Grid, bold: dict[str, list[int]] | None =
     runs = table[table["schedule"].notna() & ~table["status"].isin(["n/a"])]
     done = int(runs["status"].isin(FINISHED).sum())
     one = {"network"} if table["network"].nunique() == 1 else set()
-    read, toplined = columns_of(grid.config).read, columns_of(grid.config).toplined
-    shown = table[[c for c in read if c not in one and table[c].notna().any()]].copy()
+    columns, toplined = columns_of(grid.config), columns_of(grid.config).toplined
+    read = {*columns.read, *["seeds"] * (runs["seeds"].nunique() > 1)}
+    shown = table[[c for c in columns.all if c in read and c not in one and table[c].notna().any()]].copy()
     for name in toplined:
         if name in shown:
             ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)

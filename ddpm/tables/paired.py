@@ -30,7 +30,8 @@ def differences(results: Results) -> pd.DataFrame:
     With d_si the difference of image i under the networks of seed s and d_i its mean over the S seeds: `difference` is
     the mean of d_i over the N images, `standard_error` sd(d_i)/√N, which holds the images' spread and the noise of the
     draw, for these networks; `std` is the spread over seeds of the mean of d_si over i, which holds the chance of
-    training as well. Networks without a valid, finite result for every seed are left out: the table says why.
+    training as well. Seeds that only one of the two has do not count. Networks without a valid, finite result for every
+    seed are left out: the table says why.
     """
     rows = []
     for stage, measure in MEASURES.items():
@@ -42,7 +43,8 @@ def differences(results: Results) -> pd.DataFrame:
         best = min(found, key=lambda of: found[of].to_numpy().mean())
         for of, images in found.items():
             if of != best:
-                paired = images - found[best]
+                shared = images.columns.intersection(found[best].columns)
+                paired = images[shared] - found[best][shared]
                 each = paired.mean(axis="columns")
                 row: dict[str, object] = {
                     "measure": measure,

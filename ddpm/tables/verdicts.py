@@ -3,17 +3,27 @@
 Of every seed one effect is known: the mean, over the pairs of rows, of log(compare/against) for distances and of
 compare − against for all else; or the slope of the column (or its logarithm) along a parameter, per rank of its values.
 The t-interval of its mean over S seeds, ē ± t_{S−1} s/√S, says whether the claim holds. The claims of one table are a
-family (Holm 1979): of the k-th smallest p-value of m, the interval has level 1 − 0.05/(m − k + 1), and from the first
-that covers the claim's boundary on, all are undecided. So with a chance of at least 95 % a whole table has not one
-false verdict, whatever the claims share; of a single claim false verdicts are rarer still.
+family (Holm 1979): of the k-th smallest p-value of m, the interval has level 1 − α/(m − k + 1), and from the first
+that covers the claim's boundary on, all are undecided.
+
+Claims that stay undecided may be given further seeds (`ddpm.tables.further`). They are looked at again whenever their
+seeds have doubled, and who looks often finds something in the end. So the k-th look spends α_k = 0.05/2^k, which all
+looks together bring to 5 % (Armitage, McPherson & Rowe 1969 for the danger; the sum of shares is Bonferroni's bound).
+A look takes the first S, 2S, 4S, … seeds alone, S being those that the configuration gives all cells, and a claim that
+one has decided is not looked at again: the verdicts are the same in whatever order seeds have come. The family of a
+look is every claim that was open before it, those without the seeds for it included, so that it does not matter how
+claims were chosen for further seeds. With a chance of at least 95 % a table has not one false verdict, whatever the
+claims share and however many looks there were; of a single claim false verdicts are rarer still.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.measures import toplines
 from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
@@ -30,7 +40,8 @@ Values = dict[Row, dict[int, float]]  # row → seed → number
 class Verdict:
     """What became of one claim. effect, low, high: ratios of distances, differences of all else; NaN where unknown.
 
-    level: the interval's, after Holm's correction; pairs: the groups of rows behind every seed's effect.
+    level: the interval's, after Holm's correction; pairs: the groups of rows behind every seed's effect; looks: those
+    at it, with `seeds` at the last.
     """
 
     claim: Claim
@@ -42,6 +53,7 @@ class Verdict:
     level: float = math.nan
     seeds: int = 0
     pairs: int = 0
+    looks: int = 0
     reason: str = ""
 
     @property
@@ -52,13 +64,20 @@ class Verdict:
 
 def decide(results: Results) -> list[Verdict]:
     """The verdict on every claim, in the order of the files."""
-    tests = [(claim, groups(claim, results.grid)) for claim in read(files_of(results.grid.config))]
+    grid = results.grid
+    tests = [(claim, groups(claim, grid)) for claim in read(files_of(grid.config))]
     columns = {claim.column for claim, of in tests if of}
-    return judged(tests, {column: measured(results, column) for column in columns})
+    return judged(tests, {column: measured(results, column) for column in columns}, at(grid, 1))
+
+
+def at(grid: Grid, look: int) -> int:
+    """How many seeds the rows of a claim have at its k-th look, counted from 1."""
+    return max(LEAST, len(grid.config["seeds"])) * 2 ** (look - 1)
 
 
 def measured(results: Results, column: str) -> Values:
-    """Every row's number of every seed; those that are missing, diverged or not measured are left out."""
+    """Every row's number of every seed that is finished, NaN where it diverged or was not measured; rows that cannot
+    have any, of a likelihood, are left out."""
     base, grid = column.removesuffix(OVER), results.grid
     stage, key = OURS.measures[base]
     top = {}
@@ -69,42 +88,74 @@ def measured(results: Results, column: str) -> Values:
         name = cell.name if stage == "fidelity" else grid.network(cell).name
         if name not in grid.names[stage] or (stage != "fidelity" and grid.is_guided(cell)):
             continue
-        record = results.valid(stage, name)
-        value = record["result"].get(key) if record and record["status"] == "ok" else None
-        if column != base:
-            real = top.get("stratified" if grid.is_given_classes(cell) else "by chance")
-            value = value / real if value is not None and real else None
-        if value is not None and math.isfinite(value):
-            found.setdefault(cell.row, {})[cell.seed] = value
+        of = found.setdefault(cell.row, {})
+        if record := results.valid(stage, name):
+            value = record["result"].get(key) if record["status"] == "ok" else None
+            if column != base:
+                real = top.get("stratified" if grid.is_given_classes(cell) else "by chance")
+                value = value / real if value is not None and real else None
+            of[cell.seed] = math.nan if value is None else value
     return found
 
 
-def judged(tests: list[tuple[Claim, list[list[Row]]]], values: dict[str, Values]) -> list[Verdict]:
-    """The verdicts that these numbers, column → row → seed → number, allow on claims, each with its groups of rows."""
-    found, effects = [], {}
+def judged(tests: list[tuple[Claim, list[list[Row]]]], values: dict[str, Values], first: int = LEAST) -> list[Verdict]:
+    """The verdicts that these numbers, column → row → seed → number, allow on claims, each with its groups of rows.
+
+    first: the seeds of the first look.
+    """
+    found, still = [], []
     for claim, of in tests:
         verdict = Verdict(claim)
         found.append(verdict)
         if of:
             each = seeds_effects(claim, of, values[claim.column])
-            verdict.verdict, verdict.pairs, verdict.seeds = "undecided", len(of), len(each)
-            if len(each):
-                verdict.effect = float(np.exp(each.mean()) if claim.ratio else each.mean())
-            else:
-                verdict.reason = "no pair of rows has numbers"
-            if 0 < len(each) < LEAST:
-                verdict.reason = f"{LEAST} seeds are needed"
-            elif len(each) and np.ptp(each) <= 1e-12 * np.abs(each).max():
-                verdict.reason = "all seeds have the same effect: no spread to judge it by"
-            elif len(each):
-                effects[id(verdict)] = verdict, each
-    holm(list(effects.values()))
+            verdict.verdict, verdict.pairs = "undecided", len(of)
+            _describe(verdict, each)
+            verdict.reason = f"{first} seeds are needed of every row" if len(each) else "no pair of rows has numbers"
+            still.append((verdict, of))
+    most = max((len(seeds) for numbers in values.values() for seeds in numbers.values()), default=0)
+    look = 1
+    while (count := first * 2 ** (look - 1)) <= most:
+        tested, family = [], 0
+        for verdict, of in still:
+            numbers = values[verdict.claim.column]
+            seeds = finished(of, numbers)[:count]
+            each = seeds_effects(verdict.claim, of, numbers, seeds)
+            if len(seeds) == count and len(each) >= LEAST:
+                if np.ptp(each) > 1e-12 * np.abs(each).max():
+                    tested.append((verdict, each))
+                else:
+                    verdict.reason = "all seeds have the same effect: no spread to judge it by"
+            family += len(seeds) < count
+        for verdict, each in tested:
+            _describe(verdict, each)
+            verdict.looks = look
+        holm(tested, family + len(tested), ALPHA / 2**look)
+        still = [(verdict, of) for verdict, of in still if verdict.verdict == "undecided"]
+        look += 1
     return found
 
 
-def seeds_effects(claim: Claim, of: list[list[Row]], values: Values) -> np.ndarray:
-    """The effect of each seed, (S,): the mean over those groups that have a number for every seed that any has."""
-    seeds = sorted({seed for group in of for row in group for seed in values.get(row, {})})
+def finished(of: list[list[Row]], values: Values) -> list[int]:
+    """The seeds that all rows of these groups have, but for rows that cannot have numbers, in order."""
+    each = [set(values[row]) for group in of for row in group if row in values]
+    return sorted(set.intersection(*each)) if each else []
+
+
+def _describe(verdict: Verdict, each: np.ndarray) -> None:
+    """State the effect of these seeds."""
+    verdict.seeds = len(each)
+    if len(each):
+        verdict.effect = float(np.exp(each.mean()) if verdict.claim.ratio else each.mean())
+
+
+def seeds_effects(
+    claim: Claim, of: list[list[Row]], values: Values, among: Collection[int] | None = None
+) -> np.ndarray:
+    """The effect of each seed, (S,), of all or those `among`: the mean over those groups that have a number for every
+    seed that any has."""
+    numbers = (item for group in of for row in group for item in values.get(row, {}).items())
+    seeds = sorted({seed for seed, x in numbers if math.isfinite(x) and (among is None or seed in among)})
     slopes = []
     for group in of:
         table = np.array([[values.get(row, {}).get(seed, math.nan) for seed in seeds] for row in group])
@@ -120,15 +171,18 @@ def seeds_effects(claim: Claim, of: list[list[Row]], values: Values) -> np.ndarr
     return np.mean(slopes, axis=0) if slopes else np.empty(0)
 
 
-def holm(tested: list[tuple[Verdict, np.ndarray]]) -> None:
-    """Fill in intervals and verdicts of the claims that can be tested, the surest first."""
+def holm(tested: list[tuple[Verdict, np.ndarray]], family: int, alpha: float) -> None:
+    """Fill in intervals and verdicts of the claims that can be tested, the surest first.
+
+    family: how many claims are open, these among them;  alpha: the chance of any false verdict among them.
+    """
     for verdict, each in tested:
         at = math.log(verdict.boundary) if verdict.claim.ratio else verdict.boundary
         t = (each.mean() - at) / (each.std(ddof=1) / math.sqrt(len(each)))
         verdict.p = float(2 * stats.t.sf(abs(t), len(each) - 1))
     rejected = 0
     for verdict, each in sorted(tested, key=lambda one: one[0].p):
-        verdict.level = 1 - ALPHA / (len(tested) - rejected)
+        verdict.level = 1 - alpha / (family - rejected)
         reach = stats.t.ppf((1 + verdict.level) / 2, len(each) - 1) * each.std(ddof=1) / math.sqrt(len(each))
         ends = np.array([each.mean() - reach, each.mean() + reach])
         verdict.low, verdict.high = map(float, np.exp(ends) if verdict.claim.ratio else ends)
@@ -137,4 +191,5 @@ def holm(tested: list[tuple[Verdict, np.ndarray]]) -> None:
             continue
         less = verdict.high < verdict.boundary
         verdict.verdict = "holds" if less == (verdict.claim.direction == "less") else "fails"
+        verdict.reason = ""
         rejected += 1
