@@ -33,6 +33,7 @@ class TableStage(Aggregate):
         "ode_likelihood",
         "sample",
         "fidelity",
+        "paired",
     )
 
     def roots(self, job: dict) -> frozenset[Root]:

@@ -14,6 +14,7 @@ from ddpm.pipeline.aggregates import FiguresStage, PageStage, TableStage
 from ddpm.pipeline.averages import SnapshotsStage, kept
 from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.likelihoods import LikelihoodStage, ODELikelihoodStage
+from ddpm.pipeline.measures import files_of, metrics
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.registry import classes, complete, known, source_of
 from ddpm.pipeline.stage import (
@@ -288,7 +289,7 @@ class FidelityStage(Stage):
     record = "cells/{name}/fidelity.json"
     called = "cell"
 
-    def serving(self, grid: Grid, cell: Cell) -> str:
+    def serving(self, grid: Grid, cell: Cell) -> str | None:
         return cell.name
 
     def names(self, grid: Grid) -> list[str]:
@@ -298,7 +299,7 @@ class FidelityStage(Stage):
         return {
             "name": name,
             "images": grid.config["sampling"]["images"],
-            "fidelity": {k: v for k, v in grid.config["fidelity"].items() if k != "metrics"},
+            "fidelity": {k: v for k, v in grid.config["fidelity"].items() if k not in ("metrics", "paired")},
             "metrics": grid.metrics,
             "needs": grid.needs,
             "threads": grid.config["threads"],
@@ -334,6 +335,35 @@ class FidelityStage(Stage):
         return f"baselines/{name}/fidelity.json" if name in BASELINES else super().place(name)
 
 
+class PairedStage(FidelityStage):
+    """How sure differences in FID between the cells of one network are, where `fidelity.paired` asks for it."""
+
+    name = "paired"
+    entry = ("ddpm.stages.paired", "compare")
+    record = "networks/{name}/paired.json"
+    wildcard = "network"
+    called = description = example = ""
+
+    def serving(self, grid: Grid, cell: Cell) -> str | None:
+        network = grid.network(cell).name
+        return network if grid.config["fidelity"].get("paired") and len(grid.batches[network]) > 1 else None
+
+    def names(self, grid: Grid) -> list[str]:
+        return Stage.names(self, grid)
+
+    def job(self, grid: Grid, name: str) -> dict:
+        declared = metrics(files_of(grid.config["fidelity"]))
+        distances = [metric for metric in grid.metrics if declared[metric]["topline"]]
+        return super().job(grid, name) | {"metrics": distances, "cells": grid.batches[name]}
+
+    def parents(self, name: str, job: dict) -> dict[str, Job]:
+        extractor = {"extractor": ("classifier", "")} if "classifier" in job["needs"] else {}
+        return {"data": ("data", "")} | extractor | {cell: ("sample", cell) for cell in job["cells"]}
+
+    def place(self, name: str) -> str:
+        return self.record.format(name=name)
+
+
 # Each after the stages that it reads.
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -349,6 +379,7 @@ STAGES: dict[str, Stage] = {
         SampleStage(),
         ExternalStage(),
         FidelityStage(),
+        PairedStage(),
         TableStage(),
         FiguresStage(),
         PageStage(),

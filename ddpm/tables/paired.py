@@ -1,17 +1,21 @@
-"""Differences in bits/dim between the networks of a grid, image by image, with errors of their own. No torch.
+"""Differences between rows of a table, image by image, with errors of their own: in bits/dim between the networks of a
+grid, in FID between the cells of one network. No torch.
 
-Networks of one seed see the same noise on the same test images (ddpm/stages/likelihood.py), so what is hard for one
-image or draw is hard for both, and the error of a difference is smaller than that of either number.
+Networks of one seed see the same noise on the same test images (ddpm/stages/likelihood.py), and cells of one network
+start from the same noise (ddpm/stages/paired.py), so what is hard for one image or draw is hard for both, and the error
+of a difference is smaller than that of either number.
 """
 
 import pandas as pd
 
-from ddpm.pipeline.grid import Network
+from ddpm.pipeline.grid import Cell, Network
+from ddpm.pipeline.registry import AXES as ALL
 from ddpm.pipeline.results import Results
+from ddpm.tables.columns import columns_of
 from ddpm.tables.markdown import markdown
 
 AXES = ["objective", "schedule", "network"]
-COLUMNS = ["measure", *AXES, "against", "seeds", "images", "difference", "standard_error", "std"]
+COLUMNS = ["measure", *ALL, "against", "seeds", "images", "difference", "standard_error", "std"]
 # Stage → what `measure` calls it: the column of the table that it explains.
 MEASURES = {"likelihood": "nll_bits_per_dim", "ode_likelihood": "nll_ode_bits_per_dim"}
 
@@ -23,8 +27,22 @@ Each network minus the best one, image by image: networks of one seed see the sa
 
 """
 
+OF_SAMPLES = """
+## Differences in FID
+
+Each cell minus the best one of its network, image by image: cells of one network start from the same noise and have the
+same labels. `standard_error` is over images, for the networks that were trained; `std`, of several seeds, is the spread
+over them.
+
+"""
+
 
 def differences(results: Results) -> pd.DataFrame:
+    """Those in bits/dim, then those in FID."""
+    return pd.DataFrame([*of_networks(results), *of_cells(results)], columns=COLUMNS)
+
+
+def of_networks(results: Results) -> list[dict]:
     """One row per objective, schedule and measure: its bits/dim minus those of the best, which has the lowest mean.
 
     With d_si the difference of image i under the networks of seed s and d_i its mean over the S seeds: `difference` is
@@ -33,7 +51,7 @@ def differences(results: Results) -> pd.DataFrame:
     training as well. Seeds that only one of the two has do not count. Networks without a valid, finite result for every
     seed are left out: the table says why.
     """
-    rows = []
+    rows: list[dict] = []
     for stage, measure in MEASURES.items():
         read = {of: _read(results, stage, networks) for of, networks in _networks(results, stage).items()}
         found = {of: images for of, images in read.items() if images is not None}
@@ -53,7 +71,62 @@ def differences(results: Results) -> pd.DataFrame:
                 }
                 row |= {"seeds": paired.shape[1], "images": len(paired), "difference": each.mean()}
                 rows.append(row | {"standard_error": each.std() / len(each) ** 0.5, "std": paired.mean().std()})
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return rows
+
+
+def of_cells(results: Results) -> list[dict]:
+    """One row per metric and row of the table: its distance minus that of the best row of its network whose classes
+    come the same way, which has the lowest mean.
+
+    With d_s the difference of seed s, `difference` is its mean over the S seeds that both have, `standard_error` the
+    root of Σ_s e_s²/S², with e_s that over images (`ddpm.stages.paired`), whose noise every seed draws anew, and `std`
+    the spread of d_s. Rows without a valid, finite result for every seed are left out.
+    """
+    grid, rows = results.grid, list[dict]()
+    groups: dict[tuple, dict[tuple[str, ...], list[Cell]]] = {}
+    for cell in grid.runs.values() if grid.names["paired"] else ():
+        of = groups.setdefault((*grid.network(cell).parts, grid.is_given_classes(cell)), {})
+        of.setdefault(cell.row, []).append(cell)
+    for measure in columns_of(grid.config).toplined:
+        for group in groups.values():
+            read = {row: found for row, cells in group.items() if (found := _distances(results, measure, cells))}
+            if not read:
+                continue
+            best = min(read, key=lambda row: sum(read[row].values()) / len(read[row]))
+            for row in (row for row in read if row != best):
+                known = _errors(results, measure, group[row], group[best])
+                if known:
+                    each = pd.Series([read[row][seed] - read[best][seed] for seed in known])
+                    error = sum(e**2 for e in known.values()) ** 0.5 / len(known)
+                    named = {"measure": measure, **dict(zip(ALL, row, strict=True)), "against": "/".join(best[2:4])}
+                    of_all = {"seeds": len(each), "images": grid.config["sampling"]["images"]}
+                    spread = {"difference": each.mean(), "standard_error": error, "std": each.std()}
+                    rows.append(named | of_all | spread)
+    return rows
+
+
+def _distances(results: Results, measure: str, cells: list[Cell]) -> dict[int, float]:
+    """Seed → the distance of a row; empty where one of them has no valid, finite result."""
+    found = {}
+    for cell in cells:
+        record = results.valid("fidelity", cell.name)
+        if record is None or record["status"] != "ok" or measure not in record["result"]:
+            return {}
+        found[cell.seed] = record["result"][measure]
+    return found
+
+
+def _errors(results: Results, measure: str, one: list[Cell], other: list[Cell]) -> dict[int, float]:
+    """Seed → the standard error of the difference of two rows, of the seeds that both have."""
+    others, found = {cell.seed: cell.name for cell in other}, {}
+    for cell in (cell for cell in one if cell.seed in others):
+        if record := results.valid("paired", results.grid.network(cell).name):
+            errors = record["result"]["standard_errors"].get(measure, {})
+            a, b = cell.name, others[cell.seed]
+            error = errors.get(a, {}).get(b, errors.get(b, {}).get(a))
+            if error is not None:
+                found[cell.seed] = error
+    return found
 
 
 def _networks(results: Results, stage: str) -> dict[tuple[str, ...], list[Network]]:
@@ -79,5 +152,7 @@ def _read(results: Results, stage: str, networks: list[Network]) -> pd.DataFrame
 
 
 def text(pairs: pd.DataFrame) -> str:
-    """The differences between networks in bits/dim as Markdown, where there are any."""
-    return EXPLANATION + markdown(pairs.dropna(axis="columns", how="all"), 4) if len(pairs) else ""
+    """The differences as Markdown, where there are any: a section for bits/dim, and one for FID."""
+    bits = pairs["measure"].isin(MEASURES.values())
+    sections = ((EXPLANATION, pairs[bits]), (OF_SAMPLES, pairs[~bits]))
+    return "".join(said + markdown(of.dropna(axis="columns", how="all"), 4) for said, of in sections if len(of))
