@@ -108,6 +108,7 @@ def test_only_where_it_is_asked_for() -> None:
     assert without.names["paired"] == [] == configured(paired=False).names["paired"]
     assert [job for job in GRID.jobs if job[0] != "paired"] == without.jobs
     assert all(GRID.job(*job) == without.job(*job) for job in without.jobs)
+    assert Grid(GRID.job("figures")[0]["config"]).names["paired"] == []  # which know nothing of fidelity
 
 
 def test_values_and_errors(finished: Layout) -> None:

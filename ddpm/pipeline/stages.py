@@ -346,7 +346,7 @@ class PairedStage(FidelityStage):
 
     def serving(self, grid: Grid, cell: Cell) -> str | None:
         network = grid.network(cell).name
-        return network if grid.config["fidelity"].get("paired") and len(grid.batches[network]) > 1 else None
+        return network if grid.config.get("fidelity", {}).get("paired") and len(grid.batches[network]) > 1 else None
 
     def names(self, grid: Grid) -> list[str]:
         return Stage.names(self, grid)
