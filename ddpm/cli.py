@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ddpm import __version__
 from ddpm.errors import UserError
-from ddpm.pipeline import audit, config, history, machine, profile, progress, project, records, schema, status
+from ddpm.pipeline import audit, config, hashes, history, machine, profile, progress, project, records, schema, status
 from ddpm.pipeline.checkpoint import SECONDS
 from ddpm.pipeline.fingerprints import fingerprint
 from ddpm.pipeline.grid import Grid
@@ -27,7 +27,6 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import fix_threads, run_stage
 from ddpm.pipeline.stage import Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES, ExternalStage
-from ddpm.pipeline.verify import verify
 
 
 def _grid(args: argparse.Namespace, here: bool = False) -> Grid:
@@ -148,18 +147,18 @@ def check_command(args: argparse.Namespace) -> None:
 def status_command(args: argparse.Namespace) -> None:
     """What is finished, what is not and why, what would run now and what that costs; of one cell, where it is from.
 
-    With --verify every file is hashed first, and what is corrupt is named and set aside, so that the next run makes it
+    With --hash every file is hashed first, and what is corrupt is named and set aside, so that the next run makes it
     again.
     """
     results = Results(_grid(args))
-    flaws = list(map(str, verify(results))) if args.verify else []
+    flaws = list(map(str, hashes.flaws(results))) if args.hash else []
     if flaws and not args.json:
         print(*flaws, sep="\n")
     if args.name:
         cells = {c.name: c for c in results.grid.cells}
         print(*status.cell_lines(results, cells[_pick(args.name, cells, "cell")]), sep="\n")
     elif args.json:
-        found = status.overview(results) | ({"flaws": flaws} if args.verify else {})
+        found = status.overview(results) | ({"flaws": flaws} if args.hash else {})
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         print(*status.lines(results), sep="\n")
@@ -317,7 +316,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", default="", help="one cell: its records, logs, numbers and samples")
     sub.add_argument("--json", action="store_true", help="everything, to be read by a program")
     sub.add_argument("--estimate", action="store_true", help="time some steps of what would run, on this machine")
-    sub.add_argument("--verify", action="store_true", help="hash every file first; what is corrupt is set aside")
+    sub.add_argument("--hash", action="store_true", help="hash every file first; what is corrupt is set aside")
     add("table", table_command, "write the tables of the cells that are there")
     sub = add("claims", claims_command, "which claims of the source documents hold here")
     sub.add_argument("--decide", action="store_true", help="plan further seeds for the undecided ones alone")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from ddpm import rng
+from ddpm import latents, rng
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
@@ -32,6 +32,7 @@ from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import reasons
 from ddpm.samplers import Sampler
+from ddpm.stages import autoencoder
 from ddpm.stages.sample import chain, computed, draw_labels, load_denoiser, load_guided, variance
 
 Tensor = torch.Tensor
@@ -76,6 +77,8 @@ def check(results: Results, seed: int) -> Iterator[Finding]:
     for stage, name in sound:
         if stage == "train":
             yield from trained(results, name)
+        if stage == "autoencoder":
+            yield from encoded(results)
         if stage == "sample":
             yield from redrawn(results, name, seed)
     for stage in AGAIN:
@@ -123,6 +126,25 @@ def trained(results: Results, name: str) -> Iterator[Finding]:
     if record["status"] == "ok":
         said["steps"] = settings["steps"]
     yield from _numbers(place, record, {k: result.get(k) for k in said}, said)
+
+
+def encoded(results: Results) -> Iterator[Finding]:
+    """Whether the autoencoder's numbers, those that its latents are scaled by included, are those of its weights."""
+    record, layout = results.known("autoencoder"), results.layout
+    place, path = layout.record("autoencoder"), layout.output("autoencoder")
+    torch.set_num_threads(record["job"]["threads"])
+    if record["status"] != "ok":
+        return
+    dataset = data.read(layout.output("data"))
+    space = latents.read(path, dataset.space)
+    measured = latents.measure(space.network, dataset.space, dataset.train.images)
+    yield from _numbers(path, record, read_tensors(path)[1]["measured"], measured)
+    said = measured | {
+        "shape": list(space.shape),
+        "parameters": sum(p.numel() for p in space.network.parameters()),
+        "test_error": autoencoder.error(space, dataset.test.images),
+    }
+    yield from _numbers(place, record, {k: record["result"].get(k) for k in said}, said)
 
 
 def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:

@@ -32,11 +32,11 @@ from project import ROOT, copy_project, snakemake  # beside this file
 from ddpm import cli
 from ddpm.pipeline import config, locks, records, running, status
 from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.hashes import flaws
 from ddpm.pipeline.layout import CHARTS, Layout
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import AGGREGATES
-from ddpm.pipeline.verify import verify
 
 # What the tables and the results are, byte for byte; records and costs differ from run to run in their times.
 SAME = ("*.safetensors", "*.csv", "*.md", "*.png")
@@ -113,7 +113,7 @@ class Here:
 
     def verify(self) -> tuple[int, str]:
         def work() -> int:
-            found = list(map(str, verify(self.results())))
+            found = list(map(str, flaws(self.results())))
             print(*found, sep="\n")
             return bool(found)
 
@@ -142,7 +142,7 @@ class Snakemake(Here):
         return done.returncode, done.stdout + done.stderr + "".join(logs)
 
     def verify(self) -> tuple[int, str]:
-        call = [sys.executable, "-m", "ddpm", "status", "--verify", "--configfile", "tests/tiny.yaml"]
+        call = [sys.executable, "-m", "ddpm", "status", "--hash", "--configfile", "tests/tiny.yaml"]
         done = subprocess.run(call, cwd=self.folder, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 

@@ -102,7 +102,7 @@ def test_a_table_of_corrupt_bits(made: dict[str, Path], tmp_path: Path, kind: st
 
 
 def test_a_corrupt_kept_result_is_not_put_back(made: dict[str, Path], tmp_path: Path) -> None:
-    """It is computed instead; --verify names the file and sets it aside."""
+    """It is computed instead; --hash names the file and sets it aside."""
     shutil.copytree(made["replaced"], tmp_path / "tree")
     run = Here(tmp_path / "tree")
     (kept,) = run.root.glob(f"replaced/cells/{OTHER}/samples-*/samples.safetensors")

@@ -1,6 +1,7 @@
 """Diffusion in an autoencoder's latents: its loss and the space against closed forms, and a grid with both spaces."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from ddpm.errors import UserError
 from ddpm.figures.images import Images
 from ddpm.metrics.distances import frechet, statistics
 from ddpm.networks.autoencoder import Autoencoder
-from ddpm.pipeline import config, records
+from ddpm.pipeline import audit, config, records
 from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
@@ -225,6 +226,40 @@ def test_one_table_has_both(finished: Layout) -> None:
     features = (statistics(measure.features(images)) for images in (decoded, dataset.test.images))
     assert ceiling["fid"] == pytest.approx(frechet(*features), rel=1e-6)
     assert ceiling["samples"] == 20 and math.isnan(ceiling["fid_over_topline"])
+
+
+def test_its_numbers_are_computed_again(finished: Layout, tmp_path: Path) -> None:
+    """`ddpm verify`: nothing else comes out; a forged error, a forged scale of the file, and a forged ceiling do not.
+    The audit says whose rows are of which space."""
+    results = Results(expanded(), finished)
+    assert list(spot_checks.encoded(results)) == []
+    assert list(spot_checks.recomputed(results, "fidelity", "reconstructions", Layout(tmp_path / "again"))) == []
+    spaces = audit.differences(audit.facts(results))["space"]
+    assert {value: len(rows) for value, rows in spaces.items()} == {"latents, 2 × 4 × 4": 4, "pixels, 1 × 8 × 8": 1}
+    # ---- forged, with hashes that are right
+    layout = Layout(tmp_path / "forged")
+    shutil.copytree(finished.root, layout.root)
+
+    def forge(stage: str, name: str, **numbers: object) -> None:
+        record = records.read_record(layout.record(stage, name))
+        record["result"] |= numbers
+        record["outputs"] = {
+            output: records.sha256(layout.record(stage, name).parent / output) for output in record["outputs"]
+        }
+        records.write_json(layout.record(stage, name), record | {"digest": records.digest(record)})
+
+    forge("fidelity", "reconstructions", fid=0.01)
+    (found,) = spot_checks.recomputed(
+        Results(expanded(), layout), "fidelity", "reconstructions", Layout(tmp_path / "more")
+    )
+    assert found.text.startswith("result fid of reconstructions is 0.01; computed again: ")
+    path = layout.output("autoencoder")
+    tensors, about = records.read_tensors(path)
+    about["measured"]["scale"] *= 1.01
+    records.write_tensors(path, tensors, about)
+    forge("autoencoder", "", test_error=0.5)
+    said = [finding.text for finding in spot_checks.encoded(Results(expanded(), layout))]
+    assert [text.split(" of ")[0] for text in said] == ["result scale", "result test_error"]
 
 
 def test_samples_drawn_again_are_the_same(finished: Layout) -> None:

@@ -46,6 +46,8 @@ def _of_cell(records: dict[str, dict]) -> Iterator[tuple[str, str]]:
     """What the records of one cell say."""
     train, sample, fidelity = (records[stage] for stage in ("train", "sample", "fidelity"))
     yield "parameters", str(train["result"]["parameters"])
+    space = train["result"]["space"]
+    yield "space", f"{space['method']}, {' × '.join(map(str, space['shape']))}"
     yield "images seen", str(train["result"]["images_seen"])
     for key, value in train["job"]["training"].items():
         yield f"training.{key}", str(value)

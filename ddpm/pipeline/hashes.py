@@ -1,4 +1,4 @@
-"""Every byte of a results folder against what the records say of it: `ddpm status --verify`. No torch.
+"""Every byte of a results folder against what the records say of it: `ddpm status --hash`. No torch.
 
 Planning trusts an output that has its size and is not newer than its record; this hashes. What is corrupt is set aside,
 so that the next run misses it, and makes it again.
@@ -35,14 +35,12 @@ class Flaw:
         return f"{self.path}: {self.text}; {self.cure}"
 
 
-def verify(results: Results) -> Iterator[Flaw]:
+def flaws(results: Results) -> Iterator[Flaw]:
     """Hash all results of a grid, their tables and figures, and what was kept; set aside what is corrupt."""
     jobs = [*results.grid.jobs, *((aggregate, "") for aggregate in AGGREGATES)]
     total = sum(_bytes(results, *job) for job in jobs)
     # After a second, and on a terminal alone.
-    with tqdm(
-        total=total, desc="verify", unit="B", unit_scale=True, disable=None, delay=1, file=sys.stderr
-    ) as progress:
+    with tqdm(total=total, desc="hash", unit="B", unit_scale=True, disable=None, delay=1, file=sys.stderr) as progress:
         for job in jobs:
             yield from _result(results, *job)
             progress.update(_bytes(results, *job))
