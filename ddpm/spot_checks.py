@@ -33,13 +33,14 @@ from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import reasons
 from ddpm.samplers import Sampler
 from ddpm.stages import autoencoder
+from ddpm.stages.resample import noise
 from ddpm.stages.sample import chain, computed, draw_labels, load_denoiser, load_guided, variance
 
 Tensor = torch.Tensor
 # If this share of a cell's images is not what its weights draw, one of them is seen with at least this probability.
 SHARE, CHANCE = 0.03, 0.95
 # What is computed again as a whole, in this order: what is quick first.
-AGAIN = ("train", "fidelity", "likelihood", "ode_likelihood", "data", "classifier", "table", "page")
+AGAIN = ("train", "fidelity", "paired", "likelihood", "ode_likelihood", "data", "classifier", "table", "page")
 # Relative difference up to which a number that was computed again is the same: CPUs of other kinds round otherwise.
 CLOSE = 1e-6
 
@@ -166,7 +167,7 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
             yield Finding(path, f"{wanted} images of {cell}, whose network has diverged")
         return
     denoiser = load_guided(job["guidance"], layout.parents("sample", cell, job))
-    given = draw_labels(dataset, job["network"], count) if denoiser.network.classes or "guide" in job else None
+    given = draw_labels(dataset, noise(job), count) if denoiser.network.classes or "guide" in job else None
     if given is not None and wanted and (labels is None or not torch.equal(labels, given)):
         first = 0 if labels is None or labels.shape != given.shape else int((labels != given).nonzero()[0])
         yield Finding(path, f"labels of {cell} are not those that its network's name draws, image {first} first")
@@ -176,7 +177,7 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
     computed(denoiser, sampler, job["compute"], dataset.space, "cpu")
 
     def draw(index: Tensor) -> Tensor:
-        *_, x = chain(denoiser, sampler, job["network"], index, Condition(given)[index], dataset.shape)
+        *_, x = chain(denoiser, sampler, noise(job), index, Condition(given)[index], dataset.shape)
         return x
 
     if not wanted:

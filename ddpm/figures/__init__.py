@@ -64,7 +64,7 @@ def samples_figure(layout: Layout, grid: Grid, renderer: Renderer, samples: dict
     rows = [("real training data", f"{title} {real[key]:.3g}", train[order])]
     for name, value in scores(layout, grid).items():
         cell = grid.runs[name]
-        if cell.seed == grid.config["seeds"][0]:
+        if cell.seed == grid.config["seeds"][0] and not cell.sampling:
             score = "diverged" if value is None else f"{title} {value:.3g}"
             rows.append((renderer.label(cell.parts), score, samples[name]))
     renderer.overview(rows, f"{grid.config['data']['name']}: samples, best {title} first", path)

@@ -51,6 +51,7 @@ def head(results: Results, table: pd.DataFrame) -> dict[str, Any]:
         "of": len(runs),
         "networks": len(grid.networks),
         "seeds": seeds[0] if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
+        "sampling_seeds": grid.sampling_seeds,
         "samples": None if pd.isna(real["samples"]) else int(real["samples"]),
         "extractor": None if pd.isna(real["extractor"]) else real["extractor"],
         "version": __version__,
@@ -179,7 +180,7 @@ def seed(results: Results, cell: Cell) -> dict[str, Any]:
     trained = results.valid("train", network)
     jobs = [job(results, stage, name) for stage, name in results.grid.row(cell) if name]
     return {
-        "seed": cell.seed,
+        "seed": f"{cell.seed}, sampling {cell.sampling}" if results.grid.sampling_seeds > 1 else cell.seed,
         "name": cell.name,
         "picture": picture(drawn) if there else "",
         "loss": charts.loss(pd.read_csv(layout.output("train", network, "loss"))) if trained else "",

@@ -35,7 +35,7 @@ def facts(results: Results) -> Facts:
                 seeds.append(str(cell.seed))
         if each:
             values = {name: " and ".join(dict.fromkeys(of_seed[name] for of_seed in each)) for name in each[0]}
-            found["/".join(row[:-1] if unnamed else row)] = values | {"seeds": ", ".join(seeds)}
+            found["/".join(row[:-1] if unnamed else row)] = values | {"seeds": ", ".join(dict.fromkeys(seeds))}
     for name in results.external:
         if not results.reasons("fidelity", name) and (record := results.record("fidelity", name)):
             found[external(name)] = dict(_measured(record))

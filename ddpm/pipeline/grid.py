@@ -56,6 +56,7 @@ class Guide:
 class Cell:
     """One cell of the grid for one seed; `reason` says why a pair that cannot work is not run.
 
+    sampling: which of the sampling seeds draws its noise, counted from 0, which its name does not tell.
     parts: the names in `name`; that of the network only where it is not the default of the configuration.
     """
 
@@ -67,6 +68,7 @@ class Cell:
     seed: int
     parts: tuple[str, ...]
     reason: str = ""
+    sampling: int = 0
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -75,7 +77,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return "/".join(self.parts) + f"/seed{self.seed}"
+        return "/".join(self.parts) + f"/seed{self.seed}" + (f"-sampling{self.sampling}" if self.sampling else "")
 
 
 class Grid:
@@ -108,9 +110,15 @@ class Grid:
                 names = dict(zip(AXES, row, strict=True))
                 values = {axis: self.config[section][names[axis]] for axis, section in AXES.items()}
                 reason = incompatibility(values)
-                for seed in (*self.config["seeds"], *block.get("further_seeds", ())):
-                    found[Cell(**names, seed=seed, parts=self._parts(*row), reason=reason)] = None
+                seeds = (*self.config["seeds"], *block.get("further_seeds", ()))
+                for seed, sampling in product(seeds, range(self.sampling_seeds)):
+                    found[Cell(**names, seed=seed, parts=self._parts(*row), reason=reason, sampling=sampling)] = None
         return list(found)
+
+    @property
+    def sampling_seeds(self) -> int:
+        """How many sets of samples every network draws for a cell."""
+        return self.config["sampling"].get("seeds", 1)
 
     def _parts(self, *names: str) -> tuple[str, ...]:
         """The names without the last, the network's, where that is the configuration's default."""

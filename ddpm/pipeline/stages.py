@@ -226,13 +226,14 @@ class SampleStage(Stage):
         guides: dict = {"guide": guide.name} if guide else {}
         if worse:
             guides |= {"guide_network": worse.name, "guide_model": grid.model(worse.name)}
-        return guides | {
+        again = {"sampling_seed": cell.sampling} if cell.sampling else {}
+        return (guides | again) | {
             "name": name,
             "network": network,
             "model": grid.model(network),
             "guidance": grid.axis("guidance", cell.guidance),
             "sampler": grid.axis("sampler", cell.sampler),
-            "sampling": grid.config["sampling"],
+            "sampling": {k: v for k, v in grid.config["sampling"].items() if k != "seeds"},
             "compute": grid.config["compute"],
             "threads": grid.config["threads"],
         }
@@ -241,6 +242,9 @@ class SampleStage(Stage):
         found = {"data": ("data", ""), "weights": ("train", job["network"])} | of_latents(job["model"])
         found |= {"guide": ("guide", job["guide"])} if "guide" in job else {}
         return found | ({"guide_weights": ("train", job["guide_network"])} if "guide_network" in job else {})
+
+    def starts(self, job: dict) -> Root:
+        return ("ddpm.stages.resample", "sample") if "sampling_seed" in job else self.entry
 
     def methods(self, job: dict) -> set[Root]:
         return on_axes(job) | on_axes(job["model"]) | on_axes(job.get("guide_model", {}))
@@ -345,8 +349,10 @@ class PairedStage(FidelityStage):
     called = description = example = ""
 
     def serving(self, grid: Grid, cell: Cell) -> str | None:
+        if not grid.config.get("fidelity", {}).get("paired"):
+            return None
         network = grid.network(cell).name
-        return network if grid.config.get("fidelity", {}).get("paired") and len(grid.batches[network]) > 1 else None
+        return network if len({grid.runs[name].row for name in grid.batches[network]}) > 1 else None
 
     def names(self, grid: Grid) -> list[str]:
         return Stage.names(self, grid)

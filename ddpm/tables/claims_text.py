@@ -85,8 +85,9 @@ def text(verdicts: list[Verdict]) -> str:
 
 EXPLANATION = (
     "An effect is compare ÷ against (×) of distances and compare − against (+, −) of all else; per step of the "
-    "parameter's values where a claim follows one. It is taken of every seed and averaged over pairs of rows that "
-    f"differ in nothing else; the interval is Student's t over seeds, {LEAST} of which are the least. "
+    "parameter's values where a claim follows one. It is taken of every training seed, whose sampling seeds are "
+    "averaged first, and averaged over pairs of rows that differ in nothing else; the interval is Student's t over "
+    f"training seeds, {LEAST} of which are the least. "
     f"The intervals' levels are such that at most {ALPHA:.0%} of tables of chance alone would have any "
     "false verdict (Holm 1979), however often `ddpm claims --decide` gives undecided claims further seeds: the first "
     "look spends half of that, every look after it, at twice the seeds, half of what is left. Undecided is what covers "

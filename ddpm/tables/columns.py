@@ -66,6 +66,17 @@ class Columns:
         ]
 
     @cached_property
+    def of_sets(self) -> dict[str, str]:
+        """What table.csv has besides where every network draws several sets of samples, how many and their spread → the
+        column before it."""
+        return {"sampling_seeds": "seeds"} | {f"{name}_sampling_std": f"{name}_std" for name in self.toplined}
+
+    @cached_property
+    def of_several_sets(self) -> list[str]:
+        """The columns of table.csv where every network draws several sets of samples."""
+        return [column for name in self.all for column in (name, *(k for k, v in self.of_sets.items() if v == name))]
+
+    @cached_property
     def measures(self) -> dict[str, tuple[str, str]]:
         """Column → (stage, key in its result): what is averaged over seeds."""
         return {name: ("fidelity", name) for name in (*self.metrics, *self.details)} | BITS

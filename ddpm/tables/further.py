@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from ddpm.errors import UserError
-from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.records import atomic
 from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
@@ -49,9 +49,9 @@ def plan(results: Results, verdicts: list[Verdict], budget: float, most: int) ->
         what = f"{len(unfinished)} jobs of this configuration are not finished"
         raise UserError(f"{results.layout.root}: {what}; run snakemake first, or `ddpm status` to see which")
     grid, found = results.grid, Plan(spent(results))
-    there: dict[Row, dict[int, str]] = {}
-    for name, cell in grid.runs.items():
-        there.setdefault(cell.row, {})[cell.seed] = name
+    there: dict[Row, dict[int, list[Cell]]] = {}
+    for cell in grid.runs.values():
+        there.setdefault(cell.row, {}).setdefault(cell.seed, []).append(cell)
     undecided = [verdict for verdict in verdicts if verdict.verdict == "undecided"]
     for verdict in sorted(undecided, key=lambda v: 0.0 if math.isnan(v.p) else v.p):
         name, total = verdict.claim.name, at(grid, verdict.looks + 1)
@@ -80,11 +80,11 @@ def numbered(seeds: list[int], count: int) -> list[int]:
     return [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + count)][:count]
 
 
-def _jobs(results: Results, cells: dict[int, str], seeds: list[int]) -> Iterator[tuple[Job, int]]:
+def _jobs(results: Results, cells: dict[int, list[Cell]], seeds: list[int]) -> Iterator[tuple[Job, int]]:
     """The jobs that a row's further seeds ask for, as those of the row's first seed, whose costs they are likely to
     have, and the seed."""
-    first = results.grid.runs[next(iter(cells.values()))]
-    return ((job, seed) for job in results.grid.row(first) if job[1] for seed in seeds)
+    jobs = (job for cell in next(iter(cells.values())) for job in results.grid.row(cell))
+    return ((job, seed) for job in jobs if job[1] for seed in seeds)
 
 
 def spent(results: Results) -> float:

@@ -38,8 +38,8 @@ def reading(table: pd.DataFrame, grid: Grid, bold: dict[str, list[int]] | None =
     done = int(runs["status"].isin(FINISHED).sum())
     one = {"network"} if table["network"].nunique() == 1 else set()
     columns, toplined = columns_of(grid.config), columns_of(grid.config).toplined
-    read = {*columns.read, *["seeds"] * (runs["seeds"].nunique() > 1)}
-    shown = table[[c for c in columns.all if c in read and c not in one and table[c].notna().any()]].copy()
+    read = {*columns.read, *columns.of_sets, *["seeds"] * (runs["seeds"].nunique() > 1 or "sampling_seeds" in table)}
+    shown = table[[c for c in table if c in read and c not in one and table[c].notna().any()]].copy()
     for name in toplined:
         if name in shown:
             ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)

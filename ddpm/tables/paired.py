@@ -78,9 +78,10 @@ def of_cells(results: Results) -> list[dict]:
     """One row per metric and row of the table: its distance minus that of the best row of its network whose classes
     come the same way, which has the lowest mean.
 
-    With d_s the difference of seed s, `difference` is its mean over the S seeds that both have, `standard_error` the
-    root of Σ_s e_s²/S², with e_s that over images (`ddpm.stages.paired`), whose noise every seed draws anew, and `std`
-    the spread of d_s. Rows without a valid, finite result for every seed are left out.
+    With d_s the difference of seed s, the mean over its sampling seeds, `difference` is the mean over the S seeds that
+    both have, `standard_error` the root of Σ e²/n² over the n pairs of sets, with e that over images
+    (`ddpm.stages.paired`), whose noise every set draws anew, and `std` the spread of d_s. Rows without a valid, finite
+    result for every seed are left out.
     """
     grid, rows = results.grid, list[dict]()
     groups: dict[tuple, dict[tuple[str, ...], list[Cell]]] = {}
@@ -96,7 +97,8 @@ def of_cells(results: Results) -> list[dict]:
             for row in (row for row in read if row != best):
                 known = _errors(results, measure, group[row], group[best])
                 if known:
-                    each = pd.Series([read[row][seed] - read[best][seed] for seed in known])
+                    sets = pd.Series([read[row][of] - read[best][of] for of in known])
+                    each = sets.groupby([seed for seed, _ in known]).mean()
                     error = sum(e**2 for e in known.values()) ** 0.5 / len(known)
                     named = {"measure": measure, **dict(zip(ALL, row, strict=True)), "against": "/".join(best[2:4])}
                     of_all = {"seeds": len(each), "images": grid.config["sampling"]["images"]}
@@ -105,27 +107,27 @@ def of_cells(results: Results) -> list[dict]:
     return rows
 
 
-def _distances(results: Results, measure: str, cells: list[Cell]) -> dict[int, float]:
-    """Seed → the distance of a row; empty where one of them has no valid, finite result."""
+def _distances(results: Results, measure: str, cells: list[Cell]) -> dict[tuple[int, int], float]:
+    """Seed and sampling seed → the distance of a row; empty where one of them has no valid, finite result."""
     found = {}
     for cell in cells:
         record = results.valid("fidelity", cell.name)
         if record is None or record["status"] != "ok" or measure not in record["result"]:
             return {}
-        found[cell.seed] = record["result"][measure]
+        found[cell.seed, cell.sampling] = record["result"][measure]
     return found
 
 
-def _errors(results: Results, measure: str, one: list[Cell], other: list[Cell]) -> dict[int, float]:
-    """Seed → the standard error of the difference of two rows, of the seeds that both have."""
-    others, found = {cell.seed: cell.name for cell in other}, {}
-    for cell in (cell for cell in one if cell.seed in others):
+def _errors(results: Results, measure: str, one: list[Cell], other: list[Cell]) -> dict[tuple[int, int], float]:
+    """Seed and sampling seed → the standard error of the difference of two rows, of those that both have."""
+    others, found = {(cell.seed, cell.sampling): cell.name for cell in other}, {}
+    for cell in (cell for cell in one if (cell.seed, cell.sampling) in others):
         if record := results.valid("paired", results.grid.network(cell).name):
             errors = record["result"]["standard_errors"].get(measure, {})
-            a, b = cell.name, others[cell.seed]
+            a, b = cell.name, others[cell.seed, cell.sampling]
             error = errors.get(a, {}).get(b, errors.get(b, {}).get(a))
             if error is not None:
-                found[cell.seed] = error
+                found[cell.seed, cell.sampling] = error
     return found
 
 

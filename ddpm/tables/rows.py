@@ -29,9 +29,11 @@ def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tup
 def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
     """One row of the table from the cells of all its seeds."""
     first, grid = cells[0], results.grid
-    row: dict[str, Any] = dict(zip(AXES, first.row, strict=True)) | {"seeds": len(cells)}
+    row: dict[str, Any] = dict(zip(AXES, first.row, strict=True))
+    row |= {"seeds": len({cell.seed for cell in cells}), "sampling_seeds": grid.sampling_seeds}
     if first.reason:
         return row | {"status": "n/a", "reason": first.reason}
+    units = "seeds" if grid.sampling_seeds == 1 else "sets of samples"
     there: list[dict[str, dict | None]] = []
     for cell in cells:
         network = grid.network(cell).name
@@ -48,7 +50,7 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
     missing = [why for cell, valid in zip(cells, there, strict=True) if (why := _missing(results, cell, valid))]
     if missing:
         state = max((state for state, _ in missing), key=("missing", "stale", "failed").index)
-        return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} seeds; {missing[0][1]}"}
+        return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} {units}; {missing[0][1]}"}
     found = [{stage: record for stage, record in valid.items() if record is not None} for valid in there]
     train, sample = found[0]["train"]["result"], found[0]["sample"]["result"]
     row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": train["parameters"]}
@@ -59,7 +61,7 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
         elif any(r["status"] == "diverged" for r in one.values()):
             diverged.append(f"seed {cell.seed}: sampling or bound")
     if diverged:
-        reason = f"{len(diverged)} of {len(cells)} seeds ({', '.join(diverged)})"
+        reason = f"{len(diverged)} of {len(cells)} {units} ({', '.join(dict.fromkeys(diverged))})"
         return row | {"status": "diverged", "reason": reason}
     row |= {
         "topline": "stratified" if grid.is_given_classes(first) else "by chance",
@@ -68,23 +70,29 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
         "extractor": found[0]["fidelity"]["result"]["extractor"],
         "protocol": found[0]["fidelity"]["result"].get("protocol"),
     }
-    return row | _measured(columns, found) | _status(results, cells, found)
+    return row | _measured(columns, [cell.seed for cell in cells], found) | _status(results, cells, found)
 
 
-def _measured(columns: Columns, found: list[dict[str, dict]]) -> dict[str, float]:
-    """Means over seeds, spreads over them, and intervals of means: of S seeds, whose samples are independent, the ends
-    lie (Σ_s (mean_s − end_s)²)^½/S from the mean (Zou & Donner 2008)."""
+def _measured(columns: Columns, seeds: list[int], found: list[dict[str, dict]]) -> dict[str, float]:
+    """Means over seeds, spreads over them, and intervals of means: of S sets of samples, which are independent, the
+    ends lie (Σ_s (mean_s − end_s)²)^½/S from the mean (Zou & Donner 2008).
+
+    The unit is the training seed, whose sampling seeds are averaged first: NAME_std is the spread of these means, and
+    NAME_sampling_std that of the sampling seeds of one training seed, (mean of their variances)^½.
+    """
     row = {}
     for column, (stage, key) in columns.measures.items():
-        values = pd.Series(
-            [one[stage]["result"][key] for one in found if stage in one and key in one[stage]["result"]], dtype=float
-        )
-        row[column] = values.mean()
+        there = [(s, one) for s, one in zip(seeds, found, strict=True) if stage in one and key in one[stage]["result"]]
+        values = pd.Series([one[stage]["result"][key] for _, one in there], [seed for seed, _ in there], dtype=float)
+        of_seeds = values.groupby(level=0, sort=False)
+        row[column] = of_seeds.mean().mean()
         if column in columns.spreads:
-            row[columns.spreads[column]] = values.std()
+            row[columns.spreads[column]] = of_seeds.mean().std()
+        if column in columns.toplined:
+            row[f"{column}_sampling_std"] = of_seeds.var().mean() ** 0.5
         if (name := columns.details.get(column)) in columns.toplined and len(values):
-            means = pd.Series([one[stage]["result"][name] for one in found])
-            away = float((means - values).pow(2).sum() ** 0.5 / len(means))
+            means = pd.Series([one[stage]["result"][name] for _, one in there])
+            away = float((means - values.to_numpy()).pow(2).sum() ** 0.5 / len(means))
             row[column] = means.mean() + (away if column == f"{name}_high" else -away)
     return row
 
@@ -150,7 +158,7 @@ def collect(results: Results) -> pd.DataFrame:
     found = [_baseline(results, columns, name) for name in grid.baselines]
     found += [_row(results, columns, cells) for cells in rows.values()]
     found += [_external(results, columns, name) for name in results.external]
-    table = pd.DataFrame(found, columns=columns.all)
+    table = pd.DataFrame(found, columns=columns.all if grid.sampling_seeds == 1 else columns.of_several_sets)
     table["dataset"] = grid.config["data"]["name"]
     for column in columns.toplined:
         table[column] = pd.to_numeric(table[column])
@@ -167,6 +175,8 @@ def collect(results: Results) -> pd.DataFrame:
         table["nll_minus_histogram"] = nll - nll[grid.baselines.index("histogram")]
     for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen", "protocol"):
         table[column] = table[column].astype("Int64")
+    if grid.sampling_seeds > 1:
+        table["sampling_seeds"] = table["sampling_seeds"].astype("Int64")
     return table
 
 

@@ -76,25 +76,29 @@ def at(grid: Grid, look: int) -> int:
 
 
 def measured(results: Results, column: str) -> Values:
-    """Every row's number of every seed that is finished, NaN where it diverged or was not measured; rows that cannot
-    have any, of a likelihood, are left out."""
+    """Every row's number of every training seed that is finished, the mean over its sampling seeds; NaN where one
+    diverged or was not measured; rows that cannot have any, of a likelihood, are left out."""
     base, grid = column.removesuffix(OVER), results.grid
     stage, key = OURS.measures[base]
     top = {}
     for kind, baseline in toplines().items() if column != base else ():
         top[kind] = (results.valid("fidelity", baseline) or {"result": {}})["result"].get(base)
     found: Values = {}
+    sets: dict[tuple[Row, int], list[float]] = {}
     for cell in grid.runs.values():
         name = cell.name if stage == "fidelity" else grid.network(cell).name
         if name not in grid.names[stage] or (stage != "fidelity" and grid.is_guided(cell)):
             continue
-        of = found.setdefault(cell.row, {})
+        found.setdefault(cell.row, {})
         if record := results.valid(stage, name):
             value = record["result"].get(key) if record["status"] == "ok" else None
             if column != base:
                 real = top.get("stratified" if grid.is_given_classes(cell) else "by chance")
                 value = value / real if value is not None and real else None
-            of[cell.seed] = math.nan if value is None else value
+            sets.setdefault((cell.row, cell.seed), []).append(math.nan if value is None else value)
+    for (row, seed), numbers in sets.items():
+        if len(numbers) == grid.sampling_seeds:
+            found[row][seed] = sum(numbers) / len(numbers)
     return found
 
 

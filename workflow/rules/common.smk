@@ -80,7 +80,7 @@ Job.remove_existing_output = Job.cleanup = leave_outputs
 wildcard_constraints:
     guide=r"[^/]+/(?:latent/)?seed\d+",
     network=r"[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
-    cell=r"[^/]+/[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
+    cell=r"[^/]+/[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+(?:-sampling\d+)?",
     batch=r"baselines|[^/]+/[^/]+/[^/]+(?:/[^/]+)?/seed\d+",
 
 
