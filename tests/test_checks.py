@@ -133,7 +133,8 @@ LATE = {
     ),
     "weights of another extractor": (
         "fidelity: {weights: pt_inception.pth}",
-        "fidelity.weights: 'pt_inception.pth'; nothing uses it but fidelity.extractor inception: leave it empty",
+        "fidelity.weights: 'pt_inception.pth'; nothing uses it but fidelity.extractor inception or dinov2: "
+        "leave it empty",
     ),
     "gamma": (
         "objectives: {eps: {gamma: 5.0}}",

@@ -13,6 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from ddpm.errors import UserError
 from ddpm.methods import Method
+from ddpm.metrics.dinov2 import FromFile, weights_of
 from ddpm.networks.classifier import Classifier
 from ddpm.pipeline.records import read_tensors, sha256
 
@@ -109,15 +110,19 @@ def inception(weights: str) -> FeatureExtractorBase:
         ) from None
 
 
-def dinov2() -> FeatureExtractorBase:
-    """torch-fidelity's DINOv2, ViT-L/14 with 1024 features, whose code and weights torch.hub downloads."""
+def dinov2(weights: str) -> FeatureExtractorBase:
+    """torch-fidelity's DINOv2, ViT-L/14 with 1024 features; `weights` is its state dict, or empty for torch.hub to
+    download code and weights."""
+    if weights:
+        return FromFile(weights)
     try:
         return FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
     except (OSError, RuntimeError, ImportError) as e:
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(
             f"fidelity.extractor: 'dinov2', and torch.hub could not load facebookresearch/dinov2 ({why}): on a machine "
-            "that is offline, TORCH_HOME must name a folder that it has been downloaded to before"
+            "that is offline, fidelity.weights must be dinov2_vitl14_pretrain.pth, or TORCH_HOME name a folder that it "
+            "has been downloaded to before"
         ) from None
 
 
@@ -205,22 +210,25 @@ class Inception(Extractor):
 @dataclass(frozen=True, eq=False)
 class DINOv2(Extractor):
     """DINOv2's ViT-L/14 at 224 pixels (Oquab et al. 2023), by torch-fidelity: of all extractors the one whose distances
-    agree best with what people see in photographs (Stein et al. 2023). torch.hub downloads 1.2 GB at first use."""
+    agree best with what people see in photographs (Stein et al. 2023). torch.hub downloads 1.2 GB at first use, where
+    `weights` names no file."""
 
     method = "dinov2"
     wants = ("images",)
     counted = 1024
     batch = 16
+    loads = True
 
     @cached_property
     def network(self) -> FeatureExtractorBase:
-        return dinov2().to(self.device).eval()
+        return dinov2(self.weights).to(self.device).eval()
 
     @cached_property
     def hash(self) -> str:
-        # Of the weights themselves, because nobody names their file.
+        # Of the weights themselves, so that it is the same wherever they come from.
+        own = {name.removeprefix("model."): tensor for name, tensor in self.network.state_dict().items()}
         whole = hashlib.sha256()
-        for name, tensor in self.network.state_dict().items():
+        for name, tensor in sorted((weights_of(self.weights) if self.weights else own).items()):
             whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return f"dinov2-{whole.hexdigest()[:12]}"
 

@@ -21,9 +21,15 @@ from ddpm.pipeline.devices import gpus
 from ddpm.pipeline.registry import complete, files_of, source_of
 from ddpm.pipeline.source import modules_in
 
-# What Inception's state dict holds among others, and the file of it that torch-fidelity and pytorch-fid use.
-LAYERS = {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"}
-INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+# What an extractor's state dict holds among others, whose it is, and the file of it: for Inception the one that
+# torch-fidelity and pytorch-fid use.
+WEIGHTS = {
+    "inception": (
+        {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"},
+        "Inception's state dict, pt_inception-2015-12-05-6726825d.pth",
+    ),
+    "dinov2": ({"cls_token", "blocks.23.mlp.fc2.weight"}, "DINOv2's ViT-L/14, dinov2_vitl14_pretrain.pth"),
+}
 
 # What imports files of methods and says, in one line each, which of them fail.
 IMPORT = """
@@ -44,7 +50,7 @@ for file in sys.argv[1:]:
 def checks(cluster: bool) -> list[Callable[[dict], Iterator[str]]]:
     """What to check a configuration with before its jobs run: here, or on a cluster, whose nodes this machine is none
     of (ddpm/pipeline/preflight.py asks Slurm about them)."""
-    return [_inception, _folder, _images, _networks, _imports] + [_devices] * (not cluster)
+    return [_extractor, _folder, _images, _networks, _imports] + [_devices] * (not cluster)
 
 
 def load_extractor(config: dict) -> None:
@@ -57,14 +63,16 @@ def load_extractor(config: dict) -> None:
     elif config["fidelity"]["extractor"] == "dinov2":
         from ddpm.metrics.extractors import dinov2
 
-        dinov2()
+        dinov2(config["fidelity"]["weights"])
 
 
-def _inception(config: dict) -> Iterator[str]:
+def _extractor(config: dict) -> Iterator[str]:
     """Weights that cannot be loaded."""
     extractor, weights = config["fidelity"]["extractor"], config["fidelity"]["weights"]
-    if extractor == "inception" and weights and (wrong := _weights(Path(weights))):
-        yield f"fidelity.weights: {weights!r} {wrong}: it must be Inception's state dict, {INCEPTION}"
+    if extractor in WEIGHTS and weights:
+        layers, called = WEIGHTS[extractor]
+        if wrong := _weights(Path(weights), layers):
+            yield f"fidelity.weights: {weights!r} {wrong}: it must be {called}"
 
 
 def _folder(config: dict) -> Iterator[str]:
@@ -131,15 +139,15 @@ def _devices(config: dict) -> Iterator[str]:
         yield "device: cuda, but this machine has no GPU (driver, CUDA_VISIBLE_DEVICES?); cpu or auto would run"
 
 
-def _weights(path: Path) -> str:
-    """Why a file cannot be Inception's weights, as far as it shows without loading them; empty where it may be.
+def _weights(path: Path, layers: set[str]) -> str:
+    """Why a file cannot be weights with these layers, as far as it shows without loading them; empty where it may be.
 
     A name that ends in the first digits of a SHA-256, as torch.hub's do, must tell the truth.
     """
     if path.is_dir():
         return "is a folder"
     try:
-        if LAYERS - _names(path):
+        if layers - _names(path):
             return "holds other tensors"
         if named := re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name):
             with path.open("rb") as f:
