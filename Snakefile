@@ -11,14 +11,15 @@ onstart:
     preflight()
     clear_way()
     tell()
+    load()
 
 
 onsuccess:
-    told()
+    over()
 
 
 onerror:
-    told()
+    over()
 
 
 rule all:

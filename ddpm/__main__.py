@@ -2,6 +2,11 @@
 
 import sys
 
-from ddpm.cli import main
+from ddpm.pipeline.copies import request
 
-sys.exit(main())
+status = request(sys.argv[1:]) if sys.argv[1:2] == ["job"] else None
+if status is None:
+    from ddpm.cli import main
+
+    status = main()
+sys.exit(status)

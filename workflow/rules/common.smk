@@ -14,7 +14,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from ddpm.errors import UserError
 from ddpm.pipeline import config as configuration
-from ddpm.pipeline import machine, project
+from ddpm.pipeline import copies, machine, project
 from ddpm.pipeline.devices import gpus
 from ddpm.pipeline.history import clear
 from ddpm.pipeline.layout import Layout
@@ -62,8 +62,8 @@ GPU = int(config["device"] != "cpu")
 if workflow.is_main_process and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(gpus()) * config["jobs_per_gpu"] if GPU else 0)
 
-# The results, and the files of the jobs that would run, once `plan` knows them; who says how far a run is.
-RESULTS = TODO = TELLER = None
+# The results, and the files of the jobs that would run, once `plan` knows them; what runs beside a run's jobs.
+RESULTS = TODO = TELLER = COPIES = None
 
 
 async def leave_outputs(job, *_):
@@ -202,8 +202,19 @@ def tell():
     TELLER = Teller(Progress(RESULTS, names, places), logger, alone)
 
 
-def told():
-    """The run is over."""
+def load():
+    """Have jobs start as copies of one process, where they are many, run here, and on one thread of a CPU each."""
+    global COPIES
+    here = workflow.executor_plugin.name == "local" and not workflow.deployment_settings.deployment_method
+    on_cpu = config["threads"] == 1 and not (GPU and gpus())
+    if here and on_cpu and sys.platform == "linux" and len(list(workflow.dag.needrun_jobs())) > 4:
+        COPIES = copies.Server()
+
+
+def over():
+    """The run has ended."""
+    if COPIES:
+        COPIES.close()
     if TELLER:
         TELLER.stop()
 
