@@ -13,8 +13,8 @@ Tensor = torch.Tensor
 class Condition:
     """What the images of a batch are to show: `labels`, int64 (B,), the class of each; without them, nothing.
 
-    What is done with a condition is done with every field that is there, so that another kind of condition, such as a
-    low-resolution image (B, C, h, w), is one more field.
+    What is done with a condition is done with every field that is there, so that another kind of condition is a class
+    with more fields.
     """
 
     labels: Tensor | None = None
@@ -42,6 +42,17 @@ class Condition:
     def where(self, chosen: Tensor, other: Self) -> Self:
         """This one for the images `chosen`, bool (B,), and the other for the rest of them."""
         return self.each(lambda a, b: torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), other)
+
+
+@dataclass(frozen=True, eq=False)
+class LowResolution(Condition):
+    """With the low-resolution image that each is to be an enlarged version of (`ddpm.cascade`).
+
+    image: (B, C, h, w), with noise, scaled to about unit variance;  noise: its share of that, σ/√(α² + σ²), (B,).
+    """
+
+    image: Tensor | None = None
+    noise: Tensor | None = None
 
 
 # No condition: what unconditional networks and guidances have, and what a conditional network takes as its null.

@@ -35,7 +35,7 @@ LENGTHS = 2, 6
 IMAGES, TIMES = 64, 8
 # The keys of a job that name what it reads → the stage that makes it; one of its kind will do.
 READS = {
-    "sample": {"network": "train", "guide": "guide", "guide_network": "train"},
+    "sample": {"network": "train", "guide": "guide", "guide_network": "train", "base_network": "train"},
     "likelihood": {"name": "train"},
 }
 
@@ -87,7 +87,8 @@ class Estimate:
     def _kind(self, stage: str, job: dict) -> list:
         """What the time of a job depends on besides its work: jobs of one kind are timed once."""
         if stage == "train":
-            return [job["network"], job["conditional"], {k: job["objective"].get(k) for k in ("variance", "matching")}]
+            parts = {k: job["objective"].get(k) for k in ("variance", "matching")}
+            return [job["network"], job.get("downsample"), job["conditional"], parts]
         if stage == "likelihood":
             return [job["model"]["network"], job["model"]["objective"].get("variance")]
         return [job.get("guidance"), {k: v for k, v in job.get("sampler", {}).items() if k != "steps"}]

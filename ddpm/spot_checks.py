@@ -33,8 +33,9 @@ from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import reasons
 from ddpm.samplers import Sampler
 from ddpm.stages import autoencoder
+from ddpm.stages.cascade import chain, load
 from ddpm.stages.resample import noise
-from ddpm.stages.sample import chain, computed, draw_labels, load_denoiser, load_guided, variance
+from ddpm.stages.sample import computed, draw_labels, load_denoiser, variance
 
 Tensor = torch.Tensor
 # If this share of a cell's images is not what its weights draw, one of them is seen with at least this probability.
@@ -166,7 +167,7 @@ def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
         if wanted:
             yield Finding(path, f"{wanted} images of {cell}, whose network has diverged")
         return
-    denoiser = load_guided(job["guidance"], layout.parents("sample", cell, job))
+    denoiser = load(job, layout.parents("sample", cell, job))
     given = draw_labels(dataset, noise(job), count) if denoiser.network.classes or "guide" in job else None
     if given is not None and wanted and (labels is None or not torch.equal(labels, given)):
         first = 0 if labels is None or labels.shape != given.shape else int((labels != given).nonzero()[0])

@@ -1,39 +1,28 @@
 """What a network is told beside the noise level: batches of it, the null, and networks that take no labels."""
 
-from dataclasses import dataclass
-
 import torch
 from oracles import randn
 from project import ROOT
 
 from ddpm import networks
-from ddpm.condition import NOTHING, Condition
+from ddpm.condition import NOTHING, LowResolution
 from ddpm.pipeline import config
-
-Tensor = torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Cascade(Condition):
-    """With a low-resolution image, as a condition of another kind would have it."""
-
-    image: Tensor | None = None
 
 
 def test_every_field_goes_with_its_images() -> None:
     """Indexing, joining and choosing, of labels and of an image alike; what is not there stays away."""
     image, labels = randn(0, 3, 1, 2, 2), torch.tensor([4, 5, 6])
-    of = Cascade(labels, image)
+    of = LowResolution(labels, image)
     index = torch.tensor([2, 0])
     assert torch.equal(of[index].labels, labels[[2, 0]]) and torch.equal(of[index].image, image[[2, 0]])
     two = of.join(of[index])
     assert two.labels.tolist() == [4, 5, 6, 6, 4] and torch.equal(two.image, torch.cat([image, image[[2, 0]]]))
     chosen = torch.tensor([True, False, True])
-    mixed = of.where(chosen, Cascade(labels + 10, -image))
+    mixed = of.where(chosen, LowResolution(labels + 10, -image))
     assert mixed.labels.tolist() == [4, 15, 6]
     assert torch.equal(mixed.image, torch.stack([image[0], -image[1], image[2]]))
     assert of.to("meta").labels.device.type == of.to("meta").image.device.type == "meta"
-    alone = Cascade(image=image)
+    alone = LowResolution(image=image)
     assert alone[index].labels is None and torch.equal(alone.join(alone).image, torch.cat([image, image]))
     for nothing in (NOTHING[index], NOTHING.to("cpu"), NOTHING.join(NOTHING), NOTHING.where(chosen, NOTHING)):
         assert nothing.labels is None
@@ -43,7 +32,7 @@ def test_the_null_belongs_to_the_network() -> None:
     """The label after the last, for every image, and nothing else of the condition changed."""
     for classes in (2, 5):
         network, image = networks.build({"method": "mlp"}, (2,), 1, classes), randn(1, 3, 1, 2, 2)
-        null = network.null(Cascade(torch.tensor([1, 0, 1]), image))
+        null = network.null(LowResolution(torch.tensor([1, 0, 1]), image))
         assert null.labels.tolist() == [classes] * 3 and null.labels.dtype == torch.int64 and null.image is image
         assert network.null(NOTHING).labels is None
 

@@ -62,7 +62,7 @@ MISTAKES = {
         ["objectives.eps.target", "'epsilon'", "eps, score"],
     ),
     "unknown method": (("samplers", "ddim", "method"), "dimm", ["samplers.ddim.method", "'dimm'", "ancestral, ddim"]),
-    "unknown network": (("network", "method"), "resnet", ["network.method", "'resnet'", "mlp, unet"]),
+    "unknown network": (("network", "method"), "resnet", ["network.method", "'resnet'", "mlp, super-resolution, unet"]),
     "unknown dataset": (
         ("data", "name"),
         "cifar",

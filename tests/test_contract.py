@@ -263,6 +263,8 @@ def test_network(network: str, dataset: str) -> None:
     """The output's shape and type, conditional and not; the same in every batch; every parameter has a part in it."""
     if KNOWN["network"][network].attributes["imported"]:
         pytest.skip("it is made of the user's own files")
+    if KNOWN["network"][network].attributes.get("upsamples"):
+        pytest.skip("it is shown another image beside x: tests/test_cascade.py")
     if not accepts(network, dataset):
         pytest.skip("the checks refuse this pair")
     shape, classes = (data := Dataset.make(small("dataset", dataset))).shape, data.classes

@@ -10,13 +10,16 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 
 from ddpm import rng
-from ddpm.condition import Condition
+from ddpm.cascade import Cascade
+from ddpm.condition import Condition, LowResolution
 from ddpm.datasets import dataset as data
+from ddpm.denoiser import Denoiser
 from ddpm.figures import plane
 from ddpm.figures.canvas import save_figure, table
 from ddpm.figures.charts import comparison_figure, guidance_figure, schedules_figure, steps_figure
 from ddpm.figures.images import Images
 from ddpm.figures.points import Clouds
+from ddpm.networks.super_resolution import enlarged
 from ddpm.pipeline import records
 from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.layout import Layout
@@ -25,7 +28,9 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
-from ddpm.stages.sample import chain, computed, draw_labels, load_guided
+from ddpm.stages.cascade import condition_of, load, small_images
+from ddpm.stages.resample import noise
+from ddpm.stages.sample import chain, computed, draw_labels
 
 Tensor = torch.Tensor
 Renderer = Images | Clouds
@@ -134,24 +139,50 @@ def forward_figure(grid: Grid, renderer: Renderer, path: Path) -> None:
     table(path, strips, names, columns, renderer.draw, title, renderer.size)
 
 
+def redrawn(
+    layout: Layout, cell: str, job: dict, dataset: data.Data, count: int
+) -> tuple[Denoiser, Sampler, Condition, list[Tensor]]:
+    """The first images of a cell sampled again: its denoiser, sampler and condition, and x_T and x after every step."""
+    denoiser, sampler = load(job, layout.parents("sample", cell, job)), Sampler.make(job["sampler"])
+    network, index = noise(job), torch.arange(count)
+    labels = draw_labels(dataset, network, count) if denoiser.network.classes or "guide" in job else None
+    computed(denoiser, sampler, job["compute"], dataset.space, "cpu")
+    condition = condition_of(denoiser, sampler, index, Condition(labels))
+    return denoiser, sampler, condition, list(chain(denoiser, sampler, network, index, condition, dataset.shape))
+
+
 def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path) -> None:
     """x̂0 on the way from noise to data, in the best cell: progressive generation (Ho et al. 2020, figure 6; 002,
     figure 1). The last column is what is sampled."""
-    cell = grid.runs[next(iter(scores(layout, grid)))]
-    network, job = grid.network(cell).name, grid.job("sample", cell.name)[0]
-    denoiser = load_guided(job["guidance"], layout.parents("sample", cell.name, job))
+    cell = next(iter(scores(layout, grid)))
+    job = grid.job("sample", cell)[0]
     if "autoencoder" in job["model"]:
         renderer = Images(data.read(layout.output("data"), layout.output("autoencoder")))
-    sampler, dataset, count = Sampler.make(grid.axis("sampler", cell.sampler)), renderer.dataset, renderer.shown
-    condition = Condition(draw_labels(dataset, network, count) if denoiser.network.classes or "guide" in job else None)
-    computed(denoiser, sampler, job["compute"], dataset.space, "cpu")
-    states = list(chain(denoiser, sampler, network, torch.arange(count), condition, dataset.shape))
+    denoiser, sampler, condition, states = redrawn(layout, cell, job, renderer.dataset, renderer.shown)
     times, chosen = sampler.times(denoiser.schedule), torch.linspace(0, len(states) - 1, 11).round().long().unique()
     last = len(states) - 1
     seen = [states[i] if i == last else denoiser(states[i], times[i], condition).x0 for i in chosen]
     columns = [f"x̂0 at t = {times[i]:.0f}" if i < last else "sample" for i in chosen]
-    title = f"Progressive generation: {cell.name}"
+    title = f"Progressive generation: {cell}"
     table(path, *renderer.strips(torch.stack(seen), -1), columns, renderer.draw, title, renderer.size)
+
+
+def cascade_figure(layout: Layout, grid: Grid, renderer: Images, path: Path) -> None:
+    """The stages of the best cascade: what its first network samples, what the second one is shown of it, x̂0 on the
+    way, and what is sampled (Ho et al. 2022; Sedykh 2024, 001, figures 5.1 and 5.2)."""
+    cell = next(name for name in scores(layout, grid) if grid.base_network(grid.runs[name]))
+    job, dataset = grid.job("sample", cell)[0], renderer.dataset
+    denoiser, sampler, condition, states = redrawn(layout, cell, job, dataset, renderer.shown)
+    assert isinstance(denoiser, Cascade) and isinstance(condition, LowResolution) and condition.image is not None
+    z = small_images(denoiser, sampler, torch.arange(renderer.shown), condition)
+    times, chosen = sampler.times(denoiser.schedule), torch.linspace(0, len(states) - 1, 5).round().long()[:-1].unique()
+    seen = {f"base sample\n{z.shape[2]} × {z.shape[3]}": z, "enlarged": enlarged(z, dataset.shape)}
+    seen |= {f"with noise,\ns = {float(denoiser.time):.0f}": enlarged(condition.image, dataset.shape)}
+    seen |= {f"x̂0 at\nt = {times[i]:.0f}": denoiser(states[i], times[i], condition).x0 for i in chosen}
+    seen |= {f"sample\n{dataset.shape[1]} × {dataset.shape[2]}": states[-1]}
+    strips = list(zip(*map(dataset.space.decode, seen.values()), strict=True))
+    rows = [f"image {i}" for i in range(len(strips))]
+    table(path, strips, rows, list(seen), renderer.draw, f"A cascade of two networks: {cell}", renderer.size)
 
 
 def neighbours_figure(
@@ -193,6 +224,8 @@ def write(run: Run) -> Outcome:
     denoising_figure(layout, grid, renderer, folder / "denoising.png")
     if isinstance(renderer, Images):
         neighbours_figure(layout, grid, renderer, samples, folder / "neighbours.png")
+        if "cascade" in grid.pictures:
+            cascade_figure(layout, grid, renderer, folder / "cascade.png")
     else:
         plane.scores_figure(layout, grid, renderer, folder / "scores.png")
         plane.langevin_figure(layout, grid, renderer, samples, folder / "langevin.png")

@@ -1,6 +1,6 @@
 """What every figure needs: files with the same bytes every time, and a table of pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -46,7 +46,7 @@ def bare(axis: plt.Axes) -> plt.Axes:
 
 def table(
     path: Path,
-    strips: list[Tensor],
+    strips: Sequence[Tensor | Sequence[Tensor]],
     rows: list[str],
     columns: list[str],
     draw: Callable[[plt.Axes, Tensor], None],

@@ -6,7 +6,7 @@ from itertools import chain, product
 from ddpm import terminal
 from ddpm.errors import UserError
 from ddpm.parameters import cast, conflicts, unmet, unused
-from ddpm.pipeline import averages, measures, spaces
+from ddpm.pipeline import averages, cascades, measures, spaces
 from ddpm.pipeline.declarations import MethodSource, describe, found_in
 from ddpm.pipeline.registry import (
     AXES,
@@ -112,7 +112,7 @@ def _of_spaces(config: dict) -> Iterator[str]:
     """Networks that do not fit the images, or the space that they name."""
     found, data = list(networks_of(config)), dataset_of(config)
     yield from spaces.mistakes(config, found, data)
-    yield from spaces.patches(config, found, data["shape"])
+    yield from chain(spaces.patches(config, found, data["shape"]), cascades.mistakes(config, found, data))
 
 
 def _of_points(config: dict) -> Iterator[str]:
@@ -277,7 +277,7 @@ def _of_guides(config: dict) -> Iterator[str]:
                 found[f"{where}: {by!r} cannot guide itself; it must be another network than those of its blocks"] = (
                     None
                 )
-            elif len({spaces.is_latent(networks[n]) for n in (by, *block["network"])}) > 1:
+            elif len({cascades.kind(networks[n]) for n in (by, *block["network"])}) > 1:
                 found[f"{where}: {by!r} is of another space than networks of its blocks; it must be of theirs"] = None
     yield from found
 

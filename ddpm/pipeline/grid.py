@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import product
 
 from ddpm.pipeline import averages, fingerprints, measures
+from ddpm.pipeline.cascades import upsamples
 from ddpm.pipeline.checks import continuous, given, incompatibility
 from ddpm.pipeline.registry import AXES, complete, known, source_of
 from ddpm.pipeline.spaces import is_latent
@@ -22,6 +23,7 @@ class Network:
     """One trained network: it serves every cell of its objective, schedule, kind of labels and architecture.
 
     parts: the names in `name`; that of the architecture only where it is not the default of the configuration.
+    factor: how many pixels of an image are one of those that it sees, along each side.
     """
 
     objective: str
@@ -30,6 +32,7 @@ class Network:
     architecture: str  # one of `networks`
     seed: int
     parts: tuple[str, ...]
+    factor: int = 1
 
     @property
     def name(self) -> str:
@@ -157,8 +160,9 @@ class Grid:
     @cached_property
     def networks(self) -> dict[str, Network]:
         """The networks that the cells need, by name."""
-        needed = [*map(self.network, self.runs.values()), *map(self.guide_network, self.runs.values())]
-        return {n.name: n for n in needed if n}
+        own = map(self.network, self.runs.values())
+        others = (other for cell in self.runs.values() for other in self.others(cell).values())
+        return {n.name: n for n in (*own, *others)}
 
     def in_latents(self, architecture: str) -> bool:
         """Whether a network works in the latents of the autoencoder."""
@@ -174,8 +178,14 @@ class Grid:
         return {"autoencoder": self.config["autoencoder"]} if latent else {}
 
     def is_bounded(self, cell: Cell) -> bool:
-        """Whether the cell's network has bits/dim of the data: a bound in latents is none of the images'."""
-        return not self.is_guided(cell) and not self.in_latents(cell.network)
+        """Whether the cell's network has bits/dim of the data."""
+        return not self.is_guided(cell) and not self.unbounded(cell)
+
+    def unbounded(self, cell: Cell) -> str:
+        """Why the cell's network has none, guided or not; empty where it may have."""
+        if self.in_latents(cell.network):
+            return "a bound in latents is none of the images'"
+        return "a cascade's bound is of images given smaller ones" if self.base_network(cell) else ""
 
     def is_guided(self, cell: Cell) -> bool:
         """Whether labels steer the cell: then it samples from no likelihood model."""
@@ -224,12 +234,27 @@ class Grid:
                 found.setdefault(self.trained_as(network).name, name)
         return found
 
+    def others(self, cell: Cell) -> dict[str, Network]:
+        """The other networks that a cell is sampled with, by their roles: `guide`, and `base` of a cascade."""
+        found = {"guide": self.guide_network(cell), "base": self.base_network(cell)}
+        return {role: network for role, network in found.items() if network}
+
+    def base_network(self, cell: Cell) -> Network | None:
+        """The network whose small images that of a cell enlarges, where it does. Its name says the factor as well: the
+        same architecture may see full images elsewhere."""
+        if not upsamples(self.config["networks"][cell.network]):
+            return None
+        value = self.axis("network", cell.network)
+        network, factor = self.network(cell, value["base"]), value["factor"]
+        names = network.objective, network.schedule, network.labels, f"{network.architecture}@{factor}"
+        return replace(network, parts=names, factor=factor)
+
     @property
     def pictures(self) -> list[str]:
         """The figures by name: those of every grid, and the source documents' own of points in the plane."""
         usual = ["comparison", "samples", "denoising", "steps", *["guidance"] * self.weights, "schedules", "forward"]
         own = ["scores", "langevin", "trajectories"] if continuous(self.config) else ["neighbours"]
-        return [*usual, "training", *own]
+        return [*usual, "training", *own, *["cascade"] * any(map(self.base_network, self.runs.values()))]
 
     @property
     def weights(self) -> bool:
@@ -244,6 +269,12 @@ class Grid:
         """One axis value with all its parameters."""
         value = self.config[AXES[axis]][name]
         return complete(source_of(axis, value), value)
+
+    def trained(self, name: str) -> dict:
+        """A network as its training is told of it: nothing of what only sampling makes use of."""
+        value = self.axis("network", name)
+        left_out = ("base", "augmentation") if upsamples(value) else ()
+        return {k: v for k, v in value.items() if k not in left_out}
 
     @cached_property
     def used(self) -> dict:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpm.pipeline import cascades
 from ddpm.pipeline.aggregates import FiguresStage, PageStage, TableStage
 from ddpm.pipeline.averages import SnapshotsStage, kept
 from ddpm.pipeline.fingerprints import fingerprint
@@ -134,11 +135,12 @@ class TrainStage(Stage):
         training |= {"ema": own["ema"]} if "ema" in own else {}
         data = DataStage().seen(grid) | grid.autoencoder(grid.in_latents(network.architecture))
         data |= {"of": trained} if trained != name else {}
+        data |= {"downsample": network.factor} if network.factor > 1 else {}
         return data | {
             "name": name,
             "objective": grid.axis("objective", network.objective),
             "schedule": grid.axis("schedule", network.schedule),
-            "network": grid.axis("network", network.architecture),
+            "network": grid.trained(network.architecture),
             "training": training | ({"label_dropout": dropout} if conditional else {}),
             "conditional": conditional,
             "seed": network.seed,
@@ -155,7 +157,7 @@ class TrainStage(Stage):
         if kept(job):
             return "ddpm.stages.averages", "read"
         imported = source_of("network", job["network"]).attributes["imported"]
-        return ("ddpm.stages.imported", "read") if imported else self.entry
+        return ("ddpm.stages.imported", "read") if imported else cascades.entry(job) or self.entry
 
     def sources(self, job: dict) -> dict[str, Path]:
         return own_files("network", job["network"])
@@ -222,12 +224,13 @@ class SampleStage(Stage):
 
     def job(self, grid: Grid, name: str) -> dict:
         cell = grid.runs[name]
-        network, guide, worse = grid.network(cell).name, grid.guide(cell), grid.guide_network(cell)
-        guides: dict = {"guide": guide.name} if guide else {}
-        if worse:
-            guides |= {"guide_network": worse.name, "guide_model": grid.model(worse.name)}
-        again = {"sampling_seed": cell.sampling} if cell.sampling else {}
-        return (guides | again) | {
+        network, guide = grid.network(cell).name, grid.guide(cell)
+        beside: dict = {"guide": guide.name} if guide else {}
+        for role, other in grid.others(cell).items():
+            beside |= {f"{role}_network": other.name, f"{role}_model": grid.model(other.name)}
+            beside |= {"augmentation": grid.axis("network", cell.network)["augmentation"]} if role == "base" else {}
+        beside |= {"sampling_seed": cell.sampling} if cell.sampling else {}
+        return beside | {
             "name": name,
             "network": network,
             "model": grid.model(network),
@@ -241,13 +244,16 @@ class SampleStage(Stage):
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         found = {"data": ("data", ""), "weights": ("train", job["network"])} | of_latents(job["model"])
         found |= {"guide": ("guide", job["guide"])} if "guide" in job else {}
-        return found | ({"guide_weights": ("train", job["guide_network"])} if "guide_network" in job else {})
+        roles = [role for role in ("guide", "base") if f"{role}_network" in job]
+        return found | {f"{role}_weights": ("train", job[f"{role}_network"]) for role in roles}
 
     def starts(self, job: dict) -> Root:
+        if "base_network" in job:
+            return "ddpm.stages.cascade", "sample"
         return ("ddpm.stages.resample", "sample") if "sampling_seed" in job else self.entry
 
     def methods(self, job: dict) -> set[Root]:
-        return on_axes(job) | on_axes(job["model"]) | on_axes(job.get("guide_model", {}))
+        return on_axes(job).union(*(on_axes(of) for part, of in job.items() if part.endswith("model")))
 
     def work(self, job: dict) -> float:
         return job["sampling"]["images"] * job["sampler"].get("steps", 1)

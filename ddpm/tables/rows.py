@@ -53,7 +53,8 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
         return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} {units}; {missing[0][1]}"}
     found = [{stage: record for stage, record in valid.items() if record is not None} for valid in there]
     train, sample = found[0]["train"]["result"], found[0]["sample"]["result"]
-    row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": train["parameters"]}
+    trained = [train] + ([results.known("train", base.name)["result"]] if (base := grid.base_network(first)) else [])
+    row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": sum(of["parameters"] for of in trained)}
     diverged = []
     for cell, one in zip(cells, found, strict=True):
         if one["train"]["status"] == "diverged":
@@ -66,7 +67,7 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
     row |= {
         "topline": "stratified" if grid.is_given_classes(first) else "by chance",
         "samples": sample["images"],
-        "images_seen": train["images_seen"],
+        "images_seen": sum(of["images_seen"] for of in trained),
         "extractor": found[0]["fidelity"]["result"]["extractor"],
         "protocol": found[0]["fidelity"]["result"].get("protocol"),
     }
@@ -104,8 +105,8 @@ def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -
     for cell, one in zip(cells, found, strict=True):
         if why := degenerate(one["sample"]["result"], one["fidelity"]["result"], noise):
             bad.append(f"seed {cell.seed}: {why}")
-    if not bad and results.grid.in_latents(cells[0].network):
-        return {"status": "ok", "reason": "no bits/dim: a bound in latents is none of the images'"}
+    if not bad and (why := results.grid.unbounded(cells[0])):
+        return {"status": "ok", "reason": f"no bits/dim: {why}"}
     if not bad:
         return {"status": "ok"}
     return {"status": "degenerate", "reason": f"{len(bad)} of {len(cells)} seeds ({'; '.join(bad)})"}
