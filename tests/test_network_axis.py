@@ -65,7 +65,7 @@ def test_the_default_is_the_same_however_keys_are_sorted() -> None:
         ({"networks": {"big": {"method": "unet", "widht": 3}}}, "networks.big.widht: unknown key"),
         (
             {"networks": {"big": {"method": "dit", "size": "S", "blocks": 1}}},
-            "networks.big.blocks: unknown key of dit (super-resolution and others have it; null takes back",
+            "networks.big.blocks: unknown key of dit (ddpm-unet and others have it; null takes back",
         ),
         ({"networks": {"big": {"method": "resnet"}}}, "networks.big.method: 'resnet' is unknown"),
         ({"network": None}, "the key 'network' or 'networks' is missing"),
