@@ -262,6 +262,14 @@ def test_drawn_again_they_are_the_same(finished: Layout) -> None:
         assert list(spot_checks.trained(results, name)) == []
 
 
+def test_another_sampling_seed_draws_other_noise_for_both(finished: Layout) -> None:
+    """The first network's as well."""
+    job = expanded().job("sample", CELL)[0]
+    for again, name in ({}, BASE), ({"sampling_seed": 1}, f"{BASE}/sampling1"):
+        found = stage.load(job | again, finished.parents("sample", CELL, job))
+        assert isinstance(found, Cascade) and found.name == name
+
+
 def test_the_figure(finished: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first network's small images to what is sampled."""
     drawn: list = []

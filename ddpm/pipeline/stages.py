@@ -248,9 +248,8 @@ class SampleStage(Stage):
         return found | {f"{role}_weights": ("train", job[f"{role}_network"]) for role in roles}
 
     def starts(self, job: dict) -> Root:
-        if "base_network" in job:
-            return "ddpm.stages.cascade", "sample"
-        return ("ddpm.stages.resample", "sample") if "sampling_seed" in job else self.entry
+        module = "cascade" if "base_network" in job else "resample" if "sampling_seed" in job else "sample"
+        return f"ddpm.stages.{module}", "sample"
 
     def methods(self, job: dict) -> set[Root]:
         return on_axes(job).union(*(on_axes(of) for part, of in job.items() if part.endswith("model")))

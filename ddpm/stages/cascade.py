@@ -68,8 +68,8 @@ class Pairs(Batches):
         x0, eps, u, condition = super().__call__(step)
         z, position = downsampled(x0, self.factor), torch.arange(self.size)
         s = self.schedule.steps * rng.uniform(self.noise, position, 2 * step, (1, 1, 1))
-        noise = rng.normal(self.noise, position.to(z.device), 2 * step + 1, tuple(z.shape[1:]))
-        return x0, eps, u, augmented(self.schedule, z, noise, s, condition)
+        draws = rng.normal(self.noise, position.to(z.device), 2 * step + 1, tuple(z.shape[1:]))
+        return x0, eps, u, augmented(self.schedule, z, draws, s, condition)
 
 
 def divided(dataset: Data, factor: int) -> Pixels:
