@@ -132,12 +132,13 @@ def test_a_copy_that_is_killed_fails_alone(folder: Path, server: Path) -> None:
     assert job(folder, server, "say").communicate("")[0].startswith("True")
 
 
-def test_a_copy_computes_the_same_bytes(tree: Path) -> None:
+def test_a_copy_computes_the_same_bytes(tree: Path, tmp_path: Path) -> None:
     """Snakemake's own jobs were copies; one network and one cell by processes of their own."""
-    layout = Layout(tree / "results" / "tiny")
+    other = shutil.copytree(tree, tmp_path / "other")
+    layout = Layout(other / "results" / "tiny")
     for stage, name in (("train", "eps/linear/unconditional/seed0"), ("sample", "eps/linear/none/ancestral/seed0")):
         before = records.read_record(layout.record(stage, name))
         run = [sys.executable, "-m", "ddpm", stage, name, "--again", "--configfile", "tests/tiny.yaml"]
-        subprocess.run(run, cwd=tree, check=True, capture_output=True)
+        subprocess.run(run, cwd=other, check=True, capture_output=True)
         after = records.read_record(layout.record(stage, name))
         assert before["outputs"] == after["outputs"] and before["costs"] != after["costs"]
