@@ -7,7 +7,7 @@ to within its spread; likelihoods do not bear it (up to 0.6 bits/dim), and are c
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -53,9 +53,9 @@ class Computed:
         self.compiled: Callable | None = None
         self.shape: torch.Size | None = None
 
-    def record(self) -> dict[str, object]:
-        """What was used."""
-        return {"precision": self.precision, "compiled": self.compiled is not None}
+    def record(self, precisions: Sequence[str] = ()) -> dict[str, object]:
+        """What was used; `precisions` by all attempts of the job, if several machines had a part in it."""
+        return {"precision": ", then ".join(precisions or [self.precision]), "compiled": self.compiled is not None}
 
     def __call__(self, x: Tensor, *rest: Any) -> Tensor:
         if self.shape is None:
@@ -112,6 +112,11 @@ def _precision(wanted: str, space: Space, device: str) -> str:
         _say(f"compute.precision: bfloat16, for which this {device} has no instructions: float32 is used")
     low = wanted == "bfloat16" or (wanted == "auto" and space.images)
     return "bfloat16" if low and has_bfloat16(device) else "float32"
+
+
+def with_last(precisions: list[str], now: str) -> list[str]:
+    """The precisions of former attempts of a job, and after them the present one, where it is another."""
+    return precisions if precisions[-1:] == [now] else [*precisions, now]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -34,8 +34,7 @@ from ddpm.pipeline.validity import reasons
 from ddpm.samplers import Sampler
 from ddpm.stages import autoencoder
 from ddpm.stages.cascade import chain, load
-from ddpm.stages.resample import noise
-from ddpm.stages.sample import computed, draw_labels, load_denoiser, variance
+from ddpm.stages.sample import computed, draw_labels, load_denoiser, noise, variance
 
 Tensor = torch.Tensor
 # If this share of a cell's images is not what its weights draw, one of them is seen with at least this probability.

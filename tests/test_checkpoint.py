@@ -4,18 +4,21 @@ import copy
 import errno
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddpm import compute
 from ddpm.pipeline import checkpoint, config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.stages import likelihood
 from ddpm.stages import sample as sampling
+from ddpm.stages import train as training
 
 torch.set_num_threads(1)
 
@@ -117,6 +120,31 @@ def test_a_resumed_job_ends_in_the_same_bytes(
     assert len(seen) == BATCHES[stage] - stop + BATCHES[stage]
     assert result(stage, name, one) == result(stage, name, two)
     assert not kept.exists() and not list(one.root.rglob(".*"))
+
+
+@pytest.mark.parametrize(("stage", "name"), [("sample", CELL), ("train", NETWORK)])
+def test_attempts_of_several_precisions_are_recorded(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stage: str, name: str
+) -> None:
+    """A job that goes on where there is no bfloat16 says that both had a part in it, each once."""
+    one, _ = layouts
+    one.record(stage, name).unlink(missing_ok=True)
+    for has in (True, True, False):
+        monkeypatch.setattr(compute, "has_bfloat16", lambda device, has=has: has)
+        module, attribute = {"sample": (sampling, "reaches"), "train": (training, "learning_rate")}[stage]
+        done = getattr(module, attribute)
+        calls: list[int] = []
+
+        def stop(*arguments: object, done: Callable = done, calls: list[int] = calls, has: bool = has) -> object:
+            calls.append(1)
+            if has and len(calls) == 2:
+                raise KeyboardInterrupt
+            return done(*arguments)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(module, attribute, stop)
+            run(stage, name, one)
+    assert result(stage, name, one)[0]["compute"]["precision"] == "bfloat16, then float32"
 
 
 @pytest.mark.parametrize(("stage", "name"), JOBS)

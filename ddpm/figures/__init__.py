@@ -29,8 +29,7 @@ from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 from ddpm.stages.cascade import condition_of, load, small_images
-from ddpm.stages.resample import noise
-from ddpm.stages.sample import chain, computed, draw_labels
+from ddpm.stages.sample import chain, computed, draw_labels, noise
 
 Tensor = torch.Tensor
 Renderer = Images | Clouds

@@ -248,8 +248,7 @@ class SampleStage(Stage):
         return found | {f"{role}_weights": ("train", job[f"{role}_network"]) for role in roles}
 
     def starts(self, job: dict) -> Root:
-        module = "cascade" if "base_network" in job else "resample" if "sampling_seed" in job else "sample"
-        return f"ddpm.stages.{module}", "sample"
+        return ("ddpm.stages.cascade", "sample") if "base_network" in job else self.entry
 
     def methods(self, job: dict) -> set[Root]:
         return on_axes(job).union(*(on_axes(of) for part, of in job.items() if part.endswith("model")))

@@ -1,14 +1,9 @@
 """The `train` and `sample` stages of a cascade (Ho et al. 2022): its networks are trained alone, on real images, and
 sampled one after the other.
-
-These are the stages of any other network and cell, where a cascade's own definitions stand for some of theirs: as they
-know nothing of that, no result that there is has to be made again.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -27,26 +22,11 @@ from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 from ddpm.spaces import Pixels
-from ddpm.stages import resample
 from ddpm.stages import sample as sampling
-from ddpm.stages import train as training
-from ddpm.stages.resample import noise
-from ddpm.stages.sample import chain as chain_of_one
-from ddpm.stages.sample import load_denoiser, load_guided
-from ddpm.stages.train import Batches
+from ddpm.stages.sample import load_denoiser, load_guided, noise
+from ddpm.stages.train import Batches, train
 
 Tensor = torch.Tensor
-
-
-@contextmanager
-def instead(module: ModuleType, **definitions: object) -> Iterator[None]:
-    """In here, a module's functions find these definitions under their names."""
-    before = {name: getattr(module, name) for name in definitions}
-    vars(module).update(definitions)
-    try:
-        yield
-    finally:
-        vars(module).update(before)
 
 
 # ---- training -----------------------------------------------------------------------------------------------
@@ -84,16 +64,13 @@ def divided(dataset: Data, factor: int) -> Pixels:
 def train_base(run: Run) -> Outcome | None:
     """The first network's: as any other, on the images at low resolution."""
     dataset = data.read(run.inputs["data"])
-    small = replace(dataset, space=divided(dataset, run.job["downsample"]))
-    with instead(training, data=SimpleNamespace(read=lambda *_: small)):
-        return training.train(run)
+    return train(run, replace(dataset, space=divided(dataset, run.job["downsample"])))
 
 
 def train_second(run: Run) -> Outcome | None:
     """The second network's: it learns to enlarge what real images become at low resolution."""
-    divided(data.read(run.inputs["data"]), run.job["network"]["factor"])
-    with instead(training, Batches=Pairs):
-        return training.train(run)
+    divided(dataset := data.read(run.inputs["data"]), run.job["network"]["factor"])
+    return train(run, dataset, Pairs)
 
 
 # ---- sampling -----------------------------------------------------------------------------------------------
@@ -102,7 +79,7 @@ def train_second(run: Run) -> Outcome | None:
 def load(job: dict, parents: dict[str, Result], device: str = "cpu") -> Denoiser:
     """What a cell is sampled from, by its job and what that reads: a network under guidance, or a cascade of two."""
     if "base_weights" not in parents:
-        return load_guided(job["guidance"], parents, device)
+        return load_guided(job, parents, device)
     second, base = (load_denoiser(parents[name], device) for name in ("weights", "base_weights"))
     assert isinstance(second.network, SuperResolution)
     small, guidance = second.network.small, Guidance.make(job["guidance"])
@@ -115,7 +92,7 @@ def load(job: dict, parents: dict[str, Result], device: str = "cpu") -> Denoiser
 def small_images(cascade: Cascade, sampler: Sampler, index: Tensor, condition: Condition) -> Tensor:
     """z, what the first network of a cascade samples for the images number `index`; its evaluations count."""
     before = cascade.base.evaluated
-    *_, z = chain_of_one(cascade.base, sampler, cascade.name, index, condition, cascade.shape)
+    *_, z = sampling.chain(cascade.base, sampler, cascade.name, index, condition, cascade.shape)
     cascade.evaluated += cascade.base.evaluated - before
     return z
 
@@ -131,10 +108,9 @@ def chain(
     denoiser: Denoiser, sampler: Sampler, name: str, index: Tensor, condition: Condition, shape: tuple[int, ...]
 ) -> Iterator[Tensor]:
     """`ddpm.stages.sample.chain`; of a cascade, that of the second network, after that of the first."""
-    yield from chain_of_one(denoiser, sampler, name, index, condition_of(denoiser, sampler, index, condition), shape)
+    yield from sampling.chain(denoiser, sampler, name, index, condition_of(denoiser, sampler, index, condition), shape)
 
 
 def sample(run: Run) -> Outcome:
     """The `sample` stage of a cascade."""
-    with instead(sampling, chain=chain, load_guided=lambda _, parents, device: load(run.job, parents, device)):
-        return resample.sample(run)
+    return sampling.sample(run, load, chain)

@@ -1,12 +1,12 @@
 """Sampling of one cell: every image's noise is a function of its network's name and its index alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import torch
 
 from ddpm import networks, rng
-from ddpm.compute import Computed, fitting
+from ddpm.compute import Computed, fitting, with_last
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data, proportional
@@ -21,6 +21,9 @@ from ddpm.spaces import Space
 from ddpm.stages import guide
 
 Tensor = torch.Tensor
+# Job, parents, device → denoiser;  denoiser, sampler, name, indices, condition, shape → x of every step.
+Load = Callable[[dict, dict[str, Result], str], Denoiser]
+Chain = Callable[[Denoiser, Sampler, str, Tensor, Condition, tuple[int, ...]], Iterator[Tensor]]
 
 
 def load_denoiser(trained: Result, device: str = "cpu") -> Denoiser:
@@ -35,12 +38,12 @@ def load_denoiser(trained: Result, device: str = "cpu") -> Denoiser:
     return Denoiser(network.to(device).eval().requires_grad_(False), objective, schedule, clip=clip)
 
 
-def load_guided(guidance: dict, parents: dict[str, Result], device: str = "cpu") -> Denoiser:
-    """The trained network `weights` of `parents` under guidance, by what is there beside it: a classifier, `guide`,
-    another network, `guide_weights`, or nothing."""
+def load_guided(job: dict, parents: dict[str, Result], device: str = "cpu") -> Denoiser:
+    """The trained network `weights` of `parents` under a job's guidance, by what is there beside it: a classifier,
+    `guide`, another network, `guide_weights`, or nothing."""
     by: Guide = guide.load(parents["guide"], device) if "guide" in parents else None
     by = load_denoiser(parents["guide_weights"], device) if "guide_weights" in parents else by
-    return Guidance.make(guidance)(load_denoiser(parents["weights"], device), by)
+    return Guidance.make(job["guidance"])(load_denoiser(parents["weights"], device), by)
 
 
 def computed(
@@ -54,6 +57,12 @@ def computed(
     for part, call in zip(parts, made, strict=True):
         part.call = call
     return made[0]
+
+
+def noise(job: dict) -> str:
+    """The name that noise and the order of labels are functions of: of the first sampling seed the network's, of every
+    other one of its own."""
+    return f"{job['network']}/sampling{job['sampling_seed']}" if "sampling_seed" in job else job["network"]
 
 
 def draw_labels(dataset: Data, name: str, count: int) -> Tensor:
@@ -86,19 +95,20 @@ def variance(images: Tensor) -> float:
     return float(images.double().flatten(1).var(0, correction=0).sum())
 
 
-def sample(run: Run) -> Outcome:
+def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> Outcome:
     """The `sample` stage: exactly N images as the data are stored, and their labels.
 
-    An interrupted job goes on with the batch after the last one that its checkpoint holds.
+    An interrupted job goes on with the batch after the last one that its checkpoint holds. `ddpm.stages.cascade` gives
+    a way to `load` a denoiser, and a `chained`, of its own.
     """
-    job, settings, device, network = run.job, run.settings, run.device, run.job["network"]
+    job, settings, device, name = run.job, run.settings, run.device, noise(run.job)
     # ---- the denoiser, and what steers it
     dataset = data.read(run.inputs["data"], run.inputs.get("autoencoder"), device)
     status = run.parent("weights")["status"]
-    denoiser = load_guided(job["guidance"], run.parents, device)
+    denoiser = (load or load_guided)(job, run.parents, device)
     sampler = Sampler.make(job["sampler"])
     wanted = settings["images"] if status == "ok" else 0
-    labels = draw_labels(dataset, network, wanted) if denoiser.network.classes or "guide" in job else None
+    labels = draw_labels(dataset, name, wanted) if denoiser.network.classes or "guide" in job else None
     calls = sampler.steps * wanted // settings["batch"]
     network_of = computed(denoiser, sampler, job["compute"], dataset.space, device, calls)
     # ---- what an interrupted job has already
@@ -106,6 +116,7 @@ def sample(run: Run) -> Outcome:
     images = [dataset.train.images[:0] if found is None else found[0]["images"]]
     reach = [torch.zeros(0) if found is None else found[0]["reach"]]
     evaluated = 0 if found is None else found[1]["evaluated"]
+    precisions = with_last([] if found is None else found[1]["precisions"], network_of.precision)
     first, each = len(images[0]), sampler.steps + 1
     drawn = first
     # ---- the chains, one batch after another
@@ -117,7 +128,7 @@ def sample(run: Run) -> Outcome:
             index = torch.arange(drawn, min(drawn + size, wanted))
             condition = Condition(labels)[index].to(device)
             denoiser.evaluated, progress.n = evaluated, drawn * each  # where an attempt has failed
-            for x in chain(denoiser, sampler, network, index.to(device), condition, dataset.shape):
+            for x in (chained or chain)(denoiser, sampler, name, index.to(device), condition, dataset.shape):
                 progress.update(len(index))
             return x
 
@@ -132,13 +143,14 @@ def sample(run: Run) -> Outcome:
             reach.append(reaches(x.cpu(), *dataset.space.bounds))
             if run.checkpoint.due():
                 so_far = {"images": torch.cat(images), "reach": torch.cat(reach)}
-                run.checkpoint.save(so_far, {"at": drawn, "evaluated": denoiser.evaluated})
+                more = {"evaluated": denoiser.evaluated, "precisions": precisions}
+                run.checkpoint.save(so_far, {"at": drawn} | more)
     # ---- what is kept
     run.phase("writing")
     samples = torch.cat(images)
     run.write("images", {"images": samples} | ({} if labels is None else {"labels": labels}))
     result = {"images": len(samples), "steps": sampler.steps, "nfe": round(evaluated / max(1, drawn))}
-    result["compute"] = network_of.record() | {"images_at_once": size}
+    result["compute"] = network_of.record(precisions) | {"images_at_once": size}
     if len(samples):
         result["reach"] = float(torch.cat(reach).max())
         result["spread"] = variance(dataset.space.encode(samples)) / dataset.variance

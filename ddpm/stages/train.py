@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ddpm import networks, rng, terminal
-from ddpm.compute import Computed, fitting
+from ddpm.compute import Computed, fitting, with_last
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import Data
@@ -116,8 +116,8 @@ def build(job: dict, dataset: Data) -> Network:
 class State:
     """Everything of a training run that its step and its draws do not give: what a checkpoint keeps.
 
-    network θ, its average θ_ema, Adam's moments, what the distribution of times (where there is one) has learned, and
-    the loss since the last `row`.
+    network θ, its average θ_ema, Adam's moments, what the distribution of times (where there is one) has learned, the
+    loss since the last `row`, and the precisions that were used.
     """
 
     def __init__(self, network: nn.Module, settings: dict, times: Draws | None, device: str):
@@ -127,6 +127,7 @@ class State:
         self.optimiser = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
         self.total = torch.zeros((), device=device)
         self.rows: list[list[float]] = []
+        self.precisions: list[str] = []
 
     def pack(self) -> dict[str, Tensor]:
         """All of it as tensors by name; the rows are no tensors, and go beside them."""
@@ -163,8 +164,12 @@ class State:
         if (found := checkpoint.load()) is None:
             return 0
         self.unpack(found[0])
-        self.rows = found[1]["rows"]
+        self.rows, self.precisions = found[1]["rows"], found[1]["precisions"]
         return found[1]["at"]
+
+    def save(self, checkpoint: Checkpoint, done: int) -> None:
+        """Leave what `resume` puts back, after `done` steps."""
+        checkpoint.save(self.pack(), {"at": done, "rows": self.rows, "precisions": self.precisions})
 
     def update(self, step: int, rate: float, gradient_clip: float) -> None:
         """One step of Adam down the gradient, its norm clipped, and of the average after it; `step` counts from 0."""
@@ -223,27 +228,27 @@ def noisy_schedule(job: dict, dataset: Data) -> Schedule:
     return schedule
 
 
-def train(run: Run) -> Outcome | None:
+def train(run: Run, dataset: Data | None = None, kind: type[Batches] = Batches) -> Outcome | None:
     """The `train` stage: the EMA weights and the training curve.
 
     A loss that is not finite ends training as `diverged`, with the step: a result, not a crash. With
-    `training.processes` above 1 this runs in every one of them; the first writes.
+    `training.processes` above 1 this runs in every one; the first writes. `ddpm.stages.cascade` gives its own batches.
     """
     # ---- what is trained
     settings, device = run.settings, run.device
     group = parallel.join(settings["processes"], device)
-    dataset = data.read(run.inputs["data"], run.inputs.get("autoencoder"), device)
+    dataset = dataset or data.read(run.inputs["data"], run.inputs.get("autoencoder"), device)
     schedule, objective = noisy_schedule(run.job, dataset), Objective.make(run.job["objective"])
     network, times = build(run.job, dataset).to(device), objective.times.on(schedule)
-    batches, state = Batches(dataset, run.job, torch.device(device), network), State(network, settings, times, device)
+    batches, state = kind(dataset, run.job, torch.device(device), network), State(network, settings, times, device)
     # ---- what an interrupted job has already
     first = state.resume(run.checkpoint)
     group.agree(first, f"{run.checkpoint.path}: first step")
     # ---- Ho et al. 2020, algorithm 1
     steps, at_once = settings["steps"], settings["batch"] // group.size
     computed = Computed(group.wrap(state.network), run.job["compute"], dataset.space, device, steps - first)
+    state.precisions = with_last(state.precisions, computed.precision)
     loss = partial(objective.loss, computed, schedule, space=dataset.space)
-    least = at_once if group.size > 1 else 1  # processes must exchange gradients equally often
     status, step = "ok", first - 1
     run.phase("training")
     with run.progress(steps, "step", first, disable=not group.first) as progress:
@@ -256,6 +261,7 @@ def train(run: Run) -> Outcome | None:
             signs, weight = partial(batches.signs, step, group), weight.to(x0.device, x0.dtype)
             # The loss of every image, and the gradient of their mean with the weights that make the times even.
             attempt = partial(backward, state.optimiser, loss, (x0, eps, at, condition), signs, group.part(weight))
+            least = at_once if group.size > 1 else 1  # processes must exchange gradients equally often
             losses, at_once = fitting(at_once, attempt, "training.batch", least)
             losses = group.whole(losses)
             times.learn(t, losses)
@@ -266,7 +272,7 @@ def train(run: Run) -> Outcome | None:
                 status = "diverged"
                 break
             if group.first and run.checkpoint.due():
-                run.checkpoint.save(state.pack(), {"at": step + 1, "rows": state.rows})
+                state.save(run.checkpoint, step + 1)
     if not group.first:
         return None
     # ---- what is kept
@@ -280,5 +286,5 @@ def train(run: Run) -> Outcome | None:
         "final_loss": state.rows[-1][-1] if state.rows else None,
         "space": dataset.space.spec,
         "classes": dataset.classes,
-        "compute": computed.record() | {"images_at_once": at_once},
+        "compute": computed.record(state.precisions) | {"images_at_once": at_once},
     }
