@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,10 @@ def until(condition: object, seconds: float = 60.0) -> None:
 def job(folder: Path, place: Path | str, *what: str) -> subprocess.Popen:
     run = [sys.executable, "-m", "ddpm", "job", *what]
     at = environment(folder, DDPM_COPIES=str(place), WORD="wörd")
-    pipe = subprocess.PIPE
-    return subprocess.Popen(run, cwd=folder / "ddpm", env=at, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    # What a shell runs in the background ignores SIGINT, and so would all that it starts.
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(run, cwd=folder / "ddpm", env=at, text=True, preexec_fn=hears, **pipes)
 
 
 def test_a_copy_is_given_what_the_process_has(folder: Path, server: Path) -> None:
