@@ -81,7 +81,7 @@ def train(run: Run) -> Outcome:
                 status = "diverged"
                 break
             if run.checkpoint.due():
-                run.checkpoint.save(state.pack(), {"at": step + 1, "rows": state.rows})
+                state.save(run.checkpoint, step + 1)
     # ---- what is kept
     run.phase("measuring")
     network.load_state_dict(state.average.state_dict())
