@@ -204,6 +204,8 @@ def claims_command(args: argparse.Namespace) -> None:
     """
     from ddpm.tables import claims_text, verdicts  # numpy and pandas: no other command waits for them
 
+    if args.budget is not None and not args.decide:
+        raise UserError(f"--budget: {args.budget:g}; it goes with --decide, without which nothing is planned")
     results = Results(_grid(args))
     found = verdicts.decide(results)
     if args.decide:

@@ -183,6 +183,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for budget in ([], ["--budget", "0"], ["--budget", "nan"]):
         assert main(["claims", "--decide", *budget, "--configfile", study]) == 2
         assert "--budget: " in capsys.readouterr().err
+    assert main(["claims", "--budget", "0.5"]) == 2 and "it goes with --decide" in capsys.readouterr().err
     assert main(["claims", "--decide", "--budget", "0.5", "--configfile", study]) == 0
     said, path = capsys.readouterr().out, tmp_path / "further-1.yaml"
     assert f" --configfile {study} {path}\n" in said and "21 min" in said
