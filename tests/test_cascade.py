@@ -307,6 +307,30 @@ def test_the_same_bytes_after_a_kill(
     assert layout.output("train", name).read_bytes() == finished.output("train", name).read_bytes()
 
 
+def test_averages_of_both(finished: Layout, tmp_path: Path) -> None:
+    """With snapshots each is trained to the same bytes; lengths are of the network that a block or `base` names."""
+    blocks = [{"network": ["up", "low"]} | AXES, {"network": ["up", "small"], "ema": [0.1]} | AXES]
+    low = GRID["networks"]["up"] | {"base": "small-ema0.1"}
+    grid = expanded(training={"snapshots": 4}, networks={"low": low}, grid=blocks)
+    averaged = [SECOND.replace("up", "up-ema0.1"), BASE.replace("small", "small-ema0.1")]
+    trained = {SECOND, BASE, SECOND.replace("up", "low"), SECOND.replace("up", "small")}
+    assert set(grid.names["snapshots"]) == trained
+    bases = {name: dict(grid.parents("sample", name)).get("base_weights") for name in grid.runs}
+    assert list(bases.values()) == [("train", name) for name in (BASE, averaged[1], BASE)] + [None]
+    layout = Layout(tmp_path)
+    execute("data", *grid.job("data"), layout)
+    for trained, average in zip((SECOND, BASE), averaged, strict=True):
+        assert grid.parents("train", trained) == grid.parents("train", average) == {"snapshots": ("snapshots", trained)}
+        for job in (("snapshots", trained), ("train", trained), ("train", average)):
+            execute(job[0], *grid.job(*job), layout)
+        assert layout.output("train", trained).read_bytes() == finished.output("train", trained).read_bytes()
+        kept, found = load_file(layout.output("snapshots", trained)), load_file(layout.output("train", average))
+        assert len(kept) == (1 + 2 * 4) * len(found)
+        assert all((found[name] - kept[f"3.1.{name}"]).abs().max() < 1e-6 for name in found)
+    results = [records.read_record(layout.record("train", name))["result"] for name in averaged]
+    assert [result["space"]["shape"] for result in results] == [[1, 8, 8], [1, 4, 4]]
+
+
 # ---- mistakes -----------------------------------------------------------------------------------------------
 
 POINTS = {"data": {"name": "mixture", "seed": None}, "fidelity": {"extractor": "identity"}}
@@ -336,7 +360,6 @@ POINTS |= {"guidances": {"cfg-w1": None}, "grid": [{"network": ["up"]} | AXES]}
             {"networks": {"small": {"method": "dit", "patch": 8, "width": None, "multipliers": None}}},
             "base.patch: 8; it must divide the images' height and width, 4 × 4",
         ),
-        ({"training": {"snapshots": 4}}, "training.snapshots: networks of a cascade, such as networks.up, keep none"),
         (POINTS, "method: 'super-resolution' takes images, and data.name 'mixture' gives points: it must be mlp"),
     ],
 )

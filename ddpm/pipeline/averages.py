@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ddpm.averaging import KEPT, coefficients
+from ddpm.pipeline import cascades
 from ddpm.pipeline.registry import settled, source_of
 from ddpm.pipeline.stage import Job, Root, Stage, of_latents, on_axes
 
@@ -74,6 +75,9 @@ class SnapshotsStage(Stage):
 
     def parents(self, name: str, job: dict) -> dict[str, Job]:
         return {"data": ("data", "")} | of_latents(job)
+
+    def starts(self, job: dict) -> Root:
+        return self.entry[0], (cascades.entry(job) or self.entry)[1]
 
     def methods(self, job: dict) -> set[Root]:
         return on_axes(job, trains=True)

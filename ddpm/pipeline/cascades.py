@@ -36,9 +36,6 @@ def mistakes(config: dict, networks: Iterable[tuple[str, dict]], data: dict) -> 
             of, cure = ("latent", "pixels") if own == "pixels" else (own, "another network")
             yield f"{where}.space: {of!r}; {value['method']!r} takes grey levels: it must be {cure}"
             continue
-        if "snapshots" in config["training"]:
-            yield f"training.snapshots: networks of a cascade, such as {where}, keep none: leave it out"
-            return
         full, shape = complete(source_of("network", value), value), data["shape"]
         base, factor = full["base"], full["factor"]
         if base not in known:

@@ -28,8 +28,8 @@ class Checkpoint:
     """The checkpoint of the job that `recorder` times.
 
     It belongs to this job, code, inputs, kind of device, and these versions of packages (`Stage.environment`).
-    A file that is truncated, corrupt or belongs to anything else is discarded with a message that says why; the one
-    before it is kept as `previous` and stands in for it.
+    A file that is truncated, corrupt or belongs to anything else, or lacks one that its state lists as `beside` it, is
+    discarded with a message that says why; the one before it is kept as `previous` and stands in for it.
     """
 
     def __init__(self, path: Path, recorder: Recorder, versions: dict[str, str], seconds: float = SECONDS):
@@ -69,14 +69,20 @@ class Checkpoint:
             raise UserError("corrupt: its content is not that of its digest")
         if reasons := list(_differences(json.loads(about["identity"]), self.identity)):
             raise UserError("; ".join(reasons))
-        return tensors, json.loads(about["state"])
+        state = json.loads(about["state"])
+        if lost := [name for name in state.get("beside", []) if not path.with_name(name).exists()]:
+            raise UserError(f"{lost[0]}, which belongs to it, is missing")
+        return tensors, state
 
     def due(self) -> bool:
         """Whether the last checkpoint is old enough for another one."""
         return time.monotonic() - self.saved > self.seconds
 
     def save(self, tensors: dict, state: dict) -> None:
-        """Keep these tensors and this JSON state, `at` of it the position; a full disk is said, and survived."""
+        """Keep these tensors and this JSON state; a full disk is said, and survived.
+
+        `at` of the state is the position, `beside` the names of other files of this folder without which it is nothing.
+        """
         about = {
             "identity": canonical(self.identity),
             "state": json.dumps(state | {"seconds": self.recorder.seconds()}),
@@ -93,9 +99,9 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def remove(self) -> None:
-        """The result is there: nothing is left to go on from."""
-        self.path.unlink(missing_ok=True)
-        self.previous.unlink(missing_ok=True)
+        """The result is there: nothing is left to go on from, and no file beside it."""
+        for path in self.path.parent.glob(f"*{self.path.suffix}"):
+            path.unlink(missing_ok=True)
 
 
 def digest(tensors: dict, about: dict[str, str]) -> str:

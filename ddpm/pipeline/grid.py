@@ -222,8 +222,14 @@ class Grid:
     def trained_as(self, network: Network) -> Network:
         """The network whose training the weights are of: of an `ema`, that of the usual average."""
         of = self.config["networks"][network.architecture].get("of", network.architecture)
-        parts = self._parts(network.objective, network.schedule, network.labels, of)
-        return replace(network, architecture=of, parts=parts)
+        return self._like(network, of, network.factor)
+
+    def _like(self, network: Network, architecture: str, factor: int) -> Network:
+        """A network of another architecture that sees images that are smaller by a factor. Its name says this as well:
+        the same architecture may see full images elsewhere."""
+        last = f"{architecture}@{factor}" if factor > 1 else architecture
+        parts = self._parts(network.objective, network.schedule, network.labels, last)
+        return replace(network, architecture=architecture, parts=parts, factor=factor)
 
     @cached_property
     def snapshots(self) -> dict[str, str]:
@@ -240,14 +246,11 @@ class Grid:
         return {role: network for role, network in found.items() if network}
 
     def base_network(self, cell: Cell) -> Network | None:
-        """The network whose small images that of a cell enlarges, where it does. Its name says the factor as well: the
-        same architecture may see full images elsewhere."""
+        """The network whose small images that of a cell enlarges, where it does."""
         if not upsamples(self.config["networks"][cell.network]):
             return None
         value = self.axis("network", cell.network)
-        network, factor = self.network(cell, value["base"]), value["factor"]
-        names = network.objective, network.schedule, network.labels, f"{network.architecture}@{factor}"
-        return replace(network, parts=names, factor=factor)
+        return self._like(self.network(cell), value["base"], value["factor"])
 
     @property
     def pictures(self) -> list[str]:

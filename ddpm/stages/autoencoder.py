@@ -80,8 +80,7 @@ def train(run: Run) -> Outcome:
             if not state.row(step, settings, rate, value.detach()):
                 status = "diverged"
                 break
-            if run.checkpoint.due():
-                state.save(run.checkpoint, step + 1)
+            state.keep(run.checkpoint, step + 1)
     # ---- what is kept
     run.phase("measuring")
     network.load_state_dict(state.average.state_dict())

@@ -1,25 +1,20 @@
 """Averages of a network's weights of any length, after one training (Karras et al. 2024, appendix C).
 
-The `snapshots` stage is training as it always is, to the same weights; beside it, it averages them over two lengths and
-keeps snapshots of both. The `train` stage of such a network reads from there: the usual average, or one of another
+The `snapshots` stage is training as it always is, to the same weights; its state averages them over two more lengths
+and keeps snapshots of both. The `train` stage of such a network reads from there: the usual average, or one of another
 length, reconstructed.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields
-from pathlib import Path
-
 import torch
-from torch import distributed
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch import nn
 
 from ddpm.averaging import KEPT, coefficients, decay, moments
-from ddpm.datasets import dataset as data
 from ddpm.pipeline.checkpoint import Checkpoint
 from ddpm.pipeline.records import read_tensors, write_tensors
 from ddpm.pipeline.run import Outcome, Run
+from ddpm.stages import cascade
 from ddpm.stages import train as training
+from ddpm.times import Draws
 
 Tensor = torch.Tensor
 
@@ -30,109 +25,64 @@ def average(into: list[Tensor], current: list[Tensor], t: int, length: float) ->
     torch._foreach_lerp_(into, current, 1 - decay(t, length))
 
 
-class Averages:
-    """Both averages of what an optimiser trains, and the snapshots, each in a file of its own below `folder` until
-    training ends: a checkpoint holds the averages alone.
+class Averaged(training.State):
+    """That of training with snapshots: for every length in KEPT also the average of every parameter, by its name.
 
-    steps: those that are done;  values: by length, the average of every parameter.
+    at: the steps after which a snapshot of both is kept, in a file beside the checkpoint until training ends.
     """
 
-    def __init__(self, at: list[int], folder: Path):
-        self.at, self.folder, self.steps = at, folder, 0
-        self.values: list[list[Tensor]] = []
-        self.loaded: dict[str, Tensor] = {}
+    def __init__(self, network: nn.Module, settings: dict, times: Draws | None, device: str):
+        super().__init__(network, settings, times, device)
+        self.at = moments(settings["steps"], settings["snapshots"])
+        # In the parameters' own memory format, which a file does not keep.
+        self.kept = [{name: torch.zeros_like(p.detach()) for name, p in network.named_parameters()} for _ in KEPT]
 
-    def file(self, t: int) -> Path:
-        """The snapshot after step t."""
-        return self.folder / f"snapshot-{t}.safetensors"
-
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """After every step of an optimiser in here, average."""
-        hook = register_optimizer_step_post_hook(lambda optimiser, *_: self.update(optimiser))
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def update(self, optimiser: torch.optim.Optimizer) -> None:
-        """The averages after another step, and their snapshot where one is due."""
-        parameters = [p.detach() for group in optimiser.param_groups for p in group["params"]]
-        if not self.values:
-            # In the parameters' own memory format, which a file does not keep.
-            self.values = [[torch.zeros_like(p) for p in parameters] for _ in KEPT]
-            for name, tensor in self.loaded.items():
-                self.values[int(name.split(".")[1])][int(name.split(".")[2])].copy_(tensor)
-        self.steps += 1
-        for into, length in zip(self.values, KEPT, strict=True):
-            average(into, parameters, self.steps, length)
-        first = not distributed.is_initialized() or distributed.get_rank() == 0
-        if self.steps in self.at and first:
-            write_tensors(self.file(self.steps), self.pack())
+    def snapshot(self) -> dict[str, Tensor]:
+        """Both averages as tensors by name: `0.…` are those of the first length."""
+        return {f"{i}.{name}": tensor for i, kept in enumerate(self.kept) for name, tensor in kept.items()}
 
     def pack(self) -> dict[str, Tensor]:
-        """Both averages as tensors by name."""
-        return {f"kept.{i}.{j}": t for i, values in enumerate(self.values) for j, t in enumerate(values)}
+        return super().pack() | {f"kept.{name}": tensor for name, tensor in self.snapshot().items()}
 
+    def unpack(self, tensors: dict[str, Tensor]) -> None:
+        super().unpack(tensors)
+        for name, tensor in self.snapshot().items():
+            tensor.copy_(tensors[f"kept.{name}"])
 
-class Beside(Checkpoint):
-    """The checkpoint of training, with the averages of so far in it; it goes together with its snapshots."""
+    def update(self, step: int, rate: float, gradient_clip: float) -> None:
+        super().update(step, rate, gradient_clip)
+        for kept, length in zip(self.kept, KEPT, strict=True):
+            average([*kept.values()], [*self.network.parameters()], step + 1, length)
 
-    def __init__(self, of: Checkpoint, averages: Averages):
-        vars(self).update(vars(of))
-        self.averages = averages
+    def keep(self, checkpoint: Checkpoint, done: int) -> None:
+        if done in self.at:
+            self.beside.append(f"snapshot-{done}.safetensors")
+            write_tensors(checkpoint.path.with_name(self.beside[-1]), self.snapshot())
+        super().keep(checkpoint, done)
 
-    def load(self) -> tuple[dict, dict] | None:
-        found, files = super().load(), self.averages.file
-        if found is None or not all(files(t).exists() for t in self.averages.at if t <= found[1]["at"]):
-            for path in self.averages.folder.glob("snapshot-*"):
-                path.unlink(missing_ok=True)
-            return None
-        self.averages.steps = found[1]["at"]
-        self.averages.loaded = {name: found[0].pop(name) for name in list(found[0]) if name.startswith("kept.")}
-        return found
-
-    def save(self, tensors: dict, state: dict) -> None:
-        super().save(tensors | self.averages.pack(), state)
-
-    def remove(self) -> None:
-        super().remove()
-        for t in self.averages.at:
-            self.averages.file(t).unlink(missing_ok=True)
-
-
-class Held(Run):
-    """A run whose outputs are held in memory, instead of written, by their names."""
-
-    held: dict[str, str | dict]
-
-    def write(self, file: str, content: str | dict, about: dict[str, object] | None = None) -> None:
-        self.held[file] = content
+    def write(self, run: Run, status: str) -> None:
+        """The weights that training always leaves (`average.…`), its curve, and of training that ended well the
+        snapshots (`0.1.…`: the first moment's, of the second length)."""
+        tensors = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for k, file in enumerate(self.beside if status == "ok" else []):
+            snapshot, _ = read_tensors(run.checkpoint.path.with_name(file))
+            tensors |= {f"{k}.{name}": tensor for name, tensor in snapshot.items()}
+        run.write("snapshots", tensors, {"loss": self.curve()})
 
 
 def train(run: Run) -> Outcome | None:
-    """The `snapshots` stage: the weights that training always leaves (`average.…`), its curve, and the snapshots
-    (`0.1.…`: the first moment's, of the second length in KEPT)."""
-    at = moments(run.settings["steps"], run.settings["snapshots"])
-    averages = Averages(at, run.checkpoint.path.parent)
-    inside = Held(**{field.name: getattr(run, field.name) for field in fields(run) if field.init})
-    inside.held = {}
-    inside.checkpoint = run.checkpoint = Beside(run.checkpoint, averages)
-    with averages.following():
-        outcome = training.train(inside)
-    if outcome is None:
-        return None
-    weights = inside.held["weights"]
-    assert isinstance(weights, dict)
-    dataset = data.read(run.inputs["data"], run.inputs.get("autoencoder"))
-    names = [name for name, _ in training.build(run.job, dataset).named_parameters()]
-    tensors = {f"average.{name}": tensor for name, tensor in weights.items()}
-    for k, t in enumerate(at if outcome[0] == "ok" else []):
-        for name, tensor in read_tensors(averages.file(t))[0].items():
-            _, i, j = name.split(".")
-            tensors[f"{k}.{i}.{names[int(j)]}"] = tensor
-    run.write("snapshots", tensors, {"loss": inside.held["loss"]})
-    return outcome
+    """The `snapshots` stage."""
+    return training.train(run, keeping=Averaged)
+
+
+def train_base(run: Run) -> Outcome | None:
+    """That of the first network of a cascade."""
+    return cascade.train_base(run, Averaged)
+
+
+def train_second(run: Run) -> Outcome | None:
+    """That of its second one."""
+    return cascade.train_second(run, Averaged)
 
 
 def usual(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

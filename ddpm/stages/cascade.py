@@ -24,7 +24,7 @@ from ddpm.schedules import Schedule
 from ddpm.spaces import Pixels
 from ddpm.stages import sample as sampling
 from ddpm.stages.sample import load_denoiser, load_guided, noise
-from ddpm.stages.train import Batches, train
+from ddpm.stages.train import Batches, State, train
 
 Tensor = torch.Tensor
 
@@ -61,16 +61,16 @@ def divided(dataset: Data, factor: int) -> Pixels:
     return Downsampled((dataset.shape[0], *(side // factor for side in sides)), space.levels, factor)
 
 
-def train_base(run: Run) -> Outcome | None:
+def train_base(run: Run, keeping: type[State] = State) -> Outcome | None:
     """The first network's: as any other, on the images at low resolution."""
     dataset = data.read(run.inputs["data"])
-    return train(run, replace(dataset, space=divided(dataset, run.job["downsample"])))
+    return train(run, replace(dataset, space=divided(dataset, run.job["downsample"])), keeping=keeping)
 
 
-def train_second(run: Run) -> Outcome | None:
+def train_second(run: Run, keeping: type[State] = State) -> Outcome | None:
     """The second network's: it learns to enlarge what real images become at low resolution."""
     divided(dataset := data.read(run.inputs["data"]), run.job["network"]["factor"])
-    return train(run, dataset, Pairs)
+    return train(run, dataset, Pairs, keeping)
 
 
 # ---- sampling -----------------------------------------------------------------------------------------------

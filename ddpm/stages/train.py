@@ -117,7 +117,7 @@ class State:
     """Everything of a training run that its step and its draws do not give: what a checkpoint keeps.
 
     network θ, its average θ_ema, Adam's moments, what the distribution of times (where there is one) has learned, the
-    loss since the last `row`, and the precisions that were used.
+    loss since the last `row`, the precisions that were used, and the files that belong to it, beside the checkpoint.
     """
 
     def __init__(self, network: nn.Module, settings: dict, times: Draws | None, device: str):
@@ -128,6 +128,7 @@ class State:
         self.total = torch.zeros((), device=device)
         self.rows: list[list[float]] = []
         self.precisions: list[str] = []
+        self.beside: list[str] = []
 
     def pack(self) -> dict[str, Tensor]:
         """All of it as tensors by name; the rows are no tensors, and go beside them."""
@@ -164,12 +165,14 @@ class State:
         if (found := checkpoint.load()) is None:
             return 0
         self.unpack(found[0])
-        self.rows, self.precisions = found[1]["rows"], found[1]["precisions"]
+        self.rows, self.precisions, self.beside = (found[1][key] for key in ("rows", "precisions", "beside"))
         return found[1]["at"]
 
-    def save(self, checkpoint: Checkpoint, done: int) -> None:
-        """Leave what `resume` puts back, after `done` steps."""
-        checkpoint.save(self.pack(), {"at": done, "rows": self.rows, "precisions": self.precisions})
+    def keep(self, checkpoint: Checkpoint, done: int) -> None:
+        """Leave what `resume` puts back, after `done` steps, where a checkpoint is due."""
+        if checkpoint.due():
+            state = {"at": done, "rows": self.rows, "precisions": self.precisions, "beside": self.beside}
+            checkpoint.save(self.pack(), state)
 
     def update(self, step: int, rate: float, gradient_clip: float) -> None:
         """One step of Adam down the gradient, its norm clipped, and of the average after it; `step` counts from 0."""
@@ -196,6 +199,11 @@ class State:
         """The training curve as CSV."""
         lines = ["step,images,learning_rate,loss", *(",".join(map(str, row)) for row in self.rows)]
         return "\n".join(lines) + "\n"
+
+    def write(self, run: Run, status: str) -> None:
+        """The files that training leaves when it has ended in this status."""
+        run.write("weights", self.average.state_dict())
+        run.write("loss", self.curve())
 
 
 def backward(
@@ -228,11 +236,14 @@ def noisy_schedule(job: dict, dataset: Data) -> Schedule:
     return schedule
 
 
-def train(run: Run, dataset: Data | None = None, kind: type[Batches] = Batches) -> Outcome | None:
+def train(
+    run: Run, dataset: Data | None = None, kind: type[Batches] = Batches, keeping: type[State] = State
+) -> Outcome | None:
     """The `train` stage: the EMA weights and the training curve.
 
     A loss that is not finite ends training as `diverged`, with the step: a result, not a crash. With
-    `training.processes` above 1 this runs in every one; the first writes. `ddpm.stages.cascade` gives its own batches.
+    `training.processes` above 1 this runs in every one; the first writes. `ddpm.stages.cascade` gives its own batches,
+    `ddpm.stages.averages` a state that keeps more.
     """
     # ---- what is trained
     settings, device = run.settings, run.device
@@ -240,7 +251,7 @@ def train(run: Run, dataset: Data | None = None, kind: type[Batches] = Batches) 
     dataset = dataset or data.read(run.inputs["data"], run.inputs.get("autoencoder"), device)
     schedule, objective = noisy_schedule(run.job, dataset), Objective.make(run.job["objective"])
     network, times = build(run.job, dataset).to(device), objective.times.on(schedule)
-    batches, state = kind(dataset, run.job, torch.device(device), network), State(network, settings, times, device)
+    batches, state = kind(dataset, run.job, torch.device(device), network), keeping(network, settings, times, device)
     # ---- what an interrupted job has already
     first = state.resume(run.checkpoint)
     group.agree(first, f"{run.checkpoint.path}: first step")
@@ -271,14 +282,13 @@ def train(run: Run, dataset: Data | None = None, kind: type[Batches] = Batches) 
             if not state.row(step, settings, rate, (losses * weight).mean()):
                 status = "diverged"
                 break
-            if group.first and run.checkpoint.due():
-                state.save(run.checkpoint, step + 1)
+            if group.first:
+                state.keep(run.checkpoint, step + 1)
     if not group.first:
         return None
     # ---- what is kept
     run.phase("writing")
-    run.write("weights", state.average.state_dict())
-    run.write("loss", state.curve())
+    state.write(run, status)
     return status, {
         "steps": step + 1,
         "images_seen": (step + 1) * settings["batch"],
