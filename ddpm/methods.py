@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, get_type_hints
 
 from ddpm import extensions
-from ddpm.parameters import cast, conflicts
+from ddpm.parameters import RULES, cast, conflicts
 
 # (axis, parameter, value, reason)
 Requirement = tuple[str, str, object, str]
@@ -30,11 +30,11 @@ class Named:
             yield from sub.all()
 
     @classmethod
-    def named(cls, name: str) -> type[Self]:
-        """The class of this name."""
+    def named(cls, name: str, key: str = "method") -> type[Self]:
+        """The class of this name, which stands under `key` where it was asked for."""
         found = {m.method: m for m in cls.all()}
         if name not in found:
-            raise ValueError(f"method: {name!r}; known are {', '.join(sorted(found))}")
+            raise ValueError(f"{key}: {name!r}; known are {', '.join(sorted(found))}")
         return found[name]
 
 
@@ -113,8 +113,7 @@ def declarations(cls: type) -> dict[str, Any]:
     """What a class and its bases declare beside the annotations; mappings add to those of the base."""
     found: dict[str, Any] = {}
     for line in reversed(cls.__mro__):
-        for name in ("ordered", "uses", "paired", "shares", "attended", "instead", "multiples"):
-            if name in vars(line):
-                value = vars(line)[name]
-                found[name] = found.get(name, {}) | value if isinstance(value, dict) else value
+        for name in RULES.keys() & vars(line):
+            value = vars(line)[name]
+            found[name] = found.get(name, {}) | value if isinstance(value, dict) else value
     return found

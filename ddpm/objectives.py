@@ -318,20 +318,15 @@ class Objective:
         spec = dict(spec)
         for file in spec.pop("modules", ()):
             extensions.load(file)
-        bases = {"target": Target, "weighting": Weighting, "variance": Variance, "times": Times, "matching": Matching}
-        classes: dict[str, type[Component]] = {}
-        for part, base in bases.items():
-            try:
-                classes[part] = base.named(spec.pop(part, base.default))
-            except ValueError as e:
-                raise ValueError(str(e).replace("method", part, 1)) from None
+        bases: dict[str, type[Component]] = annotations(cls)
+        classes = {part: base.named(spec.pop(part, base.default), part) for part, base in bases.items()}
         replaced = {name for c in classes.values() for name in c.replaces}
-        used = {name for c in classes.values() for name in annotations(c)} - replaced
+        used = set().union(*map(annotations, classes.values())) - replaced
         if unused := sorted(spec.keys() - used):
             chosen = ", ".join(f"{part} {c.method}" for part, c in classes.items())
             raise ValueError(f"{unused[0]}: {spec[unused[0]]!r}; none of {chosen} uses it: leave it out")
         parts: dict[str, Any] = {
-            part: c(**{k: spec[k] for k in annotations(c) if k in spec}) for part, c in classes.items()
+            part: c(**{k: spec[k] for k in spec.keys() & annotations(c)}) for part, c in classes.items()
         }
         return cls(**parts)
 

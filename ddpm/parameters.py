@@ -11,7 +11,8 @@ importing it; the JSON schema for editors is made of them. A float is finite, un
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -19,6 +20,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Interval, Len
 
 INFINITIES = {"inf": math.inf, "-inf": -math.inf}
+# The kinds of a bound in words, and pydantic's errors about them.
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+OUTSIDE = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
+# How two parameters may be ordered, as a method declares it.
+ORDERS = {"<=": (operator.le, "at most"), "<": (operator.lt, "below")}
 
 
 class Infinite:
@@ -86,20 +92,19 @@ def _frozen(value: object) -> object:
 
 def _message(name: str, annotation: Any, value: object, errors: Sequence[Mapping[str, Any]]) -> str:
     """What was found and what would be right, from pydantic's errors about one value."""
-    error = errors[0]
+    error, alone = errors[0], len(errors) == 1
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
-    bound = next((k for k in ("ge", "gt", "le", "lt") if k in context), "")
     if kind == "finite_number" or (isinstance(found, float) and math.isnan(found)):
         return f"{name}: {found}; it must be {'a finite' if kind == 'finite_number' else 'a'} number"
-    if kind == "literal_error" and len(errors) == 1:
+    if alone and kind == "literal_error":
         return f"{name}: {found!r}; it must be {in_words(annotation)}"
-    if bound and len(errors) == 1:
+    if alone and (bound := OUTSIDE.get(kind)):
         shown = float(found) if isinstance(context[bound], float) else found
         return f"{name}: {shown}; it must {_range(_bounds(annotation, bound, context[bound]))}"
-    if kind == "too_short" and context.get("min_length") == 1:
+    if kind == "too_short" and context["min_length"] == 1:
         return f"{name}: []; it must name at least one"
     if kind.endswith("_type") or kind in ("literal_error", "missing", "too_short", "too_long"):
-        number = in_words(annotation).split()[0] == "float" and isinstance(value, str)
+        number = isinstance(value, str) and in_words(annotation).startswith("float")
         hint = " (YAML reads 2e-4 as text: write 2.0e-4)" if number else ""
         return f"{name}: {value!r} is of type {type(value).__name__}; it must be {in_words(annotation)}{hint}"
     return f"{name}: {found!r}; {error['msg'].removeprefix('Value error, ').removeprefix('Assertion failed, ')}"
@@ -122,65 +127,105 @@ def in_words(annotation: Any) -> str:
 
 def _bounds(annotation: Any, kind: str, value: float) -> dict[str, float]:
     """The bounds of the innermost type that declares this one of them: kind (ge, gt, le or lt) → number."""
-    if get_origin(annotation) is Annotated:
-        found = {k: getattr(m, k) for m in annotation.__metadata__ for k in ("ge", "gt", "le", "lt") if _has(m, k)}
-        if found.get(kind) == value:
-            return found
+    if get_origin(annotation) is None:
+        return {kind: value}
+    found = {k: bound for m in getattr(annotation, "__metadata__", ()) for k, bound in _stated(m)}
+    if found.get(kind) == value:
+        return found
     inner = (_bounds(a, kind, value) for a in get_args(annotation) if a is not Ellipsis)
-    return next(filter(None, inner), {kind: value} if get_origin(annotation) is None else {})
+    return next(filter(None, inner), {})
 
 
-def _has(metadata: Any, kind: str) -> bool:
-    return isinstance(getattr(metadata, kind, None), int | float)
+def _stated(metadata: Any) -> Iterator[tuple[str, float]]:
+    """The bounds that a part of an annotation states."""
+    bounds = ((kind, getattr(metadata, kind, None)) for kind in BOUNDS)
+    yield from ((kind, bound) for kind, bound in bounds if isinstance(bound, int | float))
 
 
 def _range(bounds: dict[str, float]) -> str:
     """`lie in 0 … 1`, `be at least 1`, `be above 0 and at most 1`."""
     if bounds.keys() == {"ge", "le"}:
         return f"lie in {bounds['ge']} … {bounds['le']}"
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return "be " + " and ".join(f"{word} {bounds[kind]}" for kind, word in words.items() if kind in bounds)
+    return "be " + " and ".join(f"{word} {bounds[kind]}" for kind, word in BOUNDS.items() if kind in bounds)
 
 
 # ---- parameters that must fit together ----------------------------------------------------------------------
 
+Values = Mapping[str, Any]
 
-def conflicts(values: Mapping[str, Any], declared: Mapping[str, Any], written: Collection[str]) -> Iterator[str]:
+
+def conflicts(values: Values, declared: Mapping[str, Any], written: Collection[str]) -> Iterator[str]:
     """Parameters that do not fit together as their method declares, see ddpm/methods.py.
 
     written: those that were set on purpose, whatever to; only of them can one be too many.
     """
-    for low, how, high in declared.get("ordered") or ():
-        if values[low] > values[high] or (how == "<" and values[low] == values[high]):
-            wanted = {"<=": "at most", "<": "below"}[how]
-            yield f"{low}: {values[low]}; it must be {wanted} {high}, {values[high]}"
-    for name, use in (declared.get("uses") or {}).items():
+    for rule, mistakes in RULES.items():
+        if found := declared.get(rule):
+            yield from mistakes(values, found, written)
+
+
+def _ordered(values: Values, pairs: Iterable[tuple[str, str, str]], _: Collection[str]) -> Iterator[str]:
+    for low, how, high in pairs:
+        right, words = ORDERS[how]
+        if not right(values[low], values[high]):
+            yield f"{low}: {values[low]}; it must be {words} {high}, {values[high]}"
+
+
+def _uses(values: Values, users: Mapping[str, str], written: Collection[str]) -> Iterator[str]:
+    for name, use in users.items():
         if name in written and not (use and values[use]):
             yield unused(name, values[name], f"{use} above 0" if use else "")
-    for name, others in (declared.get("instead") or {}).items():
+
+
+def _instead(values: Values, others: Mapping[str, Sequence[str]], written: Collection[str]) -> Iterator[str]:
+    for name, replaced in others.items():
         if values[name] is not None:
-            yield from (unused(n, values[n], "", f"{name} {values[name]!r}") for n in others if n in written)
-    for name, factor in declared.get("multiples") or ():
+            yield from (unused(n, values[n], "", f"{name} {values[name]!r}") for n in replaced if n in written)
+
+
+def _multiples(values: Values, pairs: Iterable[tuple[str, str]], _: Collection[str]) -> Iterator[str]:
+    for name, factor in pairs:
         if values[name] % values[factor]:
             yield f"{name}: {values[name]}; it must be a multiple of {factor}, {values[factor]}"
-    for names in declared.get("paired") or ():
-        counts = [len(values[name]) for name in names]
-        if len(set(counts)) > 1:
-            said = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
+
+
+def _paired(values: Values, lists: Iterable[Sequence[str]], _: Collection[str]) -> Iterator[str]:
+    for names in lists:
+        counts = {name: len(values[name]) for name in names}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{count} {name}" for name, count in counts.items())
             yield f"{names[0]}: {said}; it must be one of each"
-    for name in declared.get("shares") or ():
+
+
+def _shares(values: Values, lists: Iterable[str], _: Collection[str]) -> Iterator[str]:
+    for name in lists:
         if abs(sum(values[name]) - 1) > 1e-9:
             yield f"{name}: {list(values[name])} sum to {sum(values[name]):g}; it must be 1"
-    for name, entries, factor, heads in declared.get("attended") or ():
+
+
+def _attended(values: Values, lists: Iterable[tuple[str, str, str, int]], _: Collection[str]) -> Iterator[str]:
+    for name, entries, factor, heads in lists:
+        widths = [values[factor] * entry for entry in values[entries]]
         for index in values[name]:
-            count = len(values[entries])
-            if index >= count:
-                yield f"{name}: {index}; it must be below {count}, the number of {entries}"
-            elif (width := values[factor] * values[entries][index]) % heads:
+            if index >= len(widths):
+                yield f"{name}: {index}; it must be below {len(widths)}, the number of {entries}"
+            elif widths[index] % heads:
                 yield (
-                    f"{name}: {index}, where there are {width} channels ({factor} {values[factor]} × {entries} "
+                    f"{name}: {index}, where there are {widths[index]} channels ({factor} {values[factor]} × {entries} "
                     f"{values[entries][index]}); {heads} heads share them evenly: it must be a multiple of {heads}"
                 )
+
+
+# What a method may declare of its parameters (ddpm/methods.py, ddpm/networks/network.py) → what breaks it.
+RULES: dict[str, Callable[[Values, Any, Collection[str]], Iterator[str]]] = {
+    "ordered": _ordered,
+    "uses": _uses,
+    "instead": _instead,
+    "multiples": _multiples,
+    "paired": _paired,
+    "shares": _shares,
+    "attended": _attended,
+}
 
 
 def unmet(names: Mapping[str, str], needs: Mapping[str, Mapping[str, str]]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Reading and checking a configuration: schema and cross-checks, all mistakes at once. No torch."""
 
 import copy
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from ddpm.errors import UserError
 from ddpm.pipeline import project
 from ddpm.pipeline.checks import ConfigError, mistakes
 from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.refusals import messages
 from ddpm.pipeline.registry import located, readable, settled
 
 SCHEMA = project.find("workflow/schemas/config.schema.yaml")
@@ -118,59 +118,6 @@ def prune(config: dict) -> dict:
     return {k: prune(v) if isinstance(v, dict) else v for k, v in config.items() if v is not None}
 
 
-def _shown(value: object) -> str:
-    """A value in a message."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _messages(error: Any) -> Iterator[str]:
-    """One line for every mistake behind a ValidationError of jsonschema: where, what was found, what would be right."""
-    where = ""
-    for part in error.absolute_path:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    prefix = f"{where}: " if where else ""
-    rule, value, found = error.validator, error.validator_value, error.instance
-    if rule == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        for extra in (k for k in found if k not in known):
-            close = difflib.get_close_matches(str(extra), known, 1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
-            name = str(extra) if str(extra).isprintable() else repr(extra)
-            yield f"{where}.{name}: unknown key{hint}" if where else f"{name}: unknown key{hint}"
-    elif rule == "anyOf":
-        keys = " or ".join(repr(key) for option in value for key in option["required"])
-        yield f"{prefix}the key {keys} is missing"
-    elif rule == "required":
-        for missing in (k for k in value if k not in found):
-            yield f"{prefix}the key {missing!r} is missing"
-    elif rule == "type" and isinstance(found, int | float) and not isinstance(found, bool) and value == "number":
-        yield f"{prefix}{_shown(found)}; it must be a finite number"
-    elif rule == "type":
-        hint = ""
-        if isinstance(found, str) and value == "number":
-            hint = " (YAML reads 2e-4 as text: write 2.0e-4)"
-        elif isinstance(found, str) and value == "integer" and "e" in found:
-            hint = " (YAML reads 1e3 as text: write 1000)"
-        elif isinstance(found, bool) and value == "string":
-            hint = " (YAML reads on, off, yes and no as true and false: quote them)"
-        yield f"{prefix}{_shown(found)} is of type {type(found).__name__}; it must be {value}{hint}"
-    elif rule is None:  # a key that a job has, and a configuration must not
-        yield f"{where}.modules: {_shown(found)}; files of methods are named at the top level, under methods"
-    elif rule == "enum":
-        yield f"{prefix}{_shown(found)}; it must be one of {', '.join(map(str, value))}"
-    elif rule == "pattern" and where == "results":
-        yield f"{prefix}{_shown(found)}; it must be a folder below this one, such as results/mine"
-    elif rule == "pattern":
-        hint = "it takes 1 to 64 letters, digits, '.', '_', '-', the first of them a letter or digit"
-        yield f"{prefix}{_shown(found)} cannot be part of a path; {hint}"
-    elif rule == "uniqueItems":
-        twice = next(v for i, v in enumerate(found) if v in found[:i])
-        yield f"{prefix}{_shown(found)}; its values must be unique, and {twice!r} stands there twice"
-    else:
-        yield f"{prefix}{error.message if len(error.message) <= 300 else error.message[:297] + '...'}"
-
-
 def _is_integer(_: object, value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -186,10 +133,10 @@ def _is_number(_: object, value: object) -> bool:
 def _floats(config: dict, schema: dict) -> dict:
     """Whole numbers as floats where the schema declares a number, so that 1 and 1.0 are one job."""
     sections = {}
-    for name in (n for n in ("training", "classifier", "autoencoder") if n in config):
+    for name in config.keys() & {"training", "classifier", "autoencoder"}:
         declared = schema["properties"][name]["properties"]
-        real = {k for k, v in declared.items() if v.get("type") == "number" or v.get("$ref") == "#/$defs/positive"}
-        sections[name] = {k: float(v) if k in real else v for k, v in config[name].items()}
+        real = [k for k, v in declared.items() if "number" in v.values() or "#/$defs/positive" in v.values()]
+        sections[name] = config[name] | {k: float(config[name][k]) for k in real if k in config[name]}
     return config | sections
 
 
@@ -219,7 +166,7 @@ def check(config: dict, *more: Callable[[dict], Iterator[str]]) -> Grid:
     types = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _is_integer, "number": _is_number})
     validator = validators.extend(Draft202012Validator, type_checker=types)(schema)
     errors = sorted(validator.iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
-    found = [message for e in errors for message in _messages(e)]
+    found = [message for e in errors for message in messages(e)]
     rest = _blank(config, errors)
     rest, unreadable = readable(rest)
     rest, found = located(rest), found + unreadable
