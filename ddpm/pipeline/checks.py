@@ -2,27 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, product
+from typing import Any
 
 from ddpm import terminal
 from ddpm.errors import UserError
-from ddpm.parameters import cast, conflicts, unmet, unused
 from ddpm.pipeline import averages, cascades, measures, spaces
-from ddpm.pipeline.declarations import MethodSource, describe, found_in
-from ddpm.pipeline.registry import (
-    AXES,
-    KINDS,
-    PARTS,
-    SHARED,
-    Files,
-    complete,
-    composed,
-    files_of,
-    key_of,
-    known,
-    parts_of,
-    settled,
-    source_of,
-)
+from ddpm.pipeline.method_checks import of_files, of_value
+from ddpm.pipeline.registry import AXES, complete, files_of, known, settled, source_of
 
 
 class ConfigError(UserError):
@@ -52,33 +38,35 @@ def mistakes(config: dict, malformed: bool = False, more: Iterable[Iterator[str]
 def _checks(config: dict) -> Iterator[Iterator[str]]:
     """Every check by itself."""
     files = files_of(config)
-    yield _of_files(files)
+    yield of_files(files)
     for axis, section in AXES.items():
-        values = config.get(section)
-        for name, value in values.items() if isinstance(values, dict) else ():
-            where = f"{section}.{name}"
-            yield _of_objective(where, value, files) if axis == "objective" else _of_method(where, axis, value, files)
+        for name, value in _held(config, section, dict).items():
+            yield of_value(f"{section}.{name}", axis, value, files)
     if "network" in config:
-        yield _of_method("network", "network", config["network"], files)
+        yield of_value("network", "network", config["network"], files)
     yield _of_networks(config)
     yield _of_data(config)
     yield _of_spaces(config)
     yield _of_points(config)
     yield _of_labels(config)
     yield _of_fidelity(config)
-    schedules = config.get("schedules")
-    for name in schedules if isinstance(schedules, dict) else ():
+    for name in _held(config, "schedules", dict):
         yield _of_end(config, name)
     yield from of_counts(config, {})
     yield _of_training(config)
     yield averages.mistakes(config)
     yield _of_weights(config)
     yield _of_results(config)
-    blocks = config.get("grid")
-    for i, block in enumerate(blocks) if isinstance(blocks, list) else ():
+    for i, block in enumerate(_held(config, "grid", list)):
         yield _of_block(f"grid[{i}]", config, block)
     yield _of_guides(config)
     yield _of_pairs(config)
+
+
+def _held(config: dict, key: str, kind: type[dict] | type[list]) -> Any:
+    """What stands under a key of the configuration; nothing where that is not of its kind."""
+    found = config.get(key)
+    return found if isinstance(found, kind) else kind()
 
 
 def given(config: dict) -> set[str]:
@@ -126,21 +114,25 @@ def _of_points(config: dict) -> Iterator[str]:
             yield f"{where}.space: 'latent' {points}: it must be points"
         if value["method"] not in fitting:
             yield f"{where}.method: {value['method']!r} {points}: it must be {' or '.join(fitting)}"
+    for where, value in _guidances(config):
+        if value["method"] == "classifier":
+            yield f"{where}.method: the guide of 'classifier' {points}: it must be none or cfg"
+
+
+def _guidances(config: dict) -> Iterator[tuple[str, dict]]:
+    """Where a guidance stands that a block names, and what stands there."""
     used = {name for block in config["grid"] for name in block["guidance"]}
-    for name, value in config["guidances"].items():
-        if name in used and value["method"] == "classifier":
-            yield f"guidances.{name}.method: the guide of 'classifier' {points}: it must be none or cfg"
+    yield from ((f"guidances.{name}", value) for name, value in config["guidances"].items() if name in used)
 
 
 def _of_labels(config: dict) -> Iterator[str]:
     """What only labelled data can be used with."""
     if (there := given(config)) and "labels" not in there:
-        used = {name for block in config["grid"] for name in block["guidance"]}
-        for name, value in config["guidances"].items():
+        for where, value in _guidances(config):
             attributes = source_of("guidance", value).attributes
-            if name in used and (attributes["guide"] or attributes["labels"] == "conditional"):
+            if attributes["guide"] or attributes["labels"] == "conditional":
                 takes = f"{value['method']!r} takes labels, and data.name {config['data']['name']!r} has none"
-                yield f"guidances.{name}.method: {takes}: it must be none"
+                yield f"{where}.method: {takes}: it must be none"
 
 
 def _of_fidelity(config: dict) -> Iterator[str]:
@@ -151,7 +143,7 @@ def _of_fidelity(config: dict) -> Iterator[str]:
 
 def _of_data(config: dict) -> Iterator[str]:
     files = files_of(config)
-    yield from _of_method("data", "dataset", config["data"], files)
+    yield from of_value("data", "dataset", config["data"], files)
     if source := known("dataset", files).get(config["data"]["name"]):
         name, spaces = source.attributes["space"]["method"], known("space", files)
         if name not in spaces:
@@ -263,23 +255,26 @@ def _of_block(where: str, config: dict, block: dict) -> Iterator[str]:
 
 def _of_guides(config: dict) -> Iterator[str]:
     """Guidances whose other network is none of the configuration's, or the one that it would guide."""
-    config = settled(config)
-    networks, found = config["networks"], dict[str, None]()
+    config, found = settled(config), dict[str, None]()
     for block in config["grid"]:
         for name in block["guidance"]:
             value = config["guidances"][name]
-            if "guide_network" not in source_of("guidance", value).parameters:
-                continue
-            by, where = value.get("guide_network", ""), f"guidances.{name}.guide_network"
-            if by not in networks:
-                found[f"{where}: {by!r} is not defined under networks; defined are {', '.join(networks)}"] = None
-            elif by in block["network"]:
-                found[f"{where}: {by!r} cannot guide itself; it must be another network than those of its blocks"] = (
-                    None
-                )
-            elif len({cascades.kind(networks[n]) for n in (by, *block["network"])}) > 1:
-                found[f"{where}: {by!r} is of another space than networks of its blocks; it must be of theirs"] = None
+            if "guide_network" in source_of("guidance", value).parameters:
+                by = value.get("guide_network", "")
+                if wrong := _wrong_guide(by, block["network"], config["networks"]):
+                    found[f"guidances.{name}.guide_network: {by!r} {wrong}"] = None
     yield from found
+
+
+def _wrong_guide(by: str, guided: list[str], networks: dict[str, dict]) -> str:
+    """Why a network cannot guide these ones; empty where it can."""
+    if by not in networks:
+        return f"is not defined under networks; defined are {', '.join(networks)}"
+    if by in guided:
+        return "cannot guide itself; it must be another network than those of its blocks"
+    if len({cascades.kind(networks[name]) for name in (by, *guided)}) > 1:
+        return "is of another space than networks of its blocks; it must be of theirs"
+    return ""
 
 
 def _of_pairs(config: dict) -> Iterator[str]:
@@ -307,93 +302,12 @@ def _of_lengths(where: str, config: dict, block: dict) -> Iterator[str]:
             yield f"{where}: sampler {sampler!r} takes {wanted} sampling steps, schedule {schedule!r} has T = {total}"
 
 
-def _of_files(files: Files) -> Iterator[str]:
-    """Files of methods that are not there, cannot be read, or declare no method, or one of a name that is taken."""
-    if not files:
-        return
-    places = {(kind, name): source.place for kind in KINDS for name, source in known(kind).items()}
-    for file in files:
-        found = 0
-        for kind, (_, base) in KINDS.items():
-            for name, module, cls in found_in(file, base):
-                place, found = describe(module, cls).place, found + 1
-                if (taken := places.setdefault((kind, name), place)) != place:
-                    yield f"methods: the {kind} {name!r} stands in {taken} and in {place}; give one another name"
-        if not found:
-            yield f"methods: {file} declares no method; one is a class below {', '.join(b for _, b in KINDS.values())}"
-
-
-def _of_method(where: str, axis: str, value: dict, files: Files) -> Iterator[str]:
-    """What is wrong with one method and its parameters."""
-    key, choices = key_of(axis), known(axis, files)
-    if value[key] is None:  # reported by the schema
-        return
-    if value[key] not in choices:
-        yield f"{where}.{key}: {value[key]!r} is unknown; known are {', '.join(choices)}"
-        return
-    method = choices[value[key]]
-    given = {k: v for k, v in value.items() if k not in (key, "modules", *SHARED.get(axis, ()))}
-    found = []
-    for name in (n for n in given if n not in method.parameters):
-        others = [other for other, source in choices.items() if name in source.parameters]
-        have = f"{others[0]} and others have" if len(others) > 1 else f"{''.join(others)} has"
-        hint = f" of {value[key]} ({have} it; null takes back what an earlier file says)"
-        found.append(f"{name}: unknown key{hint if others else ''}; known are {', '.join(method.parameters) or 'none'}")
-    yield from (f"{where}.{mistake}" for mistake in _of_parameters(method, given, found))
-
-
-def _of_parameters(method: MethodSource, given: dict, found: list[str]) -> list[str]:
-    """What was found before, and what is wrong with the parameters themselves."""
-    values = {}
-    for name, parameter in method.parameters.items():
-        try:
-            values[name] = cast(name, parameter.annotation, given.get(name, parameter.default))
-        except ValueError as e:
-            missing = parameter.required and name not in given
-            found.append(f"{name}: the key is missing" if missing else str(e))
-    return found or list(conflicts(values, method.attributes, given))
-
-
-def _of_objective(where: str, value: dict, files: Files) -> Iterator[str]:
-    """What is wrong with an objective: its components, parameters that none of them has, and their values."""
-    if value["target"] is None:  # reported by the schema
-        return
-    everything = {part: known(part, files) for part in PARTS}
-    unknown = [p for p in PARTS if p in value and not (isinstance(value[p], str) and value[p] in everything[p])]
-    for part in unknown:
-        yield f"{where}.{part}: {value[part]!r} is unknown; known are {', '.join(everything[part])}"
-    if unknown:
-        return
-    parts = parts_of(value, files)
-    names = {part: source.attributes["method"] for part, source in parts.items()}
-    source, found = composed(value, files), []
-    for name in (n for n in value if n not in source.parameters and n != "modules"):
-        users = {f"{part} {n}": s for part in PARTS for n, s in everything[part].items() if name in s.parameters}
-        if not users:
-            found.append(f"{name}: unknown key; known are {', '.join(source.parameters)}")
-            continue
-        try:
-            shown = cast(name, next(iter(users.values())).parameters[name].annotation, value[name])
-        except ValueError as e:
-            found.append(str(e))
-            continue
-        replacing = [
-            f"{part} {names[part]}" for part in PARTS if name in (parts[part].attributes.get("replaces") or ())
-        ]
-        found.append(unused(name, shown, ", or ".join(users), " and ".join(replacing)))
-    needs = {part: source.attributes.get("needs") or {} for part, source in parts.items()}
-    found += unmet(names, needs)
-    yield from (
-        f"{where}.{m}" for m in _of_parameters(source, {k: v for k, v in value.items() if k != "modules"}, found)
-    )
-
-
 def incompatibility(values: dict[str, dict]) -> str:
     """Why these axis values cannot work together, as the methods declare it; empty where they can."""
     declared = {axis: source_of(axis, value) for axis, value in values.items()}
     full = {axis: complete(declared[axis], value) | declared[axis].attributes for axis, value in values.items()}
-    for axis in values:
-        for other, parameter, wanted, reason in declared[axis].attributes.get("requires") or ():
+    for source in declared.values():
+        for other, parameter, wanted, reason in source.requires:
             if other in full and full[other].get(parameter) != wanted:
                 return reason
     return ""

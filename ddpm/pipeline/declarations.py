@@ -6,6 +6,7 @@ offer, and what their module assigns from these.
 
 import ast
 import builtins
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -59,6 +60,21 @@ class MethodSource:
         return [self.module] if self.module.endswith(".py") else []
 
     @property
+    def requires(self) -> tuple[tuple[str, str, object, str], ...]:
+        """What it needs of other axes: axis, parameter, value and reason."""
+        return self.attributes.get("requires") or ()
+
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Parameters of other components of an objective that have no effect beside it."""
+        return self.attributes.get("replaces") or ()
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """Component of an objective → the one that it can only be used with."""
+        return self.attributes.get("needs") or {}
+
+    @property
     def place(self) -> str:
         """Where it stands, in a message."""
         return f"{self.module}: {self.name}" if self.modules else f"{self.module}.{self.name}"
@@ -78,15 +94,20 @@ class _Scope(dict):
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 return _evaluated(node.value, self.module)
         elif name in source.imports:
-            module, symbol = source.imports[name]
-            if module in LIGHT or module.split(".")[0] in LIGHT:
-                found = import_module(module)
-                return getattr(found, symbol) if symbol else found
-            if is_ours(module) and (there := resolve(module, [symbol])):
-                return _Scope(there[0])[there[1]]
+            return _imported(name, *source.imports[name])
         elif hasattr(builtins, name):
             return getattr(builtins, name)
         raise NameError(name)
+
+
+def _imported(name: str, module: str, symbol: str) -> Any:
+    """What a name stands for that is imported from one of `LIGHT`, or that one of our modules defines."""
+    if module in LIGHT or module.split(".")[0] in LIGHT:
+        found = import_module(module)
+        return getattr(found, symbol) if symbol else found
+    if is_ours(module) and (there := resolve(module, [symbol])):
+        return _Scope(there[0])[there[1]]
+    raise NameError(name)
 
 
 def _evaluated(node: ast.expr, module: str) -> Any:
@@ -147,34 +168,42 @@ def describe(module: str, cls: str) -> MethodSource:
     fields: dict[str, Field] = {}
     attributes: dict[str, Any] = {}
     for where, node in lineage(module, cls):
-        for item in node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                name, kind = item.target.id, item.annotation
-                if _dotted(kind.value if isinstance(kind, ast.Subscript) else kind)[-1:] == ["ClassVar"]:
-                    attributes[name] = _literal(item.value)
-                else:
-                    fields[name] = Field(where, f"{node.name}.{name}", kind, item.value)
-            elif isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
-                name, value = item.targets[0].id, _literal(item.value)
-                # Mappings add to those of the base class.
-                attributes[name] = attributes.get(name, {}) | value if isinstance(value, dict) else value
-            elif isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                for argument, default in zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True):
-                    kind = argument.annotation or ast.Name("Unannotated", ast.Load())
-                    fields[argument.arg] = Field(where, f"{node.name}({argument.arg})", kind, default)
+        for name, kind, value in _assigned(node):
+            if kind is None:
+                literal = _literal(value)  # mappings add to those of the base class
+                attributes[name] = attributes.get(name, {}) | literal if isinstance(literal, dict) else literal
+            elif _dotted(kind.value if isinstance(kind, ast.Subscript) else kind)[-1:] == ["ClassVar"]:
+                attributes[name] = _literal(value)
+            else:
+                fields[name] = Field(where, f"{node.name}.{name}", kind, value)
+        fields |= _arguments(where, node)
     summary = (ast.get_docstring(node) or "").split("\n")[0]
     return MethodSource(module, cls, fields, attributes, summary)
 
 
+def _assigned(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None, ast.expr | None]]:
+    """Name, annotation and value of every assignment in the body of a class."""
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            yield item.target.id, item.annotation, item.value
+        elif isinstance(item, ast.Assign):
+            yield from ((target.id, None, item.value) for target in item.targets if isinstance(target, ast.Name))
+
+
+def _arguments(where: str, node: ast.ClassDef) -> dict[str, Field]:
+    """What the constructor of a class takes by keyword alone."""
+    found = {}
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            for argument, default in zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True):
+                kind = argument.annotation or ast.Name("Unannotated", ast.Load())
+                found[argument.arg] = Field(where, f"{node.name}({argument.arg})", kind, default)
+    return found
+
+
 def _method_name(node: ast.ClassDef) -> str:
     """The name that a class gives itself by `method = "..."` in its own body; empty where it gives none."""
-    for item in node.body:
-        if not isinstance(item, ast.Assign | ast.AnnAssign):
-            continue
-        targets = item.targets if isinstance(item, ast.Assign) else [item.target]
-        if any(isinstance(t, ast.Name) and t.id == "method" for t in targets):
-            return str(_literal(item.value) or "")
-    return ""
+    return str(next((_literal(value) for name, _, value in _assigned(node) if name == "method"), None) or "")
 
 
 @cache

@@ -85,22 +85,34 @@ def mistakes(fidelity: dict, name: str, there: set[str], files: Files) -> Iterat
     if listed != "all" and not isinstance(listed, list):
         yield f"fidelity.metrics: {listed!r}; it must be all, or a list of some of {', '.join(declared)}"
         return
-    for metric in listed if isinstance(listed, list) else ():
-        lacking = [want for want in declared.get(metric, {"wants": ()})["wants"] if want not in there]
-        if metric not in declared:
-            yield f"fidelity.metrics: {metric!r} is unknown; known are {', '.join(declared)}"
-        elif lacking:
-            yield f"fidelity.metrics: {metric!r} wants {' and '.join(lacking)}, which data.name {name!r} does not give"
-    if "fid" not in listed and isinstance(listed, list):
-        yield "fidelity.metrics: 'fid' is missing; every table has it, to tell samples from noise"
-    made = extractors(files)
+    if listed != "all":
+        yield from (f"fidelity.metrics: {mistake}" for mistake in _of_metrics(listed, declared, name, there))
     extractor = fidelity["extractor"]
-    if extractor not in made:
-        yield f"fidelity.extractor: {extractor!r} is unknown; known are {', '.join(made)}"
+    yield from (f"fidelity.extractor: {extractor!r} {why}" for why in _unfit(extractor, extractors(files), name, there))
+
+
+def _lacking(declared: dict, there: set[str]) -> list[str]:
+    """What a metric or extractor wants and is not there."""
+    return [want for want in declared["wants"] if want not in there]
+
+
+def _of_metrics(listed: list[str], declared: dict[str, dict], name: str, there: set[str]) -> Iterator[str]:
+    for metric in listed:
+        if metric not in declared:
+            yield f"{metric!r} is unknown; known are {', '.join(declared)}"
+        elif lacking := _lacking(declared[metric], there):
+            yield f"{metric!r} wants {' and '.join(lacking)}, which data.name {name!r} does not give"
+    if "fid" not in listed:
+        yield "'fid' is missing; every table has it, to tell samples from noise"
+
+
+def _unfit(extractor: str, declared: dict[str, dict], name: str, there: set[str]) -> Iterator[str]:
+    if extractor not in declared:
+        yield f"is unknown; known are {', '.join(declared)}"
         return
-    lacking = [want for want in made[extractor]["wants"] if want not in there]
-    others, where = " or ".join(possible(made, there)), f"fidelity.extractor: {extractor!r}"
-    if "images" in lacking:
-        yield f"{where} takes images, and data.name {name!r} gives points: it must be {others}"
-    if "classifier" in lacking:
-        yield f"{where} learns labels, and data.name {name!r} has none: it must be {others}"
+    why = {
+        "images": f"takes images, and data.name {name!r} gives points",
+        "classifier": f"learns labels, and data.name {name!r} has none",
+    }
+    lacking, others = _lacking(declared[extractor], there), " or ".join(possible(declared, there))
+    yield from (f"{text}: it must be {others}" for want, text in why.items() if want in lacking)

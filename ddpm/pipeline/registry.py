@@ -1,9 +1,8 @@
 """What methods there are, ours and those in files of the user's own, as their sources declare them. No torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +86,15 @@ class ObjectiveSource(MethodSource):
 
     parts: dict[str, MethodSource] = field(default_factory=dict)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Part → the name of the component."""
+        return {part: source.attributes["method"] for part, source in self.parts.items()}
+
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
-        replaced = {name for source in self.parts.values() for name in source.attributes.get("replaces") or ()}
-        found = {part: Parameter(str, source.attributes["method"]) for part, source in self.parts.items()}
+        replaced = {name for source in self.parts.values() for name in source.replaces}
+        found = {part: Parameter(str, name) for part, name in self.names.items()}
         for source in self.parts.values():
             found |= {k: p for k, p in source.parameters.items() if k not in replaced | found.keys()}
         return found
@@ -105,7 +109,7 @@ def composed(objective: dict, files: Files) -> ObjectiveSource:
 @cache
 def _composed(names: tuple[str, ...], classes: tuple[tuple[str, str], ...]) -> ObjectiveSource:
     parts = {name: describe(*cls) for name, cls in zip(names, classes, strict=True)}
-    pairs = tuple(pair for source in parts.values() for pair in source.attributes.get("requires") or ())
+    pairs = tuple(pair for source in parts.values() for pair in source.requires)
     return ObjectiveSource("ddpm.objectives", "Objective", {}, {"requires": pairs}, parts=parts)
 
 
@@ -121,12 +125,23 @@ def classes(axis: str, value: dict) -> Iterator[tuple[str, str]]:
     axis: one of `AXES`, "dataset", or "model": what of an objective has a part in sampling and evaluation.
     """
     files = tuple(value.get("modules", ()))
-    if axis in ("objective", "model"):
+    if axis == "model":
         parts = parts_of(value, files)
-        found = [s for part, s in parts.items() if axis == "objective" or part in ("target", "variance")]
+        found = [parts["target"], parts["variance"]]
     else:
-        found = [known(axis, files)[value[key_of(axis)]]]
+        found = _sources(axis, value, files)
     yield from ((source.module, source.name) for source in found)
+
+
+def _sources(axis: str, value: dict, files: Files) -> list[MethodSource]:
+    """What an axis's value, the network or the data are made of: an objective of its components, all else of one
+    method."""
+    return list(parts_of(value, files).values()) if axis == "objective" else [known(axis, files)[value[key_of(axis)]]]
+
+
+def _places(sources: Iterable[MethodSource]) -> list[str]:
+    """The files of the user's own that declare these methods."""
+    return list(dict.fromkeys(file for source in sources for file in source.modules))
 
 
 def located(config: dict) -> dict:
@@ -137,13 +152,12 @@ def located(config: dict) -> dict:
 
     def modules(axis: str, value: Any) -> Any:
         try:
-            parts = axis == "objective"
-            own = list(parts_of(value, files).values()) if parts else [known(axis, files)[value[key_of(axis)]]]
+            own = _sources(axis, value, files)
         except (AttributeError, LookupError, TypeError):  # a mistake, which the checks report
             return value
         if axis == "dataset":  # and the space that it names
             own += [s for name, s in known("space", files).items() if name == own[0].attributes["space"]["method"]]
-        named = list(dict.fromkeys(file for source in own for file in source.modules))
+        named = _places(own)
         return value | ({"modules": named} if named else {})
 
     sections = {
@@ -159,10 +173,10 @@ def located(config: dict) -> dict:
 
 def _measuring(fidelity: dict, files: Files) -> list[str]:
     """The files of the user's own that declare what a section `fidelity` asks for: metrics, and the extractor."""
-    listed, extractor = fidelity.get("metrics", "all"), fidelity.get("extractor")
-    sources = [s for name, s in known("metric", files).items() if listed == "all" or name in (listed or ())]
-    sources += [s for name, s in known("extractor", files).items() if name == extractor]
-    return list(dict.fromkeys(file for source in sources for file in source.modules))
+    metrics, listed = known("metric", files), fidelity.get("metrics", "all")
+    asked = [name for name in metrics if listed == "all" or name in (listed or ())]
+    extractor = known("extractor", files).get(fidelity.get("extractor", ""))
+    return _places([*(metrics[name] for name in asked), *filter(None, [extractor])])
 
 
 def settled(config: dict) -> dict:
@@ -177,11 +191,16 @@ def settled(config: dict) -> dict:
     blocks = [{"network": [first]} | block for block in config["grid"]]
     for block in blocks:
         if lengths := block.pop("ema", None):
-            of = product(block["network"], lengths)
-            made = {f"{name}-ema{length}": networks.get(name, {}) | {"of": name, "ema": length} for name, length in of}
-            networks |= {name: value for name, value in made.items() if value["of"] in networks}
-            block["network"] = [name if value["of"] in networks else value["of"] for name, value in made.items()]
+            made = {n: _averages(n, networks[n], lengths) for n in block["network"] if n in networks}
+            for averages in made.values():
+                networks |= averages
+            block["network"] = [average for name in block["network"] for average in made.get(name, (name,))]
     return config | {"network": first, "networks": networks, "grid": blocks}
+
+
+def _averages(name: str, network: dict, lengths: list[float]) -> dict[str, dict]:
+    """The networks that are averages of these lengths of what a network is trained to, by name."""
+    return {f"{name}-ema{length}": network | {"of": name, "ema": length} for length in lengths}
 
 
 def key_of(axis: str) -> str:

@@ -49,15 +49,16 @@ def _parameter(parameter: Parameter) -> dict:
 def _objective(files: Files) -> dict:
     """An objective: its components, and their parameters where one that declares them is chosen."""
     properties, rules = {}, []
-    components = [(part, name, source) for part in PARTS for name, source in known(part, files).items()]
+    users: dict[str, list[tuple[str, str, Parameter]]] = {}  # parameter → the components that have it
     for part in PARTS:
-        properties[part] = {
-            "oneOf": [{"const": name, "description": source.summary} for p, name, source in components if p == part]
-        }
-    for parameter in {k: None for *_, source in components for k in source.parameters}:
-        users = [(part, name, source) for part, name, source in components if parameter in source.parameters]
-        properties[parameter] = _parameter(users[0][2].parameters[parameter])
-        chosen = [{"required": [part], "properties": {part: {"const": name}}} for part, name, _ in users]
-        rules.append({"if": {"required": [parameter]}, "then": {"anyOf": chosen}})
+        sources = known(part, files)
+        properties[part] = {"oneOf": [{"const": name, "description": s.summary} for name, s in sources.items()]}
+        for name, source in sources.items():
+            for key, parameter in source.parameters.items():
+                users.setdefault(key, []).append((part, name, parameter))
+    for key, using in users.items():
+        properties[key] = _parameter(using[0][2])
+        chosen = [{"required": [part], "properties": {part: {"const": name}}} for part, name, _ in using]
+        rules.append({"if": {"required": [key]}, "then": {"anyOf": chosen}})
     form = {"type": "object", "properties": properties, "required": ["target"], "additionalProperties": False}
     return form | {"allOf": rules}

@@ -1,6 +1,6 @@
 """The spaces that networks work in: what is wrong with them, and with networks that do not fit the images. No torch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from ddpm.pipeline.registry import complete, source_of
 
@@ -20,27 +20,20 @@ def shape_in(network: dict, config: dict, shape: tuple[int, ...]) -> tuple[int, 
     return (settings["channels"], *(side // settings["factor"] for side in shape[1:]))
 
 
-def mistakes(config: dict, networks: Iterable[tuple[str, dict]], data: dict) -> Iterator[str]:
+def mistakes(config: dict, networks: Collection[tuple[str, dict]], data: dict) -> Iterator[str]:
     """Spaces that the data do not have, and an autoencoder that is missing or does not fit the images.
 
     networks: where each stands, and what stands there;  data: what the dataset declares (`checks.dataset_of`).
     """
-    own, shape, latent = data["space"]["method"], data["shape"], ""
+    own = data["space"]["method"]
     for where, value in networks:
-        space = value.get("space", own)
-        if space not in (own, LATENT):
+        if (space := value.get("space", own)) not in (own, LATENT):
             yield f"{where}.space: {space!r}; it must be {own}, the space of {config['data']['name']!r}, or {LATENT}"
-        elif is_latent(value):
-            latent = latent or where
-    if not latent:
-        return
-    if "autoencoder" not in config:
-        yield f"the key 'autoencoder' is missing: {latent}.space is {LATENT}"
-        return
-    factor = config["autoencoder"]["factor"]
-    if shape and len(shape) == 3 and any(side % factor for side in shape[1:]):
-        said = "it must divide the images' height and width"
-        yield f"autoencoder.factor: {factor}; {said}, {shape[1]} × {shape[2]}"
+    latent = [where for where, value in networks if is_latent(value)]
+    if latent and "autoencoder" not in config:
+        yield f"the key 'autoencoder' is missing: {latent[0]}.space is {LATENT}"
+    elif latent:
+        yield from _undivided("autoencoder.factor", config["autoencoder"]["factor"], data["shape"], "image")
 
 
 def patches(config: dict, networks: Iterable[tuple[str, dict]], images: tuple[int, ...] | None) -> Iterator[str]:
@@ -49,6 +42,10 @@ def patches(config: dict, networks: Iterable[tuple[str, dict]], images: tuple[in
         source = source_of("network", value)
         if (key := source.attributes["patched"]) and images and len(images) == 3:
             patch, shape = complete(source, value)[key], shape_in(value, config, images)
-            if any(side % patch for side in shape[1:]):
-                of = LATENT if is_latent(value) else "image"
-                yield f"{where}.{key}: {patch}; it must divide the {of}s' height and width, {shape[1]} × {shape[2]}"
+            yield from _undivided(f"{where}.{key}", patch, shape, LATENT if is_latent(value) else "image")
+
+
+def _undivided(key: str, factor: int, shape: tuple[int, ...] | None, of: str) -> Iterator[str]:
+    """A factor that does not divide height and width of images, or latents, of this shape; of points there are none."""
+    if shape and len(shape) == 3 and any(side % factor for side in shape[1:]):
+        yield f"{key}: {factor}; it must divide the {of}s' height and width, {shape[1]} × {shape[2]}"
