@@ -8,8 +8,8 @@ seen, network evaluations that were counted, the device that it ran on.
 
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import groupby
 
+from ddpm.pipeline.grid import Cell
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import external
 
@@ -22,24 +22,29 @@ def facts(results: Results) -> Facts:
     """Every finished row of the grid, and those of samples made elsewhere, with what its records say; of several seeds
     that differ, the values of all."""
     found: Facts = {}
-    cells = list(results.grid.runs.values())
-    unnamed = len({cell.network for cell in cells}) == 1
-    for row, of in groupby(sorted(cells, key=lambda cell: cell.row), key=lambda cell: cell.row):
-        each, seeds = [], []
-        for cell in of:
-            network = results.grid.network(cell).name
-            jobs = {"train": network, "sample": cell.name, "fidelity": cell.name}
-            records = {stage: results.valid(stage, name) for stage, name in jobs.items()}
-            if all(records.values()):
-                each.append(dict(_of_cell({stage: r for stage, r in records.items() if r})))
-                seeds.append(str(cell.seed))
-        if each:
-            values = {name: " and ".join(dict.fromkeys(of_seed[name] for of_seed in each)) for name in each[0]}
-            found["/".join(row[:-1] if unnamed else row)] = values | {"seeds": ", ".join(dict.fromkeys(seeds))}
+    unnamed = len({cell.network for cell in results.grid.runs.values()}) == 1
+    for row, cells in sorted(results.grid.rows.items()):
+        if values := _of_row(results, [cell for cell in cells if not cell.reason]):
+            found["/".join(row[:-1] if unnamed else row)] = values
     for name in results.external:
-        if not results.reasons("fidelity", name) and (record := results.record("fidelity", name)):
-            found[external(name)] = dict(_measured(record))
+        if not results.reasons("fidelity", name):
+            found[external(name)] = dict(_measured(results.known("fidelity", name)))
     return found
+
+
+def _of_row(results: Results, cells: list[Cell]) -> dict[str, str]:
+    """What the records of a row's seeds say, of those that are finished; empty where none is."""
+    each, seeds = [], dict[str, None]()
+    for cell in cells:
+        jobs = {"train": results.grid.network(cell).name, "sample": cell.name, "fidelity": cell.name}
+        records = {stage: record for stage, name in jobs.items() if (record := results.valid(stage, name))}
+        if len(records) == len(jobs):
+            each.append(dict(_of_cell(records)))
+            seeds[str(cell.seed)] = None
+    if not each:
+        return {}
+    values = {name: " and ".join(dict.fromkeys(of_seed[name] for of_seed in each)) for name in each[0]}
+    return values | {"seeds": ", ".join(seeds)}
 
 
 def _of_cell(records: dict[str, dict]) -> Iterator[tuple[str, str]]:
@@ -94,8 +99,10 @@ def text(found: Facts) -> str:
     lines += [f"  {name}: {value}" for name, value in shared.items()] or ["  nothing"]
     lines += ["", "differs:" if differing else "differs: nothing"]
     for heading, values in differing.items():
-        lines.append(f"  {heading}")
-        for i, (value, rows) in enumerate(values.items()):
-            most = i == 0 and len(rows) > 2
-            lines.append(f"    {value}: {f'the other {len(rows)} rows' if most else ', '.join(rows)}")
+        (most, of_most), *others = values.items()
+        lines += [
+            f"  {heading}",
+            f"    {most}: {f'the other {len(of_most)} rows' if len(of_most) > 2 else ', '.join(of_most)}",
+        ]
+        lines += [f"    {value}: {', '.join(rows)}" for value, rows in others]
     return "\n".join(lines)

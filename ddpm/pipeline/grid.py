@@ -133,6 +133,14 @@ class Grid:
         return {c.name: c for c in self.cells if not c.reason}
 
     @cached_property
+    def rows(self) -> dict[tuple[str, ...], list[Cell]]:
+        """The cells of every row of the table by the row's names, those that are not run included."""
+        found: dict[tuple[str, ...], list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault(cell.row, []).append(cell)
+        return found
+
+    @cached_property
     def baselines(self) -> list[str]:
         """The rows without a network that these data can have."""
         there = measures.possible(measures.baselines(), given(self.config) | self.autoencoder(self.latent).keys())
@@ -284,10 +292,10 @@ class Grid:
         """The configuration without the axis values that no block of the grid names, nor a guidance of one, and without
         the autoencoder where no network works in its latents."""
         found = {k: v for k, v in self.config.items() if k != "autoencoder" or self.latent}
+        named = {axis: {name for block in self.config["grid"] for name in block[axis]} for axis in AXES}
+        named["network"] |= {network.architecture for network in self.networks.values()}
         for axis, section in AXES.items():
-            named = {name for block in self.config["grid"] for name in block[axis]}
-            named |= {n.architecture for n in self.networks.values()} if axis == "network" else set()
-            found[section] = {name: value for name, value in self.config[section].items() if name in named}
+            found[section] = {name: value for name, value in self.config[section].items() if name in named[axis]}
         return found
 
     def model(self, name: str) -> dict:
@@ -342,6 +350,11 @@ class Grid:
     def jobs(self) -> list[Job]:
         """Every job of the grid but the aggregates, each after what it needs."""
         return [(stage, name) for stage, names in self.names.items() for name in names]
+
+    @cached_property
+    def every(self) -> list[Job]:
+        """Every job, the aggregates last."""
+        return [*self.jobs, *((aggregate, "") for aggregate in AGGREGATES)]
 
     def row(self, cell: Cell) -> list[Job]:
         """The jobs that a cell's row of the table comes from, each after what it needs."""

@@ -18,7 +18,7 @@ from ddpm.pipeline import fingerprints, history, locks, records
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import alone
 from ddpm.pipeline.stage import Job
-from ddpm.pipeline.stages import AGGREGATES, STAGES
+from ddpm.pipeline.stages import STAGES
 
 AGAIN = "the next run makes it again"
 
@@ -37,7 +37,7 @@ class Flaw:
 
 def flaws(results: Results) -> Iterator[Flaw]:
     """Hash all results of a grid, their tables and figures, and what was kept; set aside what is corrupt."""
-    jobs = [*results.grid.jobs, *((aggregate, "") for aggregate in AGGREGATES)]
+    jobs = results.grid.every
     total = sum(_bytes(results, *job) for job in jobs)
     # After a second, and on a terminal alone.
     with tqdm(total=total, desc="hash", unit="B", unit_scale=True, disable=None, delay=1, file=sys.stderr) as progress:
@@ -94,7 +94,7 @@ def _codes(results: Results) -> Iterator[Flaw]:
     """What the fingerprints stand for by which changes are named; what is wrong is written again at once."""
     grid, layout = results.grid, results.layout
     found: dict[str, Job] = {}
-    for job in [*grid.jobs, *((aggregate, "") for aggregate in AGGREGATES)]:
+    for job in grid.every:
         record = results.record(*job)
         if record and record["code"] == grid.job(*job)[1]:
             found.setdefault(record["code"], job)
@@ -114,18 +114,21 @@ def _codes(results: Results) -> Iterator[Flaw]:
 
 def _kept(results: Results) -> Iterator[Flaw]:
     """The results that were replaced: one that is not whole is never put back, and is set aside."""
-    layout = results.layout
-    for folder in sorted((layout.root / "replaced").rglob("*-*")):
-        kind, _, rest = folder.name.rpartition("-")
-        record = folder / f"{kind}.json"
-        within = folder.relative_to(layout.root / "replaced").parts[0].startswith("corrupt-")
-        if within or not re.fullmatch("[0-9a-f]{8}", rest) or not folder.is_dir():
+    layout, home = results.layout, results.layout.root / "replaced"
+    for folder in sorted(home.rglob("*-*")):
+        record = folder / f"{folder.name.rpartition('-')[0]}.json"
+        if folder.relative_to(home).parts[0].startswith("corrupt-") or not _holds(folder, record):
             continue
-        inside = list(folder.iterdir())
-        if inside and all(path.is_dir() for path in inside) and record not in inside:
-            continue  # a name that looks like it
-        place = layout.root / folder.parent.relative_to(layout.root / "replaced") / record.name
+        place = layout.root / folder.parent.relative_to(home) / record.name
         if bad := history.flaws(layout, record, place):
             where = history.aside(layout, folder)
             for path, why in bad.items():
                 yield Flaw(path, why, f"set aside in {where}; what would have been put back is computed instead")
+
+
+def _holds(folder: Path, record: Path) -> bool:
+    """Whether a result was kept in a folder, by its name, and by what is in it: not folders alone, and no record."""
+    if not re.fullmatch(".*-[0-9a-f]{8}", folder.name) or not folder.is_dir():
+        return False
+    inside = list(folder.iterdir())
+    return not inside or record in inside or not all(path.is_dir() for path in inside)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ddpm.errors import UserError
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import OtherFormat, damaged, read_record, sha256
+from ddpm.pipeline.records import OtherFormat, damaged, job_of, read_record, sha256
 
 
 def _link(old: Path, new: Path) -> None:
@@ -63,8 +63,7 @@ def flaws(layout: Layout, record: Path, place: Path) -> dict[Path, str]:
     """
     try:
         held = read_record(record)
-        of = held["stage"], held["job"].get("name", "")
-        if layout.record(*of) != place:
+        if layout.record(*(of := job_of(held))) != place:
             return {record: f"it is of {' '.join(of).strip()}"}
         found = damaged(record, held)
         return {Path(os.path.normpath(record.parent / name)): why for name, why in found.items()}

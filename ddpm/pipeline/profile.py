@@ -17,7 +17,7 @@ from time import strptime
 
 from ddpm.errors import UserError
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.records import read_record
+from ddpm.pipeline.records import job_of, read_record
 from ddpm.pipeline.stage import Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.status import duration
@@ -83,9 +83,9 @@ class Profile:
         for path in sorted(paths):
             with suppress(UserError, OSError):  # other JSON, or no valid record: `ddpm status` says why
                 record = read_record(path)
-                stage, name = record["stage"], record["job"].get("name", "")
-                if stage in STAGES and self.layout.record(stage, name) == path:
-                    yield (stage, name), record
+                job = job_of(record)
+                if job[0] in STAGES and self.layout.record(*job) == path:
+                    yield job, record
 
     def _batch(self, job: Job) -> str:
         """What Snakemake ran it with: the fidelities of one network are one job of Snakemake's."""
@@ -162,6 +162,15 @@ class Profile:
         return max(longest.values())
 
 
+def phases(jobs: Iterable[Spent]) -> dict[str, float]:
+    """Phase → the core-seconds that these jobs spent in it."""
+    found: dict[str, float] = defaultdict(float)
+    for job in jobs:
+        for phase, seconds in job.phases.items():
+            found[phase] += seconds * job.threads
+    return found
+
+
 def lines(found: Profile, most: int = 5) -> Iterable[str]:
     """`ddpm profile`."""
     jobs, wall, cores = list(found.jobs.values()), found.wall, found.cores
@@ -178,11 +187,7 @@ def lines(found: Profile, most: int = 5) -> Iterable[str]:
         return f"  {title:<16} {count:>5} {seconds:>10.1f} s {seconds / total:>6.1%}{'   ' + rest if rest else ''}"
 
     for stage, of in found.stages().items():
-        phases: dict[str, float] = defaultdict(float)
-        for job in of:
-            for phase, seconds in job.phases.items():
-                phases[phase] += seconds * job.threads
-        told = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items() if seconds >= 0.05)
+        told = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases(of).items() if seconds >= 0.05)
         yield row(stage, len(of), sum(job.core_seconds for job in of), told)
     yield row("loading packages", sum(job.loading > 0 for job in jobs), loading)
     yield row("the rest", "", total - computed - loading, "starting Python, Snakemake, and cores that waited")

@@ -12,6 +12,7 @@ import threading
 import time
 from calendar import timegm
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -68,8 +69,7 @@ class Progress:
 
     def __init__(self, results: Results, planned: Collection[Job] | None = None, places: int = 0):
         self.results, self.places, self.costs = results, places, Costs(results)
-        every = [*results.grid.jobs, *((name, "") for name in AGGREGATES)]
-        self.finished = {job: self._spent(job) for job in every if job not in results.todo}
+        self.finished = {job: self._spent(job) for job in results.grid.every if job not in results.todo}
         wanted = [job for job in results.todo if planned is None or job in planned]
         self.pending = {job: _stamp(results.layout.record(*job)) for job in wanted}
 
@@ -78,28 +78,30 @@ class Progress:
 
     def look(self) -> Look:
         """How far all is now."""
-        for job, before in list(self.pending.items()):
-            if _stamp(path := self.results.layout.record(*job)) in (before, None):
-                continue
-            try:
-                record = read_record(path)
-            except (UserError, OSError):
-                continue
-            self.finished[job] = float(record["costs"]["seconds"])
-            self.costs.learn(job, record)
-            del self.pending[job]
+        self._settle()
         live = [job for job in running(self.results) if job in self.pending]
         positions = {job: found for job in live if (found := self._position(job))}
-        since = {job: self._since(job) for job in live if job not in positions}
         paces = {job: left / (1 - share) for job, (share, left) in positions.items() if share < 1}
         rates = list(self._rates(paces))
         whole = {job: paces.get(job) or self._seconds(job, median(rates or [EVALUATION])) for job in self.pending}
-        left = whole | {job: seconds for job, (_, seconds) in positions.items()}
-        left |= {job: max(0.0, whole[job] - seconds) for job, seconds in since.items()}
+        left = whole | {
+            job: positions[job][1] if job in positions else max(0.0, whole[job] - self._since(job)) for job in live
+        }
         wait = max(sum(left.values()) / (self.places or len(live) or 1), self._chain(left)) if rates else None
         done = sum(self.finished.values()) + sum(whole.values()) - sum(left.values())
         jobs = len(self.finished) + len(self.pending)
         return Look(done, sum(left.values()), len(self.finished), jobs, len(live), wait)
+
+    def _settle(self) -> None:
+        """Count the jobs whose records have been written since as finished."""
+        for job, before in list(self.pending.items()):
+            if _stamp(path := self.results.layout.record(*job)) in (before, None):
+                continue
+            with suppress(UserError, OSError):
+                record = read_record(path)
+                self.finished[job] = float(record["costs"]["seconds"])
+                self.costs.learn(job, record)
+                del self.pending[job]
 
     def _position(self, job: Job) -> tuple[float, float] | None:
         """The share that a live job has done, and the seconds that it has left; None where no bar of its log tells."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -148,6 +148,11 @@ class OtherFormat(UserError):
     """A record of another version of ddpm, which may be whole."""
 
 
+def job_of(record: dict) -> tuple[str, str]:
+    """Stage and name of the job that a record is of."""
+    return record["stage"], record["job"].get("name", "")
+
+
 def digest(record: dict) -> str:
     """SHA-256 of a record's content, its own `digest` left out."""
     content = {k: v for k, v in record.items() if k != "digest"}
@@ -170,36 +175,41 @@ def read_record(path: str | Path, stage: str = "") -> dict:
     if found != FORMAT:
         which = "a newer" if isinstance(found, int) and found > FORMAT else "another"
         raise OtherFormat(f"{path}: of {which} version of ddpm: format {found}, this one reads {FORMAT}; {PRESERVED}")
-    if lacking := _lacking(record, stage):
+    for lacking in _lacking(record, stage):
         raise UserError(f"{path}: not a record of ddpm, its {lacking}; {PRESERVED}")
     if record.get("digest") != digest(record):
         raise UserError(f"{path}: edited, its content is not that of its digest; {PRESERVED}")
     return record
 
 
-def _lacking(record: dict, stage: str) -> str:
-    """What is not as every record has it, whoever wrote it and its digest; empty where all is."""
-    for where, form in (("", FORM), ("costs.", COSTS)):
-        values = record["costs"] if where else record
-        for name, kind in form.items():
-            if name not in values:
-                return f"{where}{name} is missing"
-            if not isinstance(values[name], kind):
-                return f"{where}{name} is of type {type(values[name]).__name__}"
-    if not isinstance(name := record["job"].get("name", ""), str):
-        return f"job.name is of type {type(name).__name__}"
+def _lacking(record: dict, stage: str) -> Iterator[str]:
+    """What is not as every record has it, whoever wrote it and its digest."""
+    yield from _misfits("", record, FORM)
+    yield from _misfits("costs.", record["costs"], COSTS)
+    yield from _misfits("job.", {"name": ""} | record["job"], {"name": str})
     if record["status"] == "ok" or stage != "fidelity":  # nothing is measured of what has diverged
-        for name in RESULTS.get(stage, ()):
-            if name not in record["result"]:
-                return f"result.{name} is missing"
-    for name in record["outputs"]:
-        if not isinstance(record["bytes"].get(name), int):
-            return f"bytes[{name!r}] is missing"
-    todo, level = [record], 0
-    while todo and level <= DEPTH:
-        inner = (v.values() if isinstance(v, dict) else v for v in todo if isinstance(v, dict | list))
-        todo, level = [value for values in inner for value in values], level + 1
-    return f"content is nested more than {DEPTH} deep" if todo else ""
+        yield from _misfits("result.", record["result"], dict.fromkeys(RESULTS.get(stage, ()), object))
+    sized = [name for name, size in record["bytes"].items() if isinstance(size, int)]
+    yield from (f"bytes[{name!r}] is missing" for name in record["outputs"] if name not in sized)
+    values, level = [record], 0
+    while values and level <= DEPTH:
+        values, level = [inner for value in values for inner in _within(value)], level + 1
+    if values:
+        yield f"content is nested more than {DEPTH} deep"
+
+
+def _misfits(where: str, values: dict, form: dict) -> Iterator[str]:
+    """What is missing or of another type than it must be."""
+    for name, kind in form.items():
+        if name not in values:
+            yield f"{where}{name} is missing"
+        elif not isinstance(values[name], kind):
+            yield f"{where}{name} is of type {type(values[name]).__name__}"
+
+
+def _within(value: object) -> Iterable:
+    """The values in a mapping or list; none in anything else."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def changes(found: object, wanted: object, key: str = "") -> Iterator[tuple[str, object, object]]:
@@ -217,29 +227,36 @@ def damaged(path: Path, record: dict, whole: bool = True, names: Collection[str]
     Without `whole`, an output that has its size and is not newer than its record, as outputs are written before it,
     is trusted; else its hash decides, and the record is touched so that it need not decide again.
     """
-    found, hashed = {}, False
+    found, looked_at = {}, False
     written = 0 if whole else path.stat().st_mtime_ns
     for name in record["outputs"] if names is None else names:
-        expected = record["outputs"].get(name, "nothing")
-        file, size = path.parent / name, record["bytes"].get(name)
+        file = path.parent / name
         try:
             now = file.stat()
-            if not stat.S_ISREG(now.st_mode):
-                found[name] = "it is no file"
-            elif now.st_size != size:
-                found[name] = f"it has {now.st_size} bytes, its record says {size}"
-            elif whole or now.st_mtime_ns > written:
-                hashed = True
-                if (hash := sha256(file)) != expected:
-                    found[name] = f"its SHA-256 is {hash}, its record says {expected}"
+            newer = whole or now.st_mtime_ns > written
+            why, looked_at = _damage(file, now, record, name, newer), looked_at or newer
         except (FileNotFoundError, NotADirectoryError):
-            found[name] = "it is missing"
+            why = "it is missing"
         except OSError as e:
-            found[name] = f"it cannot be read ({e.strerror})"
-    if hashed and not whole and not found:
+            why = f"it cannot be read ({e.strerror})"
+        if why:
+            found[name] = why
+    if looked_at and not whole and not found:
         with suppress(OSError):
             os.utime(path)
     return found
+
+
+def _damage(file: Path, now: os.stat_result, record: dict, name: str, hashed: bool) -> str:
+    """What a file is instead of the output that its record describes; empty where it is that one."""
+    size, expected = record["bytes"].get(name), record["outputs"].get(name, "nothing")
+    if not stat.S_ISREG(now.st_mode):
+        return "it is no file"
+    if now.st_size != size:
+        return f"it has {now.st_size} bytes, its record says {size}"
+    if hashed and (hash := sha256(file)) != expected:
+        return f"its SHA-256 is {hash}, its record says {expected}"
+    return ""
 
 
 @functools.cache

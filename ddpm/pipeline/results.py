@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
@@ -46,8 +47,7 @@ class Results:
             path = self.layout.record(stage, name)
             try:
                 found = records.read_record(path, stage)
-                of = found["stage"], found["job"].get("name", "")
-                if of != job:  # a file that was swapped with another
+                if (of := records.job_of(found)) != job:  # a file that was swapped with another
                     raise UserError(f"it is of {' '.join(of).strip()}")
                 self._records[job] = found
             except (UserError, OSError) as e:
@@ -82,10 +82,10 @@ class Results:
         files = {os.path.relpath(path, place.parent) for path in self.layout.outputs(stage, name)}
         # The tables are small, and what is looked at in the end.
         whole, versions, inputs = stage == "table", self._wanted(stage, job), self.inputs(stage, name)
-        found = list(reasons(place, record, job, code, versions, inputs, files, whole))
-        if record["code"] != code:
-            edited = [Reason("code", text) for text in self._edited(record["code"], stage, job)]
-            found = [r for reason in found for r in ((edited or [reason]) if reason.kind == "code" else [reason])]
+        found: list[Reason] = []
+        for reason in reasons(place, record, job, code, versions, inputs, files, whole):
+            edited = self._edited(record["code"], stage, job) if reason.kind == "code" else []
+            found += [Reason("code", text) for text in edited] or [reason]
         if stage == "table" and record["result"]["missing"]:
             found.append(Reason("missing", f"it is a table of {record['result']['cells']} cells"))
         return found
@@ -114,20 +114,23 @@ class Results:
     def inputs(self, stage: str, name: str = "") -> dict[str, str | None]:
         """What a record's inputs must be: the hashes that the records of its parents state; None where they cannot."""
         if stage in AGGREGATES:
-            # The pictures show no costs, so that a result that was made again as it was changes nothing.
-            keys = ("status", "outputs", "result") if stage == "figures" else ("digest",)
-            read = [[(self.record(*job) or {}).get(key) for key in keys] for job in self.reads(stage)]
-            if stage == "table":  # samples made elsewhere have rows too, where there are any
-                read += [[(self.record("fidelity", name) or {}).get("digest")] for name in self.external]
-            found: dict[str, str | None] = {"records": hashlib.sha256(canonical(read).encode()).hexdigest()}
-            texts = {"table": {"published": (PUBLISHED, CLAIMS)}, "page": {"template": (PAGE, REPORT)}}.get(stage, {})
-            return found | {name: hashed(*folders) for name, folders in texts.items()}
-        found = {}
-        for of, parent in self.grid.parents(stage, name).items():
-            record = self.record(*parent)
-            found[of] = None if record is None else record["outputs"].get(self.layout.output(*parent).name)
-        own = STAGES[stage].sources(self.grid.job(stage, name)[0])
+            return self._inputs_of_aggregate(stage)
+        parents, own = self.grid.parents(stage, name), STAGES[stage].sources(self.grid.job(stage, name)[0])
+        outputs = {of: (self.record(*parent) or {"outputs": {}})["outputs"] for of, parent in parents.items()}
+        found = {of: outputs[of].get(self.layout.output(*parent).name) for of, parent in parents.items()}
         return found | {of: self._hash(self.layout.work(stage, name) / f"{of}.json", path) for of, path in own.items()}
+
+    def _inputs_of_aggregate(self, stage: str) -> dict[str, str | None]:
+        """The same of a stage that reads all records of its kinds, by one hash."""
+        # The pictures show no costs, so that a result that was made again as it was changes nothing.
+        keys = ("status", "outputs", "result") if stage == "figures" else ("digest",)
+        # Samples made elsewhere have rows too, where there are any.
+        others = [("fidelity", name) for name in self.external] if stage == "table" else []
+        records = [self.record(*job) or {} for job in (*self.reads(stage), *others)]
+        read = [[record.get(key) for key in keys] for record in records]
+        texts = {"table": {"published": (PUBLISHED, CLAIMS)}, "page": {"template": (PAGE, REPORT)}}.get(stage, {})
+        found: dict[str, str | None] = {"records": hashlib.sha256(canonical(read).encode()).hexdigest()}
+        return found | {name: hashed(*folders) for name, folders in texts.items()}
 
     def _hash(self, memo: Path, path: Path) -> str | None:
         """The hash of a file or folder of the user's own, taken again only where something in it may have changed since
@@ -156,30 +159,40 @@ class Results:
 
     def reads(self, aggregate: str) -> list[Job]:
         """The jobs whose records an aggregate reads."""
-        jobs = [*self.grid.jobs, *((name, "") for name in AGGREGATES)]
-        return [job for job in jobs if job[0] in AGGREGATES[aggregate].reads]
+        return [job for job in self.grid.every if job[0] in AGGREGATES[aggregate].reads]
 
     @cached_property
     def todo(self) -> dict[Job, list[Reason]]:
         """Every job that would run now, each after what it needs, and why."""
         found: dict[Job, list[Reason]] = {}
         for job in self.grid.jobs:
-            before = [parent for parent in self.grid.parents(*job).values() if parent in found]
-            reasons = self.reasons(*job)
-            # What is made again is not worth a reason of its own beside that.
-            own = [r for r in reasons if r.kind != "input"] if before else reasons
-            follows = [Reason("follows", " ".join(parent).strip()) for parent in before]
-            if own or follows:
-                found[job] = own + follows
+            if why := self._why(job, found):
+                found[job] = why
         for aggregate in AGGREGATES:
-            count = Counter(stage for stage, name in self.reads(aggregate) if (stage, name) in found)
-            text = ", ".join(f"{n} {stage}" for stage, n in count.items())
-            reasons = self.reasons(aggregate)
-            if count:  # what is damaged is named in any case
-                reasons = [r for r in reasons if r.kind in ("record", "output")] + [Reason("follows", text)]
-            if reasons:
-                found[aggregate, ""] = reasons
+            if why := self._why_aggregate(aggregate, found):
+                found[aggregate, ""] = why
         return found
+
+    @property
+    def unfinished(self) -> list[Job]:
+        """The jobs that would run now, the aggregates left out."""
+        return [job for job in self.todo if job[0] not in AGGREGATES]
+
+    def _why(self, job: Job, todo: Collection[Job]) -> list[Reason]:
+        """Why a job would run beside those that would run before it."""
+        parents = (parent for parent in self.grid.parents(*job).values() if parent in todo)
+        follows = [Reason("follows", " ".join(parent).strip()) for parent in parents]
+        # What is made again is not worth a reason of its own beside that.
+        return [r for r in self.reasons(*job) if not (follows and r.kind == "input")] + follows
+
+    def _why_aggregate(self, aggregate: str, todo: Collection[Job]) -> list[Reason]:
+        """The same of a stage that reads all records of its kinds."""
+        count = Counter(job[0] for job in self.reads(aggregate) if job in todo)
+        if not count:
+            return self.reasons(aggregate)
+        # What is damaged is named in any case.
+        damaged = [r for r in self.reasons(aggregate) if r.kind in ("record", "output")]
+        return [*damaged, Reason("follows", ", ".join(f"{n} {stage}" for stage, n in count.items()))]
 
     @cached_property
     def unmarked(self) -> dict[Path, str]:
@@ -214,6 +227,11 @@ class Results:
     def valid(self, stage: str, name: str = "") -> dict | None:
         """A job's record if its result is valid."""
         return None if (stage, name) in self.todo else self.record(stage, name)
+
+    @property
+    def noise(self) -> dict | None:
+        """What uniform noise has in the metrics, by which samples are told from it; None where that is not known."""
+        return (self.valid("fidelity", "noise") or {}).get("result")
 
 
 def hashed(*folders: Path) -> str:

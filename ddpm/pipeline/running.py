@@ -67,10 +67,7 @@ def run_stage(
             if processes == 1:
                 _compute(stage, job, code, layout, kind, checkpoint_seconds, files)
             else:
-                options = {"--job": canonical(job), "--code": code, "--results": results, "--device": kind}
-                options |= {"--checkpoint-seconds": str(checkpoint_seconds)}
-                launch = import_module("ddpm.pipeline.parallel").launch
-                launch(processes, ["job", stage, *(text for option in options.items() for text in option)])
+                _launch(processes, stage, job, code, results, kind, checkpoint_seconds)
         if not layout.code(code).exists():
             records.write_json(layout.code(code), fingerprints.parts(STAGES[stage].roots(job)))
 
@@ -90,6 +87,16 @@ def _compute(
         raise UserError(f"{stage} {job.get('name', '')}: the code was edited while it was loaded: run again")
     with explained(stage, job):
         execute(stage, job, code, layout, device, checkpoint_seconds)
+
+
+def _launch(
+    processes: int, stage: str, job: dict, code: str, results: str, device: str, checkpoint_seconds: float
+) -> None:
+    """The stage itself, in several processes that train together."""
+    options = {"--job": canonical(job), "--code": code, "--results": results, "--device": device}
+    options |= {"--checkpoint-seconds": str(checkpoint_seconds)}
+    launch = import_module("ddpm.pipeline.parallel").launch
+    launch(processes, ["job", stage, *(text for option in options.items() for text in option)])
 
 
 @contextmanager

@@ -1,17 +1,20 @@
 """What lies in a results folder, what would run now and why, and what that costs: `ddpm status`. No torch."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from statistics import median
+from typing import TypeVar
 
 from ddpm.pipeline import history, locks
 from ddpm.pipeline.grid import Cell
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stage import Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES
+from ddpm.pipeline.validity import Reason
 from ddpm.pipeline.verdict import degenerate
 
+Key = TypeVar("Key")
 # A cell's state, in the order in which they are told.
 STATES = ("finished", "diverged", "degenerate", "running", "failed", "stale", "missing", "n/a")
 
@@ -19,7 +22,7 @@ STATES = ("finished", "diverged", "degenerate", "running", "failed", "stale", "m
 def running(results: Results) -> dict[Job, str]:
     """The jobs that live processes hold the lock of, and who they are."""
     found = {}
-    for stage in (*dict.fromkeys(job[0] for job in results.grid.jobs), *AGGREGATES):
+    for stage in dict.fromkeys(job[0] for job in results.grid.every):
         root = results.layout.work(stage)
         for folder in {path.parent for path in root.rglob("lock-*")}:
             if holder := locks.holder(folder):
@@ -30,33 +33,36 @@ def running(results: Results) -> dict[Job, str]:
 
 def states(results: Results) -> dict[str, tuple[str, str]]:
     """Every cell's state and why it is so."""
-    live, found = running(results), {}
-    noise = (results.valid("fidelity", "noise") or {}).get("result")
-    for cell in results.grid.cells:
-        if cell.reason:
-            found[cell.name] = "n/a", cell.reason
-            continue
-        jobs = [job for job in results.grid.row(cell) if job[1]]
-        todo = [job for job in jobs if job in results.todo]
-        if held := [job for job in jobs if job in live]:
-            found[cell.name] = "running", f"{held[0][0]}: {live[held[0]]}"
-        elif failed := [(job, text) for job in todo if (text := results.failure(*job))]:
-            (stage, _), text = failed[0]
-            found[cell.name] = "failed", f"{stage}: {text.splitlines()[0]}"
-        elif todo:
-            reasons = [(stage, r) for stage, name in todo for r in results.todo[stage, name] if r.kind != "follows"]
-            stale = [(stage, r) for stage, r in reasons if r.kind != "missing"]
-            stage, reason = (stale or reasons or [(todo[0][0], results.todo[todo[0]][0])])[0]
-            found[cell.name] = "missing" if reason.kind == "missing" else "stale", f"{stage}: {reason}"
-        elif bad := [stage for stage, name in jobs if results.known(stage, name)["status"] == "diverged"]:
-            found[cell.name] = "diverged", bad[0]
-        elif why := degenerate(
-            results.known("sample", cell.name)["result"], results.known("fidelity", cell.name)["result"], noise
-        ):
-            found[cell.name] = "degenerate", why
-        else:
-            found[cell.name] = "finished", ""
-    return found
+    live, noise = running(results), results.noise
+    return {cell.name: _state(results, cell, live, noise) for cell in results.grid.cells}
+
+
+def _state(results: Results, cell: Cell, live: dict[Job, str], noise: dict | None) -> tuple[str, str]:
+    """One cell's state and why it is so."""
+    if cell.reason:
+        return "n/a", cell.reason
+    jobs = [job for job in results.grid.row(cell) if job[1]]
+    todo = [job for job in jobs if job in results.todo]
+    for job in jobs:
+        if job in live:
+            return "running", f"{job[0]}: {live[job]}"
+    for job in todo:
+        if said := results.failure(*job):
+            return "failed", f"{job[0]}: {said.splitlines()[0]}"
+    if todo:  # what is stale says more than what is missing, and that more than what follows from either
+        reasons = [(job[0], reason) for job in todo for reason in results.todo[job]]
+        stage, reason = min(reasons, key=lambda one: {"missing": 1, "follows": 2}.get(one[1].kind, 0))
+        return reason.state, f"{stage}: {reason}"
+    return _outcome({stage: results.known(stage, name) for stage, name in jobs}, noise)
+
+
+def _outcome(records: dict[str, dict], noise: dict | None) -> tuple[str, str]:
+    """What a cell has come to that has run, by the records of its stages."""
+    for stage, record in records.items():
+        if record["status"] == "diverged":
+            return "diverged", stage
+    why = degenerate(records["sample"]["result"], records["fidelity"]["result"], noise)
+    return ("degenerate", why) if why else ("finished", "")
 
 
 class Costs:
@@ -65,7 +71,7 @@ class Costs:
     def __init__(self, results: Results):
         self.results = results
         self.rates: dict[str, dict[str, float]] = {}  # stage → job's name → seconds per unit of its work
-        for job in (*results.grid.jobs, *((stage, "") for stage in AGGREGATES)):
+        for job in results.grid.every:
             if record := results.record(*job):
                 self.learn(job, record)
 
@@ -85,26 +91,32 @@ class Costs:
         return rate * STAGES[stage].work(self.results.grid.job(stage, name)[0])
 
     def total(self, jobs: list[Job]) -> tuple[float, int]:
-        """The seconds of these jobs, and how many of them nothing is known of; aggregates do not count."""
-        known = [self(*job) for job in jobs if job[0] not in AGGREGATES]
+        """The seconds of these jobs, and how many of them nothing is known of."""
+        known = [self(*job) for job in jobs]
         return sum(s for s in known if s is not None), known.count(None)
 
 
 def replaced(results: Results) -> list[Job]:
     """The jobs whose present result would be replaced."""
-    return [job for job in results.todo if job[0] not in AGGREGATES and results.layout.record(*job).exists()]
+    return [job for job in results.unfinished if results.layout.record(*job).exists()]
+
+
+def _spent(results: Results, job: Job) -> float | None:
+    """The seconds that a job has taken; None where no record tells."""
+    record = results.record(*job)
+    return record["costs"]["seconds"] if record else None
 
 
 def overview(results: Results) -> dict:
     """Everything that `ddpm status --json` tells."""
     cells, costs, layout = states(results), Costs(results), results.layout
-    seconds, unknown = costs.total(list(results.todo))
-    old = replaced(results)
+    seconds, unknown = costs.total(results.unfinished)
+    old, counts = replaced(results), Counter(state for state, _ in cells.values())
     count, size = history.size(layout)
     return {
         "results": str(layout.root),
         "cells": {name: {"state": state, "reason": reason} for name, (state, reason) in cells.items()},
-        "counts": {state: n for state in STATES if (n := sum(s == state for s, _ in cells.values()))},
+        "counts": {state: counts[state] for state in STATES if counts[state]},
         "todo": [
             {
                 "stage": stage,
@@ -116,13 +128,18 @@ def overview(results: Results) -> dict:
         ],
         "seconds": round(seconds, 1),
         "unknown": unknown,
-        "valid": len(results.grid.jobs) - sum(stage not in AGGREGATES for stage, _ in results.todo),
-        "replaced": [
-            {"stage": s, "name": n, "seconds": (results.record(s, n) or {}).get("costs", {}).get("seconds")}
-            for s, n in old
-        ],
+        "valid": len(results.grid.jobs) - len(results.unfinished),
+        "replaced": [{"stage": s, "name": n, "seconds": _spent(results, (s, n))} for s, n in old],
         "kept": {"folder": str(layout.root / "replaced"), "results": count, "bytes": size},
     }
+
+
+def _grouped(items: Iterable[tuple[Key, str]]) -> dict[Key, list[str]]:
+    """Key → what stands with it."""
+    found: dict[Key, list[str]] = {}
+    for key, value in items:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def duration(seconds: float) -> str:
@@ -137,17 +154,19 @@ def _some(texts: list[str], most: int = 3, sign: str = ", ") -> str:
     return sign.join(texts[:most]) + (f"{sign}… ({len(texts)})" if len(texts) > most else "")
 
 
+def _why(stage: str, reasons: list[Reason]) -> str:
+    """A job's reasons in a line: its own, or what it follows from, by stage."""
+    if own := [str(r) for r in reasons if r.kind != "follows"]:
+        return _some(own, sign="; ")
+    texts = [r.text for r in reasons]
+    return f"follows from {', '.join(texts if stage in AGGREGATES else dict.fromkeys(t.split(' ')[0] for t in texts))}"
+
+
 def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
     """What would run now and why: one line per stage and reason; what it costs, and what it replaces."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for (stage, name), reasons in results.todo.items():
-        own = [r for r in reasons if r.kind != "follows"]
-        texts = [r.text for r in reasons if r.kind == "follows"]
-        follows = texts if stage in AGGREGATES else dict.fromkeys(text.split(" ")[0] for text in texts)
-        text = _some(list(map(str, own)), sign="; ") or f"follows from {', '.join(follows)}"
-        groups.setdefault((stage, text), []).append(name)
+    groups = _grouped(((stage, _why(stage, reasons)), name) for (stage, name), reasons in results.todo.items())
     device = results.grid.config["device"]
-    seconds, unknown = Costs(results).total(list(results.todo))
+    seconds, unknown = Costs(results).total(results.unfinished)
     cost = f"about {duration(seconds)} of work" + (f" and {unknown} jobs of unknown cost" if unknown else "")
     yield f"would run now: {len(results.todo)} jobs, {cost} (device: {device})"
     shown = list(groups.items())
@@ -158,7 +177,7 @@ def todo_lines(results: Results, most: int = 20) -> Iterator[str]:
     if len(groups) > most:
         yield f"  … and {len(groups) - most} more; --json lists all"
     if old := replaced(results):
-        lost = sum(((results.record(*job) or {}).get("costs", {}).get("seconds", 0)) for job in old)
+        lost = sum(_spent(results, job) or 0 for job in old)
         folder = results.layout.root / "replaced"
         yield f"  replaced, and kept in {folder}: {len(old)} results, {duration(lost)} of work"
 
@@ -180,17 +199,10 @@ def lines(results: Results) -> Iterator[str]:
     grid, cells = results.grid, states(results)
     counts = Counter(state for state, _ in cells.values())
     done = counts["finished"] + counts["diverged"] + counts["degenerate"]
-    rest = ", ".join(f"{counts[s]} {s}" for s in STATES[1:] if counts[s])
-    yield f"{results.layout.root}: {done} of {len(grid.runs)} cells{' (' + rest + ')' if rest else ''}"
+    others = ", ".join(f"{counts[s]} {s}" for s in STATES[1:] if counts[s])
+    yield f"{results.layout.root}: {done} of {len(grid.runs)} cells{f' ({others})' if others else ''}"
     for state in STATES[1:-1]:
-        groups: dict[str, list[str]] = {}
-        for name, (found, reason) in cells.items():
-            if found == state:
-                groups.setdefault(reason, []).append(name)
-        for reason, names in list(groups.items())[:8]:
-            yield f"  {state:<10} {len(names):>4}  {_some(names)}: {reason}"
-        if len(groups) > 8:
-            yield f"  {state:<10}       … and {sum(map(len, list(groups.values())[8:]))} more; --json lists all"
+        yield from _state_lines(state, [(reason, name) for name, (of, reason) in cells.items() if of == state])
     if results.todo:
         yield from todo_lines(results)
     else:
@@ -202,6 +214,15 @@ def lines(results: Results) -> Iterator[str]:
         yield f"{count} replaced results in {folder} ({size / 2**20:.0f} MiB that nothing else uses): delete at will"
 
 
+def _state_lines(state: str, cells: list[tuple[str, str]], most: int = 8) -> Iterator[str]:
+    """The cells of one state, (reason, name) each: one line per reason."""
+    groups = list(_grouped(cells).items())
+    for reason, names in groups[:most]:
+        yield f"  {state:<10} {len(names):>4}  {_some(names)}: {reason}"
+    if rest := sum(len(names) for _, names in groups[most:]):
+        yield f"  {state:<10}       … and {rest} more; --json lists all"
+
+
 def cell_lines(results: Results, cell: Cell) -> Iterator[str]:
     """`ddpm status CELL`: its jobs with record, log, cost and origin, its numbers, and its samples."""
     layout = results.layout
@@ -210,27 +231,26 @@ def cell_lines(results: Results, cell: Cell) -> Iterator[str]:
     if cell.reason:
         return
     for stage, name in results.grid.row(cell):
-        record, reasons = results.record(stage, name), results.todo.get((stage, name))
-        yield (
-            f"{stage} {name}".strip()
-            + ": "
-            + (_some(list(map(str, reasons)), sign="; ") if reasons else results.known(stage, name)["status"])
-        )
+        record, reasons = results.record(stage, name), list(map(str, results.todo.get((stage, name), ())))
+        said = _some(reasons, sign="; ") or results.known(stage, name)["status"]
+        yield f"{f'{stage} {name}'.strip()}: {said}"
         batch = results.grid.batch_of[name] if stage == "fidelity" else name
         yield f"  record   {layout.record(stage, name)}    log  {layout.log(stage, batch)}"
         if STAGES[stage].called:
             yield f"  command  ddpm {stage} {name}"
-        if record:
-            costs = record["costs"]
-            tree = {True: "edited", False: "clean", None: "no git"}[record["dirty"]]
-            yield (
-                f"  made     {costs['started']} in {costs['seconds']} s, {costs['peak_memory_mb']:.0f} MiB, on "
-                f"{record['device']} ({record['hardware']}, {record['host']}), "
-                f"commit {(record['commit'] or 'unknown')[:12]} ({tree}), code {record['code']}"
-            )
-            numbers = {k: v for k, v in record["result"].items() if isinstance(v, int | float | str)}
-            yield "  result   " + ", ".join(
-                f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items()
-            )
+        yield from _record_lines(record) if record else ()
     samples = layout.output("sample", cell.name)
     yield f"samples: {samples}, {samples.with_suffix('.png')}"
+
+
+def _record_lines(record: dict) -> Iterator[str]:
+    """What a record says of a result: cost and origin, and the numbers."""
+    costs = record["costs"]
+    tree = {True: "edited", False: "clean", None: "no git"}[record["dirty"]]
+    yield (
+        f"  made     {costs['started']} in {costs['seconds']} s, {costs['peak_memory_mb']:.0f} MiB, on "
+        f"{record['device']} ({record['hardware']}, {record['host']}), "
+        f"commit {(record['commit'] or 'unknown')[:12]} ({tree}), code {record['code']}"
+    )
+    numbers = {k: v for k, v in record["result"].items() if isinstance(v, int | float | str)}
+    yield "  result   " + ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())

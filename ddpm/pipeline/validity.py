@@ -19,6 +19,11 @@ class Reason:
     kind: str  # missing, record, parameter, code, environment, input, output or follows
     text: str
 
+    @property
+    def state(self) -> str:
+        """What the result is for this reason: missing, or stale."""
+        return "missing" if self.kind == "missing" else "stale"
+
     def __str__(self) -> str:
         return f"follows from {self.text}" if self.kind == "follows" else self.text
 
