@@ -5,8 +5,9 @@ alike in all else. Rows are chosen by the parameters of their axis values, not b
 these, so that one claim is tested on every grid that has such rows. No torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from ddpm.tables.columns import OURS
 from ddpm.tables.documents import DOCUMENTS, cited
 
 Row = tuple[str, ...]  # the names on the axes
+Values = dict[str, dict[str, Any]]  # axis → parameter → value
 Selector = dict[str, dict[str, Any]]  # axis → parameter → its value, a list of values, or `any`
 ANY = "any"
 OVER = "_over_topline"
-KEYS = {"says", "sources", "compare", "against", "along", "column", "direction", "margin", "published", "note"}
+REQUIRED = ("says", "sources", "compare", "column", "direction")
+KEYS = {*REQUIRED, "against", "along", "margin", "published", "note"}
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,9 @@ def read(files: Files = (), folder: Path = CLAIMS) -> list[Claim]:
     found, wrong = {}, []
     for path in sorted(folder.glob("*.yaml")):
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as e:
-            wrong.append(f"{path}: not valid YAML ({' '.join(str(e).split())})")
-            continue
-        if not isinstance(content, dict):
-            wrong.append(f"{path}: {type(content).__name__}; it must be a mapping of names to claims")
+            content = _content(path)
+        except UserError as e:
+            wrong.append(str(e))
             continue
         for name, entry in content.items():
             mistakes = [f"{path}: {name}{'.' if key else ''}{key}: {why}" for key, why in _mistakes(entry, files)]
@@ -80,6 +80,17 @@ def read(files: Files = (), folder: Path = CLAIMS) -> list[Claim]:
     if wrong:
         raise UserError("\n".join(wrong))
     return list(found.values())
+
+
+def _content(path: Path) -> dict:
+    """Name → claim, as one file has them; UserError where it holds no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: {type(content).__name__}; it must be a mapping of names to claims")
+    return content
 
 
 def _claim(name: str, entry: dict) -> Claim:
@@ -102,32 +113,35 @@ def _claim(name: str, entry: dict) -> Claim:
 def _mistakes(entry: Any, files: Files) -> Iterator[tuple[str, str]]:
     """Keys of a claim and what is wrong with their values."""
     if not isinstance(entry, dict):
-        yield "", f"{entry!r}; it must be a mapping with the keys says, sources, compare, column, direction"
+        yield "", f"{entry!r}; it must be a mapping with the keys {', '.join(REQUIRED)}"
         return
     for key in entry.keys() - KEYS:
         yield str(key), f"unknown key; known are {', '.join(sorted(KEYS))}"
-    for key in sorted({"says", "sources", "compare", "column", "direction"} - entry.keys()):
+    for key in sorted(set(REQUIRED) - entry.keys()):
         yield key, "missing"
-    for key in ("says", "published", "note"):
-        if not isinstance(entry.get(key, ""), str):
-            yield key, f"{entry[key]!r}; it must be text"
     if ("against" in entry) == ("along" in entry):
         yield "against", "a claim has either `against`, other rows, or `along`, AXIS.PARAMETER, and not both"
-    measured = [*OURS.measures, *(f"{name}{OVER}" for name in OURS.toplined)]
-    if entry.get("column", measured[0]) not in measured:
-        yield "column", f"{entry['column']!r}; it must be a measured column: {', '.join(measured)}"
-    if entry.get("direction", "less") not in ("less", "more"):
-        yield "direction", f"{entry['direction']!r}; it must be less or more"
-    if "margin" in entry and (not isinstance(entry["margin"], int | float) or entry["margin"] <= 0):
-        yield "margin", f"{entry['margin']!r}; it must be a positive number"
+    for key, (fits, wanted) in _forms().items():
+        if key in entry and not fits(entry[key]):
+            yield key, f"{entry[key]!r}; it must be {wanted}"
     yield from _sources(entry.get("sources", []))
     for key in ("compare", "against"):
-        if key in entry:
-            yield from _selector(key, entry[key], files)
+        yield from _selector(key, entry.get(key, {}), files)
     if "along" in entry:
         axis, _, parameter = str(entry["along"]).partition(".")
         if axis not in AXES or parameter not in _parameters(axis, files):
             yield "along", f"{entry['along']!r}; it must be AXIS.PARAMETER, such as sampler.steps or guidance.weight"
+
+
+def _forms() -> dict[str, tuple[Callable[[Any], bool], str]]:
+    """Key → whether a value is right, and what would be."""
+    measured = [*OURS.measures, *(f"{name}{OVER}" for name in OURS.toplined)]
+    return {
+        **dict.fromkeys(("says", "published", "note"), (lambda value: isinstance(value, str), "text")),
+        "column": (measured.__contains__, f"a measured column: {', '.join(measured)}"),
+        "direction": (("less", "more").__contains__, "less or more"),
+        "margin": (lambda value: isinstance(value, int | float) and value > 0, "a positive number"),
+    }
 
 
 def _sources(sources: Any) -> Iterator[tuple[str, str]]:
@@ -145,11 +159,16 @@ def _sources(sources: Any) -> Iterator[tuple[str, str]]:
             )
 
 
+def _naming(axis: str) -> dict[str, str]:
+    """The parameters of an axis's values that name a method → the kind that it is of."""
+    return dict(zip(PARTS, PARTS, strict=True)) if axis == "objective" else {"method": axis}
+
+
 def _parameters(axis: str, files: Files) -> set[str]:
     """The parameters that values of an axis can have."""
-    kinds = PARTS if axis == "objective" else (axis,)
-    named = set(PARTS) if axis == "objective" else {"method"}
-    return named | {name for kind in kinds for source in known(kind, files).values() for name in source.parameters}
+    naming = _naming(axis)
+    sources = (source for kind in naming.values() for source in known(kind, files).values())
+    return set(naming).union(*(source.parameters for source in sources))
 
 
 def _selector(key: str, selector: Any, files: Files) -> Iterator[tuple[str, str]]:
@@ -158,18 +177,27 @@ def _selector(key: str, selector: Any, files: Files) -> Iterator[tuple[str, str]
         yield key, f"{selector!r}; it must be AXIS: {{PARAMETER: VALUE}}, such as sampler: {{method: ddim, eta: 0.0}}"
         return
     for axis, wanted in selector.items():
-        if axis not in AXES:
+        if axis in AXES:
+            for parameter, value in wanted.items():
+                for why in _choice(axis, parameter, value, files):
+                    yield f"{key}.{axis}.{parameter}", why
+        else:
             yield f"{key}.{axis}", f"unknown axis; known are {', '.join(AXES)}"
-            continue
-        for parameter, value in wanted.items():
-            where = f"{key}.{axis}.{parameter}"
-            if parameter not in (possible := _parameters(axis, files)):
-                yield where, f"unknown parameter; known are {', '.join(sorted(possible))}"
-            elif parameter == "method" or (axis == "objective" and parameter in PARTS):
-                methods = known(parameter if axis == "objective" else axis, files)
-                for name in value if isinstance(value, list) else [value]:
-                    if name not in (*methods, ANY):
-                        yield where, f"{name!r}; it must be one of {', '.join(methods)}"
+
+
+def _choice(axis: str, parameter: str, value: Any, files: Files) -> Iterator[str]:
+    """What is wrong with what a parameter is asked to be."""
+    if parameter not in (possible := _parameters(axis, files)):
+        yield f"unknown parameter; known are {', '.join(sorted(possible))}"
+    if kind := _naming(axis).get(parameter):
+        names = known(kind, files)
+        unknown = [name for name in _options(value) if name not in (*names, ANY)]
+        yield from (f"{name!r}; it must be one of {', '.join(names)}" for name in unknown)
+
+
+def _options(wanted: Any) -> list:
+    """What a parameter may be, by a selector's value for it."""
+    return wanted if isinstance(wanted, list) else [wanted]
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------
@@ -177,18 +205,23 @@ def _selector(key: str, selector: Any, files: Files) -> Iterator[tuple[str, str]
 
 def groups(claim: Claim, grid: Grid) -> list[list[Row]]:
     """What a claim is tested on: pairs (compare, against), or, `along` a parameter, rows in its order."""
-    rows = list(dict.fromkeys(cell.row for cell in grid.runs.values()))
-    chosen = [row for row in rows if _fits(row, claim.compare, grid)]
-    if claim.against is not None:
-        others, free = [row for row in rows if _fits(row, claim.against, grid)], _free(claim.compare, claim.against)
-        return [[row, other] for row in chosen for other in others if row != other and _alike(row, other, free, grid)]
+    rows = {cell.row: _values(cell.row, grid) for cell in grid.runs.values()}
+    chosen = _fitting(rows, claim.compare)
+    if claim.against is None:
+        return _sequences(claim, chosen)
+    free = _free(claim.compare, claim.against)
+    pairs = product(chosen.items(), _fitting(rows, claim.against).items())
+    return [[row, other] for (row, a), (other, b) in pairs if row != other and _alike(a, b, free)]
+
+
+def _sequences(claim: Claim, rows: dict[Row, Values]) -> list[list[Row]]:
+    """Those of these rows that differ in nothing but the parameter of `along`, in its order."""
     assert claim.along is not None
     axis, parameter = claim.along
-    at, free = list(AXES).index(axis), _free(claim.compare, {axis: {parameter: ANY}})
-    place: dict[Row, Any] = {row: grid.axis(axis, row[at]).get(parameter) for row in chosen}
-    found: list[list[Row]] = []
-    for row in sorted((row for row in chosen if place[row] is not None), key=lambda row: place[row]):
-        group = next((g for g in found if _alike(g[0], row, free, grid)), None)
+    place = {row: at for row, values in rows.items() if (at := values[axis].get(parameter)) is not None}
+    free, found = _free(claim.compare, {axis: {parameter: ANY}}), list[list[Row]]()
+    for row in sorted(place, key=lambda row: place[row]):
+        group = next((g for g in found if _alike(rows[g[0]], rows[row], free)), None)
         if group is None:
             found.append([row])
         elif place[group[-1]] != place[row]:
@@ -196,20 +229,18 @@ def groups(claim: Claim, grid: Grid) -> list[list[Row]]:
     return [group for group in found if len(group) > 1]
 
 
-def _values(row: Row, grid: Grid) -> dict[str, dict[str, Any]]:
+def _values(row: Row, grid: Grid) -> Values:
     return {axis: grid.axis(axis, name) for axis, name in zip(AXES, row, strict=True)}
 
 
-def _fits(row: Row, selector: Selector, grid: Grid) -> bool:
-    """Whether a row's axis values have the parameters that are asked for."""
-    values = _values(row, grid)
+def _fitting(rows: dict[Row, Values], selector: Selector) -> dict[Row, Values]:
+    """The rows whose axis values have the parameters that are asked for."""
+    asked = [(axis, k, _options(v)) for axis, wanted in selector.items() for k, v in wanted.items() if v != ANY]
 
-    def has(axis: str, parameter: str, wanted: Any) -> bool:
-        options = wanted if isinstance(wanted, list) else [wanted]
-        return parameter in values[axis] and values[axis][parameter] in options
+    def fits(values: Values) -> bool:
+        return all(k in values[axis] and values[axis][k] in options for axis, k, options in asked)
 
-    asked = ((axis, k, v) for axis, wanted in selector.items() for k, v in wanted.items() if v != ANY)
-    return all(has(*one) for one in asked)
+    return {row: values for row, values in rows.items() if fits(values)}
 
 
 def _free(one: Selector, other: Selector) -> dict[str, set[str]]:
@@ -223,9 +254,7 @@ def _free(one: Selector, other: Selector) -> dict[str, set[str]]:
     return found
 
 
-def _alike(one: Row, other: Row, free: dict[str, set[str]], grid: Grid) -> bool:
+def _alike(one: Values, other: Values, free: dict[str, set[str]]) -> bool:
     """Whether two rows agree in every parameter that both have, but for those that may differ."""
-    a, b = _values(one, grid), _values(other, grid)
-    return all(
-        a[axis][key] == b[axis][key] for axis in AXES for key in a[axis].keys() & b[axis].keys() - free.get(axis, set())
-    )
+    held = ((axis, key) for axis in AXES for key in one[axis].keys() & other[axis].keys() - free.get(axis, set()))
+    return all(one[axis][key] == other[axis][key] for axis, key in held)

@@ -5,7 +5,8 @@ spends the 5 % of false verdicts over all looks. What a seed costs is known from
 """
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -13,15 +14,34 @@ from pathlib import Path
 import yaml
 
 from ddpm.errors import UserError
-from ddpm.pipeline.grid import Cell, Grid
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.records import atomic
 from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stage import Job
-from ddpm.pipeline.stages import AGGREGATES
 from ddpm.pipeline.status import duration
 from ddpm.tables.claims import Row, groups
 from ddpm.tables.verdicts import Verdict, at
+
+
+@dataclass(frozen=True)
+class Look:
+    """The next look at a claim: `total` seeds of each of so many rows, those that rows lack, the jobs that these take
+    (each as that of another seed, and the seed), and the seconds of those jobs."""
+
+    total: int
+    rows: int
+    lacking: dict[Row, list[int]]
+    jobs: set[tuple[Job, int]]
+    seconds: float
+
+    def barred(self, most: int, rest: float) -> str:
+        """Why it cannot be taken with so many seeds at most and so many seconds; empty where it can."""
+        if self.total > most:
+            return f"its next look takes {self.total} seeds, and {most} are the most"
+        if self.seconds > rest:
+            return f"its next look takes {duration(self.seconds)}, and {duration(max(0.0, rest))} are left"
+        return ""
 
 
 @dataclass
@@ -36,8 +56,15 @@ class Plan:
     given: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     seeds: dict[Row, list[int]] = field(default_factory=dict)
-    jobs: set[tuple[Job, int]] = field(default_factory=set)  # each as that of another seed, and the seed
+    jobs: set[tuple[Job, int]] = field(default_factory=set)
     seconds: float = 0.0
+
+    def give(self, claim: str, look: Look) -> None:
+        """Take the seeds of a look at a claim."""
+        self.given[claim] = f"{look.total} seeds of {look.rows} rows, {duration(look.seconds)} more"
+        self.seconds, self.jobs = self.seconds + look.seconds, self.jobs | look.jobs
+        for row, seeds in look.lacking.items():
+            self.seeds[row] = sorted({*self.seeds.get(row, ()), *seeds})
 
 
 def plan(results: Results, verdicts: list[Verdict], budget: float, most: int) -> Plan:
@@ -45,34 +72,29 @@ def plan(results: Results, verdicts: list[Verdict], budget: float, most: int) ->
 
     budget: seconds of computing, those that further seeds took before included;  most: the largest number of seeds.
     """
-    if unfinished := [job for job in results.todo if job[0] not in AGGREGATES]:
+    if unfinished := results.unfinished:
         what = f"{len(unfinished)} jobs of this configuration are not finished"
         raise UserError(f"{results.layout.root}: {what}; run snakemake first, or `ddpm status` to see which")
-    grid, found = results.grid, Plan(spent(results))
-    there: dict[Row, dict[int, list[Cell]]] = {}
-    for cell in grid.runs.values():
-        there.setdefault(cell.row, {}).setdefault(cell.seed, []).append(cell)
+    found = Plan(spent(results))
     undecided = [verdict for verdict in verdicts if verdict.verdict == "undecided"]
     for verdict in sorted(undecided, key=lambda v: 0.0 if math.isnan(v.p) else v.p):
-        name, total = verdict.claim.name, at(grid, verdict.looks + 1)
-        rows = dict.fromkeys(row for group in groups(verdict.claim, grid) for row in group)
-        wanted = numbered(grid.config["seeds"], total)
-        lacking = {row: seeds for row in rows if (seeds := [seed for seed in wanted if seed not in there[row]])}
-        jobs = {job for row, seeds in lacking.items() for job in _jobs(results, there[row], seeds)} - found.jobs
-        seconds = sum(results.known(*job)["costs"]["seconds"] for job, _ in jobs)
-        rest = budget - found.spent - found.seconds
-        if not lacking:
-            found.left[name] = verdict.reason
-        elif total > most:
-            found.left[name] = f"its next look takes {total} seeds, and {most} are the most"
-        elif seconds > rest:
-            found.left[name] = f"its next look takes {duration(seconds)}, and {duration(max(0.0, rest))} are left"
+        look = _next(results, verdict, found.jobs)
+        if not look.lacking:
+            found.left[verdict.claim.name] = verdict.reason
+        elif why := look.barred(most, budget - found.spent - found.seconds):
+            found.left[verdict.claim.name] = why
         else:
-            found.given[name] = f"{total} seeds of {len(rows)} rows, {duration(seconds)} more"
-            found.seconds, found.jobs = found.seconds + seconds, found.jobs | jobs
-            for row, seeds in lacking.items():
-                found.seeds[row] = sorted({*found.seeds.get(row, ()), *seeds})
+            found.give(verdict.claim.name, look)
     return found
+
+
+def _next(results: Results, verdict: Verdict, planned: set[tuple[Job, int]]) -> Look:
+    """The next look at a claim, beside jobs that are planned already."""
+    grid, total = results.grid, at(results.grid, verdict.looks + 1)
+    rows = dict.fromkeys(row for group in groups(verdict.claim, grid) for row in group)
+    lacking = {row: seeds for row in rows if (seeds := _lacking(grid, row, total))}
+    jobs = {job for row, seeds in lacking.items() for job in _jobs(grid, row, seeds)} - planned
+    return Look(total, len(rows), lacking, jobs, _seconds(results, (job for job, _ in jobs)))
 
 
 def numbered(seeds: list[int], count: int) -> list[int]:
@@ -80,18 +102,29 @@ def numbered(seeds: list[int], count: int) -> list[int]:
     return [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + count)][:count]
 
 
-def _jobs(results: Results, cells: dict[int, list[Cell]], seeds: list[int]) -> Iterator[tuple[Job, int]]:
+def _lacking(grid: Grid, row: Row, total: int) -> list[int]:
+    """The seeds that a row lacks of the first `total`."""
+    there = {cell.seed for cell in grid.rows[row]}
+    return [seed for seed in numbered(grid.config["seeds"], total) if seed not in there]
+
+
+def _jobs(grid: Grid, row: Row, seeds: list[int]) -> Iterator[tuple[Job, int]]:
     """The jobs that a row's further seeds ask for, as those of the row's first seed, whose costs they are likely to
     have, and the seed."""
-    jobs = (job for cell in next(iter(cells.values())) for job in results.grid.row(cell))
+    cells = grid.rows[row]
+    jobs = (job for cell in cells if cell.seed == cells[0].seed for job in grid.row(cell))
     return ((job, seed) for job in jobs if job[1] for seed in seeds)
+
+
+def _seconds(results: Results, jobs: Iterable[Job]) -> float:
+    """What these jobs took together."""
+    return sum(results.known(*job)["costs"]["seconds"] for job in jobs)
 
 
 def spent(results: Results) -> float:
     """The seconds that seeds took which the configuration does not give all cells."""
     cells = [cell for cell in results.grid.runs.values() if cell.seed not in results.grid.config["seeds"]]
-    jobs = {job for cell in cells for job in results.grid.row(cell) if job[1]}
-    return sum(results.known(*job)["costs"]["seconds"] for job in jobs)
+    return _seconds(results, {job for cell in cells for job in results.grid.row(cell) if job[1]})
 
 
 def blocks(seeds: dict[Row, list[int]]) -> list[dict]:
@@ -136,8 +169,6 @@ def lines(found: Plan, grid: Grid, budget: float) -> Iterator[str]:
     for name, text in found.left.items():
         yield f"  {name}: none, {text}"
     if found.given:
-        counts: dict[str, int] = {}
-        for (stage, _), _ in found.jobs:
-            counts[stage] = counts.get(stage, 0) + 1
+        counts = Counter(stage for (stage, _), _ in found.jobs)
         said = ", ".join(f"{counts[stage]} {stage}" for stage in grid.names if stage in counts)
         yield f"would run: {said}: {duration(found.seconds)}, one job after another, by what others of their kind took"

@@ -5,46 +5,40 @@ import pandas as pd
 from ddpm.pipeline.checks import continuous
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.measures import toplines
-from ddpm.tables.columns import FINISHED, columns_of
+from ddpm.tables.columns import FINISHED, Columns, columns_of
 
 
-def _cell_text(value: object, digits: int) -> str:
+def _cell_text(value: object, digits: int, bold: bool) -> str:
     if value is None or pd.isna(value):
-        return ""
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+        text = ""
+    else:
+        text = f"{value:.{digits}f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"**{text}**" if bold else text
 
 
 def markdown(table: pd.DataFrame, digits: int = 2, bold: dict[str, list[int]] | None = None) -> str:
     """A Markdown table; numbers right, empty where there is no value. bold: column → rows, by index."""
-    numeric = [pd.api.types.is_numeric_dtype(table[c]) for c in table]
-    lines = [list(map(str, table.columns)), ["--:" if n else ":--" for n in numeric]]
-    for index, *row in table.itertuples():
-        texts = [_cell_text(value, digits).replace("|", "\\|") for value in row]
-        best = [index in (bold or {}).get(column, ()) for column in lines[0]]
-        lines.append([f"**{text}**" if of else text for text, of in zip(texts, best, strict=True)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    out = []
-    for line in lines:
-        padded = (t.rjust(w) if n else t.ljust(w) for t, w, n in zip(line, widths, numeric, strict=True))
-        out.append("| " + " | ".join(padded) + " |")
-    return "\n".join(out) + "\n"
+    columns = []
+    for i, name in enumerate(table.columns):
+        best = (bold or {}).get(str(name), ())
+        texts = [_cell_text(value, digits, index in best) for index, value in table.iloc[:, i].items()]
+        numeric = pd.api.types.is_numeric_dtype(table.iloc[:, i])
+        columns.append(_padded([str(name), "--:" if numeric else ":--", *texts], numeric))
+    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*columns, strict=True))
+
+
+def _padded(texts: list[str], right: bool) -> list[str]:
+    """These texts at one width."""
+    width = max(map(len, texts))
+    return [text.rjust(width) if right else text.ljust(width) for text in texts]
 
 
 def reading(table: pd.DataFrame, grid: Grid, bold: dict[str, list[int]] | None = None) -> str:
     """The table for reading: the columns that compare, with what all rows share in the heading, each FID's interval
     beside it, and in bold what is better than all else by more than chance (`ddpm.tables.winners`)."""
-    real = table.iloc[0]
+    real, columns = table.iloc[0], columns_of(grid.config)
     runs = table[table["schedule"].notna() & ~table["status"].isin(["n/a"])]
     done = int(runs["status"].isin(FINISHED).sum())
-    one = {"network"} if table["network"].nunique() == 1 else set()
-    columns, toplined = columns_of(grid.config), columns_of(grid.config).toplined
-    read = {*columns.read, *columns.of_sets, *["seeds"] * (runs["seeds"].nunique() > 1 or "sampling_seeds" in table)}
-    shown = table[[c for c in table if c in read and c not in one and table[c].notna().any()]].copy()
-    for name in toplined:
-        if name in shown:
-            ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
-            texts = [f"{low:.3f} to {high:.3f}" if pd.notna(low) else None for low, high in ends]
-            shown.insert(list(shown.columns).index(name) + 1, f"{name}, 95 %", texts)
     better = "Bold is better than all other rows by more than chance, at 95 %; where nothing is, no winner can be told."
     things = "points" if continuous(grid.config) else "images"
     exact = (
@@ -54,11 +48,24 @@ def reading(table: pd.DataFrame, grid: Grid, bold: dict[str, list[int]] | None =
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
         f"FID of N = {real['samples']} {things} against the test split, features of extractor `{real['extractor']}`. "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
-        f"{exact}\n\n{ratios(table, toplined, things)}\n{against_histograms(table, grid)}"
+        f"{exact}\n\n{ratios(table, columns.toplined, things)}\n{against_histograms(table, grid)}"
         + (f"{better}\n\n" if len(runs) > 1 else "")
-        + markdown(shown, 3, bold)
+        + markdown(_read(table, columns, runs["seeds"].nunique() > 1), 3, bold)
         + weights(grid)
     )
+
+
+def _read(table: pd.DataFrame, columns: Columns, seeds_differ: bool) -> pd.DataFrame:
+    """What of the table is for reading."""
+    read = {*columns.read, *columns.of_sets}
+    read |= {"seeds"} if seeds_differ or "sampling_seeds" in table else set()
+    read -= {"network"} if table["network"].nunique() == 1 else set()
+    shown = table[[c for c in table if c in read and table[c].notna().any()]].copy()
+    for name in (name for name in columns.toplined if name in shown):
+        ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
+        texts = [f"{low:.3f} to {high:.3f}" if pd.notna(low) else None for low, high in ends]
+        shown.insert(list(shown.columns).index(name) + 1, f"{name}, 95 %", texts)
+    return shown
 
 
 def ratios(table: pd.DataFrame, toplined: dict[str, str], things: str) -> str:

@@ -6,6 +6,8 @@ start from the same noise (ddpm/stages/paired.py), so what is hard for one image
 of a difference is smaller than that of either number.
 """
 
+from collections.abc import Iterator
+
 import pandas as pd
 
 from ddpm.pipeline.grid import Cell, Network
@@ -55,22 +57,19 @@ def of_networks(results: Results) -> list[dict]:
     for stage, measure in MEASURES.items():
         read = {of: _read(results, stage, networks) for of, networks in _networks(results, stage).items()}
         found = {of: images for of, images in read.items() if images is not None}
-        if not found:
-            continue
+        best = min(found, key=lambda of: found[of].to_numpy().mean(), default=())
         several = len({architecture for *_, architecture in found}) > 1
-        best = min(found, key=lambda of: found[of].to_numpy().mean())
-        for of, images in found.items():
-            if of != best:
-                shared = images.columns.intersection(found[best].columns)
-                paired = images[shared] - found[best][shared]
-                each = paired.mean(axis="columns")
-                row: dict[str, object] = {
-                    "measure": measure,
-                    **dict(zip(AXES, of, strict=True)),
-                    "against": "/".join(best if several else best[:2]),
-                }
-                row |= {"seeds": paired.shape[1], "images": len(paired), "difference": each.mean()}
-                rows.append(row | {"standard_error": each.std() / len(each) ** 0.5, "std": paired.mean().std()})
+        for of in (of for of in found if of != best):
+            shared = found[of].columns.intersection(found[best].columns)
+            paired = found[of][shared] - found[best][shared]
+            each = paired.mean(axis="columns")
+            rows.append(
+                {"measure": measure}
+                | dict(zip(AXES, of, strict=True))
+                | {"against": "/".join(best if several else best[:2])}
+                | {"seeds": paired.shape[1], "images": len(paired), "difference": each.mean()}
+                | {"standard_error": each.std() / len(each) ** 0.5, "std": paired.mean().std()}
+            )
     return rows
 
 
@@ -83,28 +82,27 @@ def of_cells(results: Results) -> list[dict]:
     (`ddpm.stages.paired`), whose noise every set draws anew, and `std` the spread of d_s. Rows without a valid, finite
     result for every seed are left out.
     """
-    grid, rows = results.grid, list[dict]()
+    grid = results.grid
     groups: dict[tuple, dict[tuple[str, ...], list[Cell]]] = {}
     for cell in grid.runs.values() if grid.names["paired"] else ():
         of = groups.setdefault((*grid.network(cell).parts, grid.is_given_classes(cell)), {})
         of.setdefault(cell.row, []).append(cell)
-    for measure in columns_of(grid.config).toplined:
-        for group in groups.values():
-            read = {row: found for row, cells in group.items() if (found := _distances(results, measure, cells))}
-            if not read:
-                continue
-            best = min(read, key=lambda row: sum(read[row].values()) / len(read[row]))
-            for row in (row for row in read if row != best):
-                known = _errors(results, measure, group[row], group[best])
-                if known:
-                    sets = pd.Series([read[row][of] - read[best][of] for of in known])
-                    each = sets.groupby([seed for seed, _ in known]).mean()
-                    error = sum(e**2 for e in known.values()) ** 0.5 / len(known)
-                    named = {"measure": measure, **dict(zip(ALL, row, strict=True)), "against": "/".join(best[2:4])}
-                    of_all = {"seeds": len(each), "images": grid.config["sampling"]["images"]}
-                    spread = {"difference": each.mean(), "standard_error": error, "std": each.std()}
-                    rows.append(named | of_all | spread)
-    return rows
+    measures = columns_of(grid.config).toplined
+    return [row for measure in measures for group in groups.values() for row in _of_group(results, measure, group)]
+
+
+def _of_group(results: Results, measure: str, group: dict[tuple[str, ...], list[Cell]]) -> Iterator[dict]:
+    """Rows of one network minus the best of them."""
+    read = {row: found for row, cells in group.items() if (found := _distances(results, measure, cells))}
+    best = min(read, key=lambda row: sum(read[row].values()) / len(read[row]), default=())
+    for row in (row for row in read if row != best):
+        if known := _errors(results, measure, group[row], group[best]):
+            sets = pd.Series([read[row][of] - read[best][of] for of in known])
+            each = sets.groupby([seed for seed, _ in known]).mean()
+            error = sum(e**2 for e in known.values()) ** 0.5 / len(known)
+            named = {"measure": measure, **dict(zip(ALL, row, strict=True)), "against": "/".join(best[2:4])}
+            of_all = {"seeds": len(each), "images": results.grid.config["sampling"]["images"]}
+            yield named | of_all | {"difference": each.mean(), "standard_error": error, "std": each.std()}
 
 
 def _distances(results: Results, measure: str, cells: list[Cell]) -> dict[tuple[int, int], float]:

@@ -17,6 +17,13 @@ class Printed:
     spread: float | None = None
     bound: bool = False
 
+    def __str__(self) -> str:
+        return self.text
+
+    def over(self, top: float) -> str:
+        """The number as a multiple of a topline."""
+        return f"{self.value / top:.1f}"
+
 
 def printed(found: object, where: str) -> Printed:
     """One entry of a published table; UserError where it is neither a number nor such a text."""

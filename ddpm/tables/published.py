@@ -1,7 +1,8 @@
 """Published numbers beside ours: published.md, of rows in this grid, and every table of the documents whole."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -149,17 +150,21 @@ def _printed(cells: list[dict]) -> list[str]:
 
 def _theirs(source: dict) -> dict[str, list[str]]:
     """A column for each item of each data set that is printed, and its multiple of the document's own topline."""
-    data, columns = source["dataset"], {}
-    for name in [data, *dict.fromkeys(name for row in source["rows"] for name in row["also"])]:
-        cells = [row["published"] if name == data else row["also"].get(name, {}) for row in source["rows"]]
-        for item in _printed(cells):
-            columns[f"{ITEMS[item]}, {NAMES.get(name, name)}"] = [
-                row[item].text if item in row else "" for row in cells
-            ]
-            if name == data and (top := source.get("topline", {}).get(item)):
-                over = [f"{row[item].value / top:.1f}" if item in row else "" for row in cells]
-                columns[f"{ITEMS[item]} ÷ topline"] = over
+    data, rows, columns = source["dataset"], source["rows"], {}
+    cells = {data: [row["published"] for row in rows]}
+    cells |= {name: [row["also"].get(name, {}) for row in rows] for row in rows for name in row["also"]}
+    for name, of in cells.items():
+        tops = source.get("topline", {}) if name == data else {}
+        for item in _printed(of):
+            columns[f"{ITEMS[item]}, {NAMES.get(name, name)}"] = _column(of, item, Printed.__str__)
+            if top := tops.get(item):
+                columns[f"{ITEMS[item]} ÷ topline"] = _column(of, item, partial(Printed.over, top=top))
     return columns
+
+
+def _column(cells: list[dict[str, Printed]], item: str, shown: Callable[[Printed], str]) -> list[str]:
+    """One item of every row as text, empty where it has none."""
+    return [shown(cell[item]) if item in cell else "" for cell in cells]
 
 
 def _ours(table: pd.DataFrame, source: dict, matches: list[pd.Series | None]) -> dict[str, list[str]]:
@@ -168,9 +173,14 @@ def _ours(table: pd.DataFrame, source: dict, matches: list[pd.Series | None]) ->
     for item in (item for item in _printed([row["published"] for row in source["rows"]]) if item in table):
         columns[f"{ITEMS[item]}, ours"] = [mean(match, item) for match in matches]
         if item in OURS.toplined:
-            over = [None if match is None else match[f"{item}_over_topline"] for match in matches]
-            columns[f"{ITEMS[item]} ÷ topline, ours"] = ["" if pd.isna(value) else f"{value:.2f}" for value in over]
+            columns[f"{ITEMS[item]} ÷ topline, ours"] = [over(match, item) for match in matches]
     return columns
+
+
+def over(row: pd.Series | None, column: str) -> str:
+    """Our number as a multiple of its topline; empty where there is none."""
+    value = None if row is None else row[f"{column}_over_topline"]
+    return "" if pd.isna(value) else f"{value:.2f}"
 
 
 def mean(row: pd.Series | None, column: str) -> str:

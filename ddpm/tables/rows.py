@@ -5,25 +5,45 @@ from typing import Any
 import pandas as pd
 
 from ddpm.errors import UserError
-from ddpm.pipeline.grid import Cell
+from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.measures import baselines, toplines
 from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
+from ddpm.pipeline.stage import Job
 from ddpm.pipeline.stages import external
 from ddpm.pipeline.verdict import degenerate
 from ddpm.tables.columns import FINISHED, Columns, columns_of
 
+# What a row is made of, in the order in which it is said to be missing.
+STAGES = ("train", "sample", "fidelity", "likelihood", "ode_likelihood")
+# Stage → the record of one cell.
+Records = dict[str, dict]
 
-def _missing(results: Results, cell: Cell, found: dict[str, dict | None]) -> tuple[str, str] | None:
+
+def _jobs(grid: Grid, cell: Cell) -> list[Job]:
+    """The jobs whose records a cell's row is made of."""
+    jobs = dict(grid.row(cell))
+    return [(stage, jobs[stage]) for stage in STAGES if stage in jobs]
+
+
+def _missing(results: Results, jobs: list[Job]) -> tuple[str, str] | None:
     """What keeps a cell out of the table: missing, stale or failed, and why; None where nothing does."""
-    for stage, record in found.items():
-        if record is None:
-            name = cell.name if stage in ("sample", "fidelity") else results.grid.network(cell).name
+    for stage, name in jobs:
+        if (stage, name) in results.todo:
             if failure := results.failure(stage, name):
                 return "failed", f"{stage}: {failure.splitlines()[0]}"
             why = results.todo[stage, name][0]
-            return "missing" if why.kind == "missing" else "stale", f"{stage}: {why}"
+            return why.state, f"{stage}: {why}"
     return None
+
+
+def _diverged(cell: Cell, found: Records) -> str:
+    """What of a cell has diverged; empty where nothing has."""
+    if found["train"]["status"] == "diverged":
+        return f"seed {cell.seed}: training, by step {found['train']['result']['steps']}"
+    if any(record["status"] == "diverged" for record in found.values()):
+        return f"seed {cell.seed}: sampling or bound"
+    return ""
 
 
 def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
@@ -34,47 +54,29 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
     if first.reason:
         return row | {"status": "n/a", "reason": first.reason}
     units = "seeds" if grid.sampling_seeds == 1 else "sets of samples"
-    there: list[dict[str, dict | None]] = []
-    for cell in cells:
-        network = grid.network(cell).name
-        records = {
-            "train": results.valid("train", network),
-            "sample": results.valid("sample", cell.name),
-            "fidelity": results.valid("fidelity", cell.name),
-        }
-        if grid.is_bounded(cell):
-            records["likelihood"] = results.valid("likelihood", network)
-        if grid.is_bounded(cell) and network in grid.names["ode_likelihood"]:
-            records["ode_likelihood"] = results.valid("ode_likelihood", network)
-        there.append(records)
-    missing = [why for cell, valid in zip(cells, there, strict=True) if (why := _missing(results, cell, valid))]
-    if missing:
+    jobs = [_jobs(grid, cell) for cell in cells]
+    if missing := list(filter(None, (_missing(results, of) for of in jobs))):
         state = max((state for state, _ in missing), key=("missing", "stale", "failed").index)
         return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} {units}; {missing[0][1]}"}
-    found = [{stage: record for stage, record in valid.items() if record is not None} for valid in there]
-    train, sample = found[0]["train"]["result"], found[0]["sample"]["result"]
-    trained = [train] + ([results.known("train", base.name)["result"]] if (base := grid.base_network(first)) else [])
+    found = [{stage: results.known(stage, name) for stage, name in of} for of in jobs]
+    train, sample, fidelity = (found[0][stage]["result"] for stage in ("train", "sample", "fidelity"))
+    base = grid.base_network(first)
+    trained = [train, results.known("train", base.name)["result"]] if base else [train]
     row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": sum(of["parameters"] for of in trained)}
-    diverged = []
-    for cell, one in zip(cells, found, strict=True):
-        if one["train"]["status"] == "diverged":
-            diverged.append(f"seed {cell.seed}: training, by step {one['train']['result']['steps']}")
-        elif any(r["status"] == "diverged" for r in one.values()):
-            diverged.append(f"seed {cell.seed}: sampling or bound")
-    if diverged:
+    if diverged := list(filter(None, map(_diverged, cells, found))):
         reason = f"{len(diverged)} of {len(cells)} {units} ({', '.join(dict.fromkeys(diverged))})"
         return row | {"status": "diverged", "reason": reason}
     row |= {
         "topline": "stratified" if grid.is_given_classes(first) else "by chance",
         "samples": sample["images"],
         "images_seen": sum(of["images_seen"] for of in trained),
-        "extractor": found[0]["fidelity"]["result"]["extractor"],
-        "protocol": found[0]["fidelity"]["result"].get("protocol"),
+        "extractor": fidelity["extractor"],
+        "protocol": fidelity.get("protocol"),
     }
     return row | _measured(columns, [cell.seed for cell in cells], found) | _status(results, cells, found)
 
 
-def _measured(columns: Columns, seeds: list[int], found: list[dict[str, dict]]) -> dict[str, float]:
+def _measured(columns: Columns, seeds: list[int], found: list[Records]) -> dict[str, float]:
     """Means over seeds, spreads over them, and intervals of means: of S sets of samples, which are independent, the
     ends lie (Σ_s (mean_s − end_s)²)^½/S from the mean (Zou & Donner 2008).
 
@@ -83,33 +85,38 @@ def _measured(columns: Columns, seeds: list[int], found: list[dict[str, dict]]) 
     """
     row = {}
     for column, (stage, key) in columns.measures.items():
-        there = [(s, one) for s, one in zip(seeds, found, strict=True) if stage in one and key in one[stage]["result"]]
-        values = pd.Series([one[stage]["result"][key] for _, one in there], [seed for seed, _ in there], dtype=float)
+        of_stage = [(seed, one[stage]["result"]) for seed, one in zip(seeds, found, strict=True) if stage in one]
+        there = [(seed, result) for seed, result in of_stage if key in result]
+        values = pd.Series([result[key] for _, result in there], [seed for seed, _ in there], dtype=float)
         of_seeds = values.groupby(level=0, sort=False)
         row[column] = of_seeds.mean().mean()
         if column in columns.spreads:
             row[columns.spreads[column]] = of_seeds.mean().std()
         if column in columns.toplined:
             row[f"{column}_sampling_std"] = of_seeds.var().mean() ** 0.5
-        if (name := columns.details.get(column)) in columns.toplined and len(values):
-            means = pd.Series([one[stage]["result"][name] for _, one in there])
+        if there and (name := columns.details.get(column)) in columns.toplined:
+            means = pd.Series([result[name] for _, result in there])
             away = float((means - values.to_numpy()).pow(2).sum() ** 0.5 / len(means))
             row[column] = means.mean() + (away if column == f"{name}_high" else -away)
     return row
 
 
-def _status(results: Results, cells: list[Cell], found: list[dict[str, dict]]) -> dict:
+def _status(results: Results, cells: list[Cell], found: list[Records]) -> dict:
     """`ok`, or `degenerate` where any seed's samples are none of the data, with the reason."""
-    noise = (results.valid("fidelity", "noise") or {}).get("result")
-    bad = []
+    noise, bad = results.noise, []
     for cell, one in zip(cells, found, strict=True):
         if why := degenerate(one["sample"]["result"], one["fidelity"]["result"], noise):
             bad.append(f"seed {cell.seed}: {why}")
-    if not bad and (why := results.grid.unbounded(cells[0])):
-        return {"status": "ok", "reason": f"no bits/dim: {why}"}
-    if not bad:
-        return {"status": "ok"}
-    return {"status": "degenerate", "reason": f"{len(bad)} of {len(cells)} seeds ({'; '.join(bad)})"}
+    if bad:
+        return {"status": "degenerate", "reason": f"{len(bad)} of {len(cells)} seeds ({'; '.join(bad)})"}
+    why = results.grid.unbounded(cells[0])
+    return {"status": "ok"} | ({"reason": f"no bits/dim: {why}"} if why else {})
+
+
+def _numbers(columns: Columns, result: dict) -> dict:
+    """What stands in a row of a result of fidelity."""
+    keys = (*columns.metrics, *columns.details, "extractor", "protocol")
+    return {key: result[key] for key in keys if key in result} | {"samples": result["images"]}
 
 
 def _baseline(results: Results, columns: Columns, name: str) -> dict:
@@ -122,13 +129,13 @@ def _baseline(results: Results, columns: Columns, name: str) -> dict:
     if record["status"] != "ok":  # of the autoencoder
         return row | {"status": record["status"], "reason": "autoencoder: training"}
     result = record["result"]
-    row |= {key: result[key] for key in (*columns.metrics, *columns.details, "extractor", "protocol") if key in result}
+    row |= _numbers(columns, result)
     if "bits_per_dim" in result:
         row |= {"nll_bits_per_dim": result["bits_per_dim"], "nll_standard_error": result["standard_error"]}
     if name == toplines()["stratified"] and (record := results.valid("data", "")):
         # Known for points of a density in closed form: the bits/dim that a perfect model would have.
         row["nll_bits_per_dim"] = record["result"].get("test_bits_per_dim")
-    return row | {"samples": result["images"], "status": "ok"}
+    return row | {"status": "ok"}
 
 
 def _external(results: Results, columns: Columns, name: str) -> dict:
@@ -141,44 +148,37 @@ def _external(results: Results, columns: Columns, name: str) -> dict:
         reason = why[0] if why else "their record is missing"
         return row | {"status": "stale", "reason": f"{reason}; run `ddpm evaluate` again"}
     row |= {"topline": "stratified" if taken["result"]["stratified"] else "by chance", "seeds": 1}
-    result = fidelity["result"]
-    row |= {key: result[key] for key in (*columns.metrics, *columns.details, "extractor", "protocol") if key in result}
-    noise = (results.valid("fidelity", "noise") or {}).get("result")
-    bad = degenerate(taken["result"], result, noise)
+    bad = degenerate(taken["result"], fidelity["result"], results.noise)
     state = {"status": "degenerate", "reason": bad} if bad else {"status": "ok"}
-    return row | {"samples": result["images"]} | state
+    return row | _numbers(columns, fidelity["result"]) | state
 
 
 def collect(results: Results) -> pd.DataFrame:
     """The whole table: one row per cell, after the baselines; then samples that were made elsewhere."""
-    grid = results.grid
-    rows: dict[tuple, list[Cell]] = {}
-    for cell in grid.cells:
-        rows.setdefault(cell.row, []).append(cell)
-    columns = columns_of(grid.config)
+    grid, columns = results.grid, columns_of(results.grid.config)
     found = [_baseline(results, columns, name) for name in grid.baselines]
-    found += [_row(results, columns, cells) for cells in rows.values()]
+    found += [_row(results, columns, cells) for cells in grid.rows.values()]
     found += [_external(results, columns, name) for name in results.external]
     table = pd.DataFrame(found, columns=columns.all if grid.sampling_seeds == 1 else columns.of_several_sets)
     table["dataset"] = grid.config["data"]["name"]
-    for column in columns.toplined:
-        table[column] = pd.to_numeric(table[column])
-        for part in ("", "_low", "_high"):
-            tops = {
-                name: record["result"].get(f"{column}{part}")
-                for name, baseline in toplines().items()
-                if (record := results.valid("fidelity", baseline))
-            }
-            table[f"{column}_topline{part}"] = pd.to_numeric(table["topline"].map(tops))
-        table[f"{column}_over_topline"] = table[column] / table[f"{column}_topline"]
+    _compare_with_toplines(results, table, list(columns.toplined))
     if "histogram" in grid.baselines:
         nll = pd.to_numeric(table["nll_bits_per_dim"])
         table["nll_minus_histogram"] = nll - nll[grid.baselines.index("histogram")]
-    for column in ("steps", "nfe", "seeds", "samples", "parameters", "images_seen", "protocol"):
-        table[column] = table[column].astype("Int64")
-    if grid.sampling_seeds > 1:
-        table["sampling_seeds"] = table["sampling_seeds"].astype("Int64")
-    return table
+    whole = ("steps", "nfe", "seeds", "sampling_seeds", "samples", "parameters", "images_seen", "protocol")
+    return table.astype({column: "Int64" for column in whole if column in table})
+
+
+def _compare_with_toplines(results: Results, table: pd.DataFrame, columns: list[str]) -> None:
+    """Fill in what the topline of each row has in these columns, and the row as a multiple of it."""
+    records = {name: results.valid("fidelity", baseline) for name, baseline in toplines().items()}
+    real = {name: record["result"] for name, record in records.items() if record}
+    for column in columns:
+        table[column] = pd.to_numeric(table[column])
+        for part in ("", "_low", "_high"):
+            tops = {name: result.get(f"{column}{part}") for name, result in real.items()}
+            table[f"{column}_topline{part}"] = pd.to_numeric(table["topline"].map(tops))
+        table[f"{column}_over_topline"] = table[column] / table[f"{column}_topline"]
 
 
 def missing(results: Results, table: pd.DataFrame) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.measures import toplines
 from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
+from ddpm.pipeline.stages import STAGES
 from ddpm.tables.claims import OVER, Claim, Row, groups, read
 from ddpm.tables.columns import OURS
 
@@ -80,26 +81,28 @@ def measured(results: Results, column: str) -> Values:
     diverged or was not measured; rows that cannot have any, of a likelihood, are left out."""
     base, grid = column.removesuffix(OVER), results.grid
     stage, key = OURS.measures[base]
-    top = {}
-    for kind, baseline in toplines().items() if column != base else ():
-        top[kind] = (results.valid("fidelity", baseline) or {"result": {}})["result"].get(base)
+    records = {kind: results.valid("fidelity", baseline) for kind, baseline in toplines().items()}
+    top = {kind: record["result"].get(base) for kind, record in records.items() if record}
     found: Values = {}
     sets: dict[tuple[Row, int], list[float]] = {}
     for cell in grid.runs.values():
-        name = cell.name if stage == "fidelity" else grid.network(cell).name
-        if name not in grid.names[stage] or (stage != "fidelity" and grid.is_guided(cell)):
+        if (name := STAGES[stage].serving(grid, cell)) is None:
             continue
         found.setdefault(cell.row, {})
         if record := results.valid(stage, name):
-            value = record["result"].get(key) if record["status"] == "ok" else None
-            if column != base:
-                real = top.get("stratified" if grid.is_given_classes(cell) else "by chance")
-                value = value / real if value is not None and real else None
-            sets.setdefault((cell.row, cell.seed), []).append(math.nan if value is None else value)
+            kind = "stratified" if grid.is_given_classes(cell) else "by chance"
+            unit = 1.0 if column == base else top.get(kind) or math.nan
+            sets.setdefault((cell.row, cell.seed), []).append(_number(record, key) / unit)
     for (row, seed), numbers in sets.items():
         if len(numbers) == grid.sampling_seeds:
             found[row][seed] = sum(numbers) / len(numbers)
     return found
+
+
+def _number(record: dict, key: str) -> float:
+    """A record's number; NaN where it diverged or has none."""
+    value = record["result"].get(key) if record["status"] == "ok" else None
+    return math.nan if value is None else value
 
 
 def judged(tests: list[tuple[Claim, list[list[Row]]]], values: dict[str, Values], first: int = LEAST) -> list[Verdict]:
@@ -120,24 +123,32 @@ def judged(tests: list[tuple[Claim, list[list[Row]]]], values: dict[str, Values]
     most = max((len(seeds) for numbers in values.values() for seeds in numbers.values()), default=0)
     look = 1
     while (count := first * 2 ** (look - 1)) <= most:
-        tested, family = [], 0
-        for verdict, of in still:
-            numbers = values[verdict.claim.column]
-            seeds = finished(of, numbers)[:count]
-            each = seeds_effects(verdict.claim, of, numbers, seeds)
-            if len(seeds) == count and len(each) >= LEAST:
-                if np.ptp(each) > 1e-12 * np.abs(each).max():
-                    tested.append((verdict, each))
-                else:
-                    verdict.reason = "all seeds have the same effect: no spread to judge it by"
-            family += len(seeds) < count
+        tested, short = _tested(still, values, count)
         for verdict, each in tested:
             _describe(verdict, each)
             verdict.looks = look
-        holm(tested, family + len(tested), ALPHA / 2**look)
+        holm(tested, short + len(tested), ALPHA / 2**look)
         still = [(verdict, of) for verdict, of in still if verdict.verdict == "undecided"]
         look += 1
     return found
+
+
+def _tested(
+    still: list[tuple[Verdict, list[list[Row]]]], values: dict[str, Values], count: int
+) -> tuple[list[tuple[Verdict, np.ndarray]], int]:
+    """The open claims that so many seeds can decide, with their effects, and how many claims lack seeds for that."""
+    tested, short = [], 0
+    for verdict, of in still:
+        numbers = values[verdict.claim.column]
+        seeds = finished(of, numbers)[:count]
+        each = seeds_effects(verdict.claim, of, numbers, seeds)
+        if len(seeds) < count:
+            short += 1
+        elif len(each) >= LEAST and np.ptp(each) > 1e-12 * np.abs(each).max():
+            tested.append((verdict, each))
+        elif len(each) >= LEAST:
+            verdict.reason = "all seeds have the same effect: no spread to judge it by"
+    return tested, short
 
 
 def finished(of: list[list[Row]], values: Values) -> list[int]:
@@ -158,21 +169,22 @@ def seeds_effects(
 ) -> np.ndarray:
     """The effect of each seed, (S,), of all or those `among`: the mean over those groups that have a number for every
     seed that any has."""
-    numbers = (item for group in of for row in group for item in values.get(row, {}).items())
-    seeds = sorted({seed for seed, x in numbers if math.isfinite(x) and (among is None or seed in among)})
-    slopes = []
-    for group in of:
-        table = np.array([[values.get(row, {}).get(seed, math.nan) for seed in seeds] for row in group])
-        if claim.ratio:
-            table = np.log(np.where(table > 0, table, math.nan))
-        if claim.along:
-            rank = np.arange(len(group)) - (len(group) - 1) / 2
-            effect = rank @ table / (rank @ rank)
-        else:
-            effect = table[0] - table[1]
-        if np.isfinite(effect).all():
-            slopes.append(effect)
-    return np.mean(slopes, axis=0) if slopes else np.empty(0)
+    numbers = {row: values.get(row, {}) for group in of for row in group}
+    known = {seed for each in numbers.values() for seed, number in each.items() if math.isfinite(number)}
+    seeds = sorted(known if among is None else known.intersection(among))
+    tables = (np.array([[numbers[row].get(seed, math.nan) for seed in seeds] for row in group]) for group in of)
+    effects = [effect for effect in (_effect(claim, table) for table in tables) if np.isfinite(effect).all()]
+    return np.mean(effects, axis=0) if effects else np.empty(0)
+
+
+def _effect(claim: Claim, table: np.ndarray) -> np.ndarray:
+    """The effect of each seed, (S,), in the numbers of a group of rows, (R, S)."""
+    if claim.ratio:
+        table = np.log(np.where(table > 0, table, math.nan))
+    if not claim.along:
+        return table[0] - table[1]
+    rank = np.arange(len(table)) - (len(table) - 1) / 2
+    return rank @ table / (rank @ rank)
 
 
 def holm(tested: list[tuple[Verdict, np.ndarray]], family: int, alpha: float) -> None:
