@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from project import ROOT
 
+from ddpm import tables
 from ddpm.pipeline import config, records
 from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 
 CELL = "eps/linear/auto/ddim/seed0"
@@ -69,9 +71,11 @@ def test_mistakes(guidance: dict, network: list[str], message: str) -> None:
 
 
 def test_a_guided_cell(tmp_path: Path) -> None:
-    """Both networks' weights are its inputs; two evaluations per step; samples other than the network's own."""
-    grid, layout = tiny(training={"steps": 6, "warmup": 0}, sampling={"images": 20}), Layout(tmp_path)
-    for stage, name in [*grid.needed("sample", CELL), ("sample", "eps/linear/cfg-w0/ddim/seed0")]:
+    """Both networks' weights are its inputs and count as its cost; two evaluations per step; samples other than the
+    network's own."""
+    own = {"fidelity": {"extractor": "identity", "metrics": ["fid"]}}
+    grid, layout = tiny(training={"steps": 6, "warmup": 0}, sampling={"images": 70}, **own), Layout(tmp_path)
+    for stage, name in [*grid.row(grid.runs[CELL]), ("sample", "eps/linear/cfg-w0/ddim/seed0")]:
         execute(stage, *grid.job(stage, name), layout)
     record = records.read_record(layout.record("sample", CELL))
     assert record["result"]["nfe"] == 2 * 4
@@ -79,3 +83,11 @@ def test_a_guided_cell(tmp_path: Path) -> None:
     assert record["inputs"]["guide_weights"] == records.sha256(layout.output("train", WORSE))
     files = [layout.output("sample", name) for name in grid.runs]
     assert files[0].read_bytes() != files[1].read_bytes()
+    results = Results(grid, layout)
+    row = tables.rows.collect(results).set_index("guidance").loc["auto"]
+    trained = [records.read_record(layout.record("train", name)) for name in (OWN, WORSE)]
+    assert row["parameters"] == sum(of["result"]["parameters"] for of in trained)
+    assert row["images_seen"] == 2 * 6 * grid.config["training"]["batch"]
+    assert results.trained(grid.runs[CELL])["seconds"] == sum(of["costs"]["seconds"] for of in trained)
+    without = results.trained(grid.runs["eps/linear/cfg-w0/ddim/seed0"])
+    assert without["parameters"] == trained[0]["result"]["parameters"] < row["parameters"]

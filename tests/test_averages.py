@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ddpm import averaging, spot_checks, tables
 from ddpm.networks.mlp import MLP
-from ddpm.pipeline import audit, config, records
+from ddpm.pipeline import audit, config, records, status
 from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
@@ -198,6 +198,35 @@ def test_one_table_has_every_length(finished: Layout) -> None:
     assert table["nll_bits_per_dim"].nunique() == 3 and table["images_seen"].nunique() == 1
     differing = audit.differences(audit.facts(results))["training.ema"]
     assert {value: len(rows) for value, rows in differing.items()} == {"not stated": 1, "0.1": 1, "0.15": 1}
+
+
+def test_what_lacks_is_said_of_the_snapshots(finished: Layout, tmp_path: Path) -> None:
+    """In the table as in `ddpm status`: missing, and failed."""
+    layout = Layout(tmp_path / "results")
+    shutil.copytree(finished.root, layout.root)
+    for path in (layout.record("snapshots", USUAL), layout.output("snapshots", USUAL)):
+        path.unlink()
+
+    def said() -> set[tuple[str, str]]:
+        results = Results(expanded(), layout)
+        table = tables.rows.collect(results).dropna(subset=["schedule"])
+        told = {(state, f"1 of 1 seeds; {reason}") for state, reason in status.states(results).values()}
+        assert set(zip(table["status"], table["reason"], strict=True)) == told
+        return told
+
+    assert said() == {("missing", "1 of 1 seeds; snapshots: missing")}
+    job, code = expanded().job("snapshots", USUAL)
+    records.write_json(layout.state("snapshots", USUAL), {"failed": "no luck\ntoday", "job": job, "code": code})
+    assert said() == {("failed", "1 of 1 seeds; snapshots: no luck")}
+
+
+def test_the_table_is_computed_again(finished: Layout, tmp_path: Path) -> None:
+    """`ddpm verify` looks at the snapshots too, without whose records no row would be valid."""
+    layout, grid = Layout(tmp_path / "results"), expanded()
+    shutil.copytree(finished.root, layout.root)
+    for job in [("fidelity", name) for name in grid.baselines] + [("table", "")]:
+        execute(job[0], *grid.job(*job), layout)
+    assert list(spot_checks.recomputed(Results(grid, layout), "table", "", Layout(tmp_path / "scratch"))) == []
 
 
 def test_other_weights_are_found(finished: Layout, tmp_path: Path) -> None:

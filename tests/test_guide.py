@@ -16,6 +16,7 @@ from ddpm.networks.classifier import NoisyClassifier
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM, Ancestral
 from ddpm.schedules import Karras, Linear
@@ -221,6 +222,11 @@ def test_a_guided_cell(trained: Layout) -> None:
     assert record["inputs"]["guide"] == records.sha256(trained.output("guide", "linear/seed0"))
     expected = sampling.draw_labels(data.read(trained.output("data")), "eps/linear/unconditional/seed0", 40)
     assert torch.equal(tensors["labels"], expected)
+    files = [trained.output("train", "eps/linear/unconditional/seed0"), trained.output("guide", "linear/seed0")]
+    counted, training = Results(grid, trained).trained(grid.runs[CELL]), grid.config["training"]
+    assert counted["parameters"] == sum(t.numel() for file in files for t in records.read_tensors(file)[0].values())
+    own = grid.config["guide"]
+    assert counted["images_seen"] == training["steps"] * training["batch"] + own["steps"] * own["batch"]
 
 
 def test_the_same_guide_twice(trained: Layout, tmp_path: Path) -> None:

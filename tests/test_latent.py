@@ -209,6 +209,9 @@ def test_one_table_has_both(finished: Layout) -> None:
     row = table.loc[("eps", "none", "latent")]
     assert row["fid"] > 0 and math.isnan(row["nll_bits_per_dim"]) and row["status"] in ("ok", "degenerate")
     assert table.loc[("eps", "none", "unet"), "nll_bits_per_dim"] > 0
+    trained = [records.read_record(finished.record(*job))["result"] for job in (("train", LATENT), ("autoencoder", ""))]
+    assert row["parameters"] == sum(of["parameters"] for of in trained)
+    assert row["images_seen"] == sum(of["images_seen"] for of in trained)
     told = [r for s, r in zip(table["status"], table["reason"], strict=True) if s == "ok" and not pd.isna(r)]
     assert all(r == "no bits/dim: a bound in latents is none of the images'" for r in told)
     # ---- by hand

@@ -439,7 +439,7 @@ def test_results_of_other_weights_are_left_out(layout: Layout) -> None:
     """A network trained anew: what was sampled and measured with the old weights is no result of the new ones."""
     network = f"{NETWORK}/seed0"
     edit(layout.record("train", network), lambda record: record["outputs"].update({"weights.safetensors": "0" * 64}))
-    why = ("stale", "1 of 2 seeds; sample: made from other weights than lies there now")
+    why = ("stale", "1 of 2 seeds; likelihood: made from other weights than lies there now")
     assert told(layout) == {CELL: why, "eps/linear/none/ancestral": why}
     results = Results(GRID, layout)
     assert [str(r) for r in results.todo["likelihood", network]] == ["made from other weights than lies there now"]

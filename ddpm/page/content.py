@@ -248,18 +248,18 @@ def published(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def training(results: Results) -> str:
-    """The best cell of every network against the seconds that the network was trained for, drawn."""
+    """The best cell of every network against the seconds that what it is sampled with was trained for, drawn."""
     grid, of = results.grid, columns_of(results.grid.config)
     metric = next(iter(of.metrics))
-    best: dict[str, float] = {}
+    best: dict[str, tuple[float, str]] = {}
+    keep = min if of.metrics[metric]["direction"] == "↓" else max
     for name, cell in grid.runs.items():
         value = ((results.valid("fidelity", name) or {}).get("result") or {}).get(metric)
         network = grid.network(cell).name
         if value is not None:
-            keep = min if of.metrics[metric]["direction"] == "↓" else max
-            best[network] = keep(value, best.get(network, value))
-    trained = {network: results.valid("train", network) for network in best}
-    points = [(record["costs"]["seconds"], best[name], name) for name, record in trained.items() if record]
+            best[network] = keep((value, name), best.get(network, (value, name)))
+    seconds = {network: results.trained(grid.runs[cell])["seconds"] for network, (_, cell) in best.items()}
+    points = [(seconds[network], value, network) for network, (value, _) in best.items()]
     return charts.scatter(points, "seconds of training", f"{titled(metric, of)} of the best cell of each network")
 
 

@@ -27,6 +27,7 @@ class TableStage(Aggregate):
         "data",
         "classifier",
         "autoencoder",
+        "snapshots",
         "train",
         "guide",
         "likelihood",

@@ -39,7 +39,9 @@ def _of_row(results: Results, cells: list[Cell]) -> dict[str, str]:
         jobs = {"train": results.grid.network(cell).name, "sample": cell.name, "fidelity": cell.name}
         records = {stage: record for stage, name in jobs.items() if (record := results.valid(stage, name))}
         if len(records) == len(jobs):
-            each.append(dict(_of_cell(records)))
+            trained = results.trained(cell)
+            counted = {name: str(trained[name.replace(" ", "_")]) for name in ("parameters", "images seen")}
+            each.append(counted | dict(_of_cell(records)))
             seeds[str(cell.seed)] = None
     if not each:
         return {}
@@ -50,10 +52,8 @@ def _of_row(results: Results, cells: list[Cell]) -> dict[str, str]:
 def _of_cell(records: dict[str, dict]) -> Iterator[tuple[str, str]]:
     """What the records of one cell say."""
     train, sample, fidelity = (records[stage] for stage in ("train", "sample", "fidelity"))
-    yield "parameters", str(train["result"]["parameters"])
     space = train["result"]["space"]
     yield "space", f"{space['method']}, {' × '.join(map(str, space['shape']))}"
-    yield "images seen", str(train["result"]["images_seen"])
     for key, value in train["job"]["training"].items():
         yield f"training.{key}", str(value)
     yield from ((f"sampling.{key}", str(value)) for key, value in sample["job"]["sampling"].items())

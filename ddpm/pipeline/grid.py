@@ -356,7 +356,11 @@ class Grid:
         """Every job, the aggregates last."""
         return [*self.jobs, *((aggregate, "") for aggregate in AGGREGATES)]
 
+    def own(self, cell: Cell) -> dict[str, str]:
+        """The jobs of a cell itself and of its network: stage → name."""
+        served = {stage: STAGES[stage].serving(self, cell) for stage in self.names}
+        return {stage: name for stage, name in served.items() if name is not None}
+
     def row(self, cell: Cell) -> list[Job]:
         """The jobs that a cell's row of the table comes from, each after what it needs."""
-        served = ((stage, STAGES[stage].serving(self, cell)) for stage in self.names)
-        return [(stage, name) for stage, name in served if name is not None]
+        return list(dict.fromkeys(job for own in self.own(cell).items() for job in self.needed(*own)))

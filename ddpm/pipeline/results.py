@@ -8,20 +8,22 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 
 from ddpm.errors import UserError
 from ddpm.pipeline import fingerprints, folders, project, records
-from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import canonical
 from ddpm.pipeline.stage import Job
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.validity import Reason, reasons
 
+# The stages that train what cells are sampled with.
+TRAINED = ("autoencoder", "snapshots", "train", "guide")
 PUBLISHED = project.find("workflow/published")
 CLAIMS = project.find("workflow/claims")
 PAGE = project.find("workflow/page")
@@ -227,6 +229,29 @@ class Results:
     def valid(self, stage: str, name: str = "") -> dict | None:
         """A job's record if its result is valid."""
         return None if (stage, name) in self.todo else self.record(stage, name)
+
+    def lacking(self, jobs: Iterable[Job]) -> tuple[str, str] | None:
+        """Whether these jobs, each after what it needs, are `failed`, `stale` or `missing`, and the stage and reason of
+        the first that says so; None where all are valid."""
+        todo = [job for job in jobs if job in self.todo]
+        for job in todo:
+            if said := self.failure(*job):
+                return "failed", f"{job[0]}: {said.splitlines()[0]}"
+        if not todo:
+            return None
+        # What is stale says more than what is missing, and that more than what follows from either.
+        reasons = [(job[0], reason) for job in todo for reason in self.todo[job]]
+        stage, reason = min(reasons, key=lambda one: {"missing": 1, "follows": 2}.get(one[1].kind, 0))
+        return reason.state, f"{stage}: {reason}"
+
+    def trained(self, cell: Cell) -> dict[str, float]:
+        """What was trained for the samples of a cell whose result is valid: the `parameters`, `images_seen` and
+        `seconds` of its networks, of what guides them and of the autoencoder together."""
+        jobs = [job for job in self.grid.needed("sample", cell.name) if job[0] in TRAINED]
+        # What keeps snapshots is counted where its weights are read.
+        results = [self.known(*job)["result"] for job in jobs if job[0] != "snapshots"]
+        found = {key: sum(result[key] for result in results) for key in ("parameters", "images_seen")}
+        return found | {"seconds": sum(self.known(*job)["costs"]["seconds"] for job in jobs)}
 
     @property
     def noise(self) -> dict | None:

@@ -42,26 +42,16 @@ def _state(results: Results, cell: Cell, live: dict[Job, str], noise: dict | Non
     if cell.reason:
         return "n/a", cell.reason
     jobs = [job for job in results.grid.row(cell) if job[1]]
-    todo = [job for job in jobs if job in results.todo]
     for job in jobs:
         if job in live:
             return "running", f"{job[0]}: {live[job]}"
-    for job in todo:
-        if said := results.failure(*job):
-            return "failed", f"{job[0]}: {said.splitlines()[0]}"
-    if todo:  # what is stale says more than what is missing, and that more than what follows from either
-        reasons = [(job[0], reason) for job in todo for reason in results.todo[job]]
-        stage, reason = min(reasons, key=lambda one: {"missing": 1, "follows": 2}.get(one[1].kind, 0))
-        return reason.state, f"{stage}: {reason}"
-    return _outcome({stage: results.known(stage, name) for stage, name in jobs}, noise)
-
-
-def _outcome(records: dict[str, dict], noise: dict | None) -> tuple[str, str]:
-    """What a cell has come to that has run, by the records of its stages."""
-    for stage, record in records.items():
-        if record["status"] == "diverged":
-            return "diverged", stage
-    why = degenerate(records["sample"]["result"], records["fidelity"]["result"], noise)
+    if lacking := results.lacking(jobs):
+        return lacking
+    for job in jobs:
+        if results.known(*job)["status"] == "diverged":
+            return "diverged", job[0]
+    sample, fidelity = (results.known(stage, cell.name)["result"] for stage in ("sample", "fidelity"))
+    why = degenerate(sample, fidelity, noise)
     return ("degenerate", why) if why else ("finished", "")
 
 

@@ -57,8 +57,9 @@ def train(run: Run) -> Outcome:
     # ---- what is kept
     run.write("weights", network.state_dict())
     accuracies = accuracy(network.eval(), schedule, dataset, device)
-    about = {"shape": list(dataset.shape), "classes": dataset.classes}
-    return "ok", {"steps": settings["steps"], "accuracy_by_time": accuracies} | about
+    about = {"shape": list(dataset.shape), "classes": dataset.classes, "accuracy_by_time": accuracies}
+    about |= {"steps": settings["steps"], "images_seen": settings["steps"] * settings["batch"]}
+    return "ok", about | {"parameters": sum(p.numel() for p in network.parameters())}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from ddpm.pipeline.stages import external
 from ddpm.pipeline.verdict import degenerate
 from ddpm.tables.columns import FINISHED, Columns, columns_of
 
-# What a row is made of, in the order in which it is said to be missing.
+# What a row's numbers come from.
 STAGES = ("train", "sample", "fidelity", "likelihood", "ode_likelihood")
 # Stage → the record of one cell.
 Records = dict[str, dict]
@@ -22,19 +22,13 @@ Records = dict[str, dict]
 
 def _jobs(grid: Grid, cell: Cell) -> list[Job]:
     """The jobs whose records a cell's row is made of."""
-    jobs = dict(grid.row(cell))
-    return [(stage, jobs[stage]) for stage in STAGES if stage in jobs]
+    return [(stage, name) for stage, name in grid.own(cell).items() if stage in STAGES]
 
 
-def _missing(results: Results, jobs: list[Job]) -> tuple[str, str] | None:
+def _missing(results: Results, cell: Cell) -> tuple[str, str] | None:
     """What keeps a cell out of the table: missing, stale or failed, and why; None where nothing does."""
-    for stage, name in jobs:
-        if (stage, name) in results.todo:
-            if failure := results.failure(stage, name):
-                return "failed", f"{stage}: {failure.splitlines()[0]}"
-            why = results.todo[stage, name][0]
-            return why.state, f"{stage}: {why}"
-    return None
+    # Differences between rows stand in another table.
+    return results.lacking(job for job in results.grid.row(cell) if job[1] and job[0] != "paired")
 
 
 def _diverged(cell: Cell, found: Records) -> str:
@@ -54,22 +48,19 @@ def _row(results: Results, columns: Columns, cells: list[Cell]) -> dict:
     if first.reason:
         return row | {"status": "n/a", "reason": first.reason}
     units = "seeds" if grid.sampling_seeds == 1 else "sets of samples"
-    jobs = [_jobs(grid, cell) for cell in cells]
-    if missing := list(filter(None, (_missing(results, of) for of in jobs))):
+    if missing := list(filter(None, (_missing(results, cell) for cell in cells))):
         state = max((state for state, _ in missing), key=("missing", "stale", "failed").index)
         return row | {"status": state, "reason": f"{len(missing)} of {len(cells)} {units}; {missing[0][1]}"}
-    found = [{stage: results.known(stage, name) for stage, name in of} for of in jobs]
-    train, sample, fidelity = (found[0][stage]["result"] for stage in ("train", "sample", "fidelity"))
-    base = grid.base_network(first)
-    trained = [train, results.known("train", base.name)["result"]] if base else [train]
-    row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": sum(of["parameters"] for of in trained)}
+    found = [{stage: results.known(stage, name) for stage, name in _jobs(grid, cell)} for cell in cells]
+    sample, fidelity, trained = found[0]["sample"]["result"], found[0]["fidelity"]["result"], results.trained(first)
+    row |= {"steps": sample["steps"], "nfe": sample["nfe"], "parameters": trained["parameters"]}
     if diverged := list(filter(None, map(_diverged, cells, found))):
         reason = f"{len(diverged)} of {len(cells)} {units} ({', '.join(dict.fromkeys(diverged))})"
         return row | {"status": "diverged", "reason": reason}
     row |= {
         "topline": "stratified" if grid.is_given_classes(first) else "by chance",
         "samples": sample["images"],
-        "images_seen": sum(of["images_seen"] for of in trained),
+        "images_seen": trained["images_seen"],
         "extractor": fidelity["extractor"],
         "protocol": fidelity.get("protocol"),
     }
