@@ -202,11 +202,14 @@ def claims_command(args: argparse.Namespace) -> None:
     With --decide: plan further seeds for the undecided ones alone, up to a budget, and write the overlay that asks for
     them. Once it has run, the same command with the overlay as last --configfile plans the next look.
     """
+    from ddpm.pipeline import looks
     from ddpm.tables import claims_text, verdicts  # numpy and pandas: no other command waits for them
 
     if args.budget is not None and not args.decide:
         raise UserError(f"--budget: {args.budget:g}; it goes with --decide, without which nothing is planned")
     results = Results(_grid(args))
+    for line in looks.lines(results):
+        print(line, file=sys.stderr)
     found = verdicts.decide(results)
     if args.decide:
         _decide(args, results, found)

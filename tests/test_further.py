@@ -14,7 +14,7 @@ from test_claims import claim
 
 from ddpm.cli import main
 from ddpm.errors import UserError
-from ddpm.pipeline import config
+from ddpm.pipeline import config, history, looks, records, status
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
@@ -87,6 +87,36 @@ def test_the_first_look_takes_the_seeds_of_all_cells() -> None:
         [5, 10, 20],
         [3, 6, 12],
     ]
+
+
+def kept(layout: Layout, seeds: list[int], **more: object) -> Grid:
+    """The study with these seeds, whose table lies there: one that lay there before is replaced."""
+    history.archive(layout, "table")
+    grid = config.check(config.merge(READ, {"seeds": seeds} | more))
+    records.Recorder("table", grid.job("table")[0], "0" * 16, {}).finish(
+        layout.record("table"), [], cells=1, of=1, missing=0
+    )
+    return grid
+
+
+def test_a_look_at_more_seeds_by_hand_is_said(tmp_path: Path) -> None:
+    """By the table that lies there and by those that it has replaced; not where no look was taken, or with no more."""
+    layout, six = Layout(tmp_path), list(range(6))
+    one = kept(layout, [0])
+    assert looks.taken(Results(one, layout)) == set()
+    three = kept(layout, [0, 1, 2])
+    assert looks.taken(Results(one, layout)) == {3} and not list(looks.lines(Results(three, layout)))
+    more = kept(layout, six)
+    assert looks.taken(Results(more, layout)) == {3, 6}
+    (line,) = looks.lines(Results(more, layout))
+    assert line.startswith("seeds: 6, and claims were looked at with 3 before; this looks at the full level again")
+    results = Finished(more, layout)
+    results.unmarked = {}
+    assert status.plan_lines(results) == [line]
+    layout.record("table").write_text("{", encoding="utf-8")
+    assert list(looks.lines(Results(more, layout))) == [line]
+    again = kept(Layout(tmp_path / "other"), [0], grid=[READ["grid"][0] | {"further_seeds": [1, 2]}])
+    assert looks.taken(Results(again, Layout(tmp_path / "other"))) == {3}
 
 
 # ---- what is asked for ------------------------------------------------------------------------------------
@@ -177,6 +207,7 @@ def test_an_unfinished_grid_is_finished_first() -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It says what would run and writes the overlay; a budget is stated, and none is a mistake."""
     study = str(ROOT / "workflow/config/study.yaml")
+    monkeypatch.setattr(looks, "taken", lambda _: {2})
     monkeypatch.setattr("ddpm.cli.Results", lambda grid: Finished(grid, Layout(tmp_path)))
     monkeypatch.setattr(verdicts, "decide", lambda _: [undecided(CODES)])
     monkeypatch.chdir(ROOT)
@@ -185,8 +216,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert "--budget: " in capsys.readouterr().err
     assert main(["claims", "--budget", "0.5"]) == 2 and "it goes with --decide" in capsys.readouterr().err
     assert main(["claims", "--decide", "--budget", "0.5", "--configfile", study]) == 0
-    said, path = capsys.readouterr().out, tmp_path / "further-1.yaml"
-    assert f" --configfile {study} {path}\n" in said and "21 min" in said
+    (said, warned), path = capsys.readouterr(), tmp_path / "further-1.yaml"
+    assert f" --configfile {study} {path}\n" in said and "21 min" in said and warned.startswith("seeds: 3, and claims")
     assert f"--budget 0.5 --most 24 --configfile {study} --configfile {path}" in said
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["grid"][: len(READ["grid"])] == READ["grid"]
     assert main(["claims", "--decide", "--budget", "0.01", "--configfile", study]) == 0

@@ -6,7 +6,7 @@ from contextlib import suppress
 from statistics import median
 from typing import TypeVar
 
-from ddpm.pipeline import history, locks
+from ddpm.pipeline import history, locks, looks
 from ddpm.pipeline.grid import Cell
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stage import Job
@@ -176,7 +176,7 @@ def plan_lines(results: Results) -> list[str]:
     """What a run of Snakemake is told beforehand: what is stale, or nothing where all is missing or valid."""
     stale = any(r.kind not in ("missing", "follows") for reasons in results.todo.values() for r in reasons)
     told = [*todo_lines(results, most=8), "`ddpm status` tells more"] if stale else []
-    return [*told, *mark_lines(results)]
+    return [*told, *mark_lines(results), *looks.lines(results)]
 
 
 def mark_lines(results: Results) -> list[str]:
@@ -198,6 +198,7 @@ def lines(results: Results) -> Iterator[str]:
     else:
         yield "nothing to run: every result is valid"
     yield from mark_lines(results)
+    yield from looks.lines(results)
     count, size = history.size(results.layout)
     if count:
         folder = results.layout.root / "replaced"

@@ -4,8 +4,9 @@ import math
 
 import pandas as pd
 
+from ddpm.pipeline.looks import LEAST
 from ddpm.tables.markdown import markdown
-from ddpm.tables.verdicts import ABSENT, ALPHA, LEAST, Verdict
+from ddpm.tables.verdicts import ABSENT, ALPHA, Verdict
 
 ORDER = ("holds", "fails", "undecided")
 

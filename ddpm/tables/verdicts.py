@@ -13,7 +13,8 @@ A look takes the first S, 2S, 4S, … seeds alone, S being those that the config
 one has decided is not looked at again: the verdicts are the same in whatever order seeds have come. The family of a
 look is every claim that was open before it, those without the seeds for it included, so that it does not matter how
 claims were chosen for further seeds. With a chance of at least 95 % a table has not one false verdict, whatever the
-claims share and however many looks there were; of a single claim false verdicts are rarer still.
+claims share and however many looks there were; of a single claim false verdicts are rarer still. Who raises `seeds` by
+hand after a look starts anew (`ddpm.pipeline.looks`).
 """
 
 import math
@@ -23,7 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from ddpm.pipeline import looks
 from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.looks import LEAST
 from ddpm.pipeline.measures import toplines
 from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
@@ -32,7 +35,6 @@ from ddpm.tables.claims import OVER, Claim, Row, groups, read
 from ddpm.tables.columns import OURS
 
 ALPHA = 0.05
-LEAST = 3  # seeds: of two, the spread is hardly known
 ABSENT = "not in this grid"
 Values = dict[Row, dict[int, float]]  # row → seed → number
 
@@ -73,7 +75,7 @@ def decide(results: Results) -> list[Verdict]:
 
 def at(grid: Grid, look: int) -> int:
     """How many seeds the rows of a claim have at its k-th look, counted from 1."""
-    return max(LEAST, len(grid.config["seeds"])) * 2 ** (look - 1)
+    return looks.first(grid.config) * 2 ** (look - 1)
 
 
 def measured(results: Results, column: str) -> Values:
