@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from ddpm.pipeline import config, declarations, fingerprints, registry, source
+from ddpm.pipeline.checks import ConfigError
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = config.read(ROOT / "config.yaml")
@@ -89,3 +92,20 @@ def altered(*changes: tuple[tuple, object], base: dict = DEFAULT) -> dict:
             place = place[part]
         place[path[-1]] = value
     return new
+
+
+BASES = {
+    "digits": DEFAULT,
+    "mnist": config.read(ROOT / "config.yaml", ROOT / "workflow" / "config" / "mnist.yaml"),
+    "points": config.read(ROOT / "config.yaml", ROOT / "workflow" / "config" / "toy.yaml"),
+}
+
+
+def said(overlay: str, base: str = "digits", *more: object) -> list[str]:
+    """The lines that an overlay is refused with; none where it is accepted."""
+    try:
+        config.check(config.merge(BASES[base], yaml.safe_load(overlay)), *more)
+    except ConfigError as e:
+        assert all(len(message.splitlines()) == 1 for message in e.messages)
+        return e.messages
+    return []

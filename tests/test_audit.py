@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_tables import GRID, finished, untrained  # noqa: F401 - fixtures
+from tabled import GRID, finished, untrained  # noqa: F401 - fixtures
 
 from ddpm.compute import has_bfloat16
 from ddpm.pipeline import audit, records

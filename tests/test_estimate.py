@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_tables import configured
+from tabled import configured
 
 from ddpm import estimate
 from ddpm.cli import main

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_tables import GRID, finished, untrained  # noqa: F401 - fixtures
+from tabled import GRID, finished, untrained  # noqa: F401 - fixtures
 
 from ddpm import cli, tables
 from ddpm.datasets import dataset as data

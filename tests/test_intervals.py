@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from measuring import closed_form
 from oracles import randn
 from scipy.stats import gamma
-from test_fidelity import closed_form
 
 from ddpm.metrics.distances import frechet, statistics
 from ddpm.metrics.intervals import influences, interval, variance

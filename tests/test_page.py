@@ -10,7 +10,7 @@ import pytest
 import torch
 from browser import Browser
 from PIL import Image
-from test_tables import CELL, GRID, NETWORK, build, configured, number
+from tabled import CELL, GRID, NETWORK, build, configured, number
 
 from ddpm import figures, page
 from ddpm.condition import Condition

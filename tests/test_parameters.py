@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, Optional
 import jsonschema
 import pytest
 import yaml
-from test_checks import DEFAULT, ROOT, said
-from test_source import forget
+from project import DEFAULT, ROOT, forget, said
 
 from ddpm import cli
 from ddpm.errors import UserError

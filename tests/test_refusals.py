@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_checks import DEFAULT, ROOT, said
+from project import DEFAULT, ROOT, said
 
 from ddpm.errors import UserError
 from ddpm.pipeline import config, history, machine, records, running, status

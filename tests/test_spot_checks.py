@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from scipy import stats
-from test_tables import configured
+from tabled import configured
 
 from ddpm import rng, spot_checks
 from ddpm.cli import main

@@ -1,115 +1,31 @@
-"""The value of every stage's result against an independent computation, from the stored data to the stored numbers.
+"""The values of training, sampling and guide against an independent computation, from stored data to stored numbers.
 
 Draws are stated by what they are for (`ddpm.rng`), everything else by the formulas: the loops here know nothing of
 schedules, objectives, samplers and optimisers.
 """
 
+# ruff: noqa: F811 - arguments are called as the fixtures that they ask for
+
 import csv
 import math
 from collections import deque
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from own_loops import BAR, BETA, CELL, MIXED, PLAIN, SMALL, Adam, Tensor, digits, grid, layout, seeded  # noqa: F401 - fixtures
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 
 from ddpm import networks, rng
 from ddpm.condition import NOTHING, Condition
-from ddpm.networks.classifier import Classifier, NoisyClassifier
-from ddpm.pipeline import config, records
-from ddpm.pipeline.grid import Grid
+from ddpm.networks.classifier import NoisyClassifier
+from ddpm.pipeline import records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 
 torch.set_num_threads(1)
-
-Tensor = torch.Tensor
-ROOT = Path(__file__).parent.parent
-SMALL = {"method": "mlp", "width": 16, "depth": 1}
-# T = 4 with β = 0.05, 0.2, 0.35, 0.5 once scaled by 1000/T, and ᾱ_0 … ᾱ_4.
-BETA = torch.tensor([0.0, 0.05, 0.2, 0.35, 0.5], dtype=torch.float64)
-BAR = (1 - BETA).cumprod(0)
-MIXED, PLAIN = "mixed/short/conditional/seed0", "v/short/unconditional/seed0"
-CELL = "v/short/cfg/steps/seed0"
-
-
-def grid() -> Grid:
-    """Two networks on a chain of four steps: one with everything that training can do, one without."""
-    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
-    read["network"] = SMALL
-    own = {
-        "schedules": {"short": {"method": "linear", "steps": 4, "beta_first": 2e-4, "beta_last": 2.0e-3}},
-        "objectives": {
-            "mixed": {"target": "eps", "variance": "learned", "vlb_weight": 0.05, "times": "importance"},
-            "v": {"target": "v"},
-        },
-        "guidances": {"cfg": {"method": "cfg", "weight": 1.5}, "guided": {"method": "classifier", "weight": 1.0}},
-        "samplers": {"steps": {"method": "ancestral", "steps": 4, "variance": "large"}, "ddim": {"steps": 2}},
-        "training": {
-            "steps": 12,
-            "batch": 24,
-            "warmup": 3,
-            "learning_rate": 0.01,
-            "decay": "cosine",
-            "ema_decay": 0.4,
-            "gradient_clip": 0.15,
-            "label_dropout": 0.3,
-        },
-        "guide": {"steps": 6, "batch": 20, "width": 16, "learning_rate": 0.01},
-        "sampling": {"images": 50, "batch": 32},
-        "compute": {"precision": "float32"},  # to compare with a loop of one's own to all its digits
-        "classifier": {"width": 4, "features": 16, "epochs": 2, "batch": 100, "learning_rate": 0.01},
-        "grid": [
-            {"objective": ["mixed"], "schedule": ["short"], "guidance": ["cfg"], "sampler": ["steps"]},
-            {"objective": ["v"], "schedule": ["short"], "guidance": ["cfg", "none"], "sampler": ["steps", "ddim"]},
-            {"objective": ["v"], "schedule": ["short"], "guidance": ["guided"], "sampler": ["ddim"]},
-        ],
-    }
-    return config.check(config.merge(read, own))
-
-
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """A tree with the data."""
-    found = Layout(tmp_path_factory.mktemp("stages"))
-    execute("data", *grid().job("data"), found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def digits(layout: Layout) -> dict[str, Tensor]:
-    """The stored data, their images as 17 grey levels in [−1, 1]."""
-    found = load_file(layout.output("data"))
-    return found | {k: found[k].double() / 8 - 1 for k in ("train_images", "test_images")}
-
-
-def seeded(*parts: object) -> None:
-    """What is drawn for these parts next comes from torch's own generator."""
-    torch.manual_seed(rng.key(*parts) % 2**63)
-
-
-class Adam:
-    """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← θ − lr (wd θ + m̂/(√v̂ + 1e-8)) (Kingma & Ba 2015)."""
-
-    def __init__(self, network: nn.Module, beta2: float, decay: float = 0.0):
-        self.parameters, self.beta2, self.decay = list(network.parameters()), beta2, decay
-        self.m = [torch.zeros_like(p) for p in self.parameters]
-        self.v = [torch.zeros_like(p) for p in self.parameters]
-        self.updates = 0
-
-    @torch.no_grad()
-    def step(self, gradients: list[Tensor], rate: float, beta1: float = 0.9) -> None:
-        self.updates += 1
-        for p, g, m, v in zip(self.parameters, gradients, self.m, self.v, strict=True):
-            m.copy_(beta1 * m + (1 - beta1) * g)
-            v.copy_(self.beta2 * v + (1 - self.beta2) * g**2)
-            p.sub_(rate * self.decay * p)
-            size = (v / (1 - self.beta2**self.updates)).sqrt() + 1e-8
-            p.sub_(rate * (m / (1 - beta1**self.updates)) / size)
 
 
 # ---- train ------------------------------------------------------------------------------------------------
@@ -320,94 +236,3 @@ def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> 
         at = torch.full((len(eps),), t)
         right = answers(digits["test_images"], eps, at).argmax(1) == digits["test_labels"]
         assert found[part] == pytest.approx(float(right.double().mean()), abs=2.5 / len(right))
-
-
-# ---- classifier and fidelity ------------------------------------------------------------------------------
-
-
-def test_the_classifier_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> None:
-    """AdamW with one cycle of rates and momenta (Smith & Topin 2019) on bytes; its scale and its accuracy."""
-    execute("classifier", *grid().job("classifier"), layout)
-    stored = load_file(layout.output("classifier"))
-    seeded("classifier", 0)
-    network = Classifier((1, 8, 8), 10, 4, 16)
-    images, tests = (((digits[f"{half}_images"] + 1) * 127.5).round().float() / 127.5 - 1 for half in ("train", "test"))
-    labels, optimiser, step = digits["train_labels"], Adam(network, beta2=0.999, decay=0.01), 0
-    total = 2 * 9
-    for epoch in range(2):
-        for index in rng.permutation(len(images), "classifier", 0, epoch).split(100):
-            # Up from 1/25 of the rate over the first three tenths, then down to 1/250 000; the momentum the other way.
-            peak = 0.3 * total - 1
-            if step <= peak:
-                part, start, end = step / peak, (0.01 / 25, 0.95), (0.01, 0.85)
-            else:
-                part, start, end = (step - peak) / (total - 1 - peak), (0.01, 0.85), (0.01 / 25e4, 0.95)
-            rate, beta1 = (b + (a - b) * (1 + math.cos(math.pi * part)) / 2 for a, b in zip(start, end, strict=True))
-            loss = F.cross_entropy(network(images[index]), labels[index])
-            optimiser.step(list(torch.autograd.grad(loss, list(network.parameters()))), rate, beta1)
-            step += 1
-    assert step == total
-    network.eval()
-    for parameter, expected in network.state_dict().items():
-        # Batch norm takes a bias away again: its gradient is rounding alone, and the running mean follows it.
-        if parameter not in ("body.0.bias", "body.4.bias", "body.1.running_mean", "body.5.running_mean"):
-            torch.testing.assert_close(stored[parameter], expected, rtol=1e-5, atol=1e-5, msg=parameter)
-    network.load_state_dict({k: v for k, v in stored.items() if k not in ("scale", "side")})
-    with torch.no_grad():
-        features, right = network.features(images).double(), network(tests).argmax(1) == digits["test_labels"]
-    scale = math.sqrt(np.trace(np.cov(features.numpy(), rowvar=False)) / 16)
-    assert float(stored["scale"]) == pytest.approx(scale, rel=1e-4) and int(stored["side"]) == 8
-    found = records.read_record(layout.record("classifier"))["result"]["test_accuracy"]
-    assert found == pytest.approx(float(right.double().mean()), abs=3 / len(right))
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """‖µ_a − µ_b‖² + tr Σ_a + tr Σ_b − 2 Σ √eig(Σ_a Σ_b), covariances over N − 1."""
-    first, second = (np.cov(x, rowvar=False) for x in (a, b))
-    roots = np.sqrt(np.linalg.eigvals(first @ second).astype(complex)).real.sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * roots)
-
-
-def within(features: np.ndarray, guessed: np.ndarray) -> float:
-    """Σ ‖f − mean of its class‖²/(N − classes seen)."""
-    classes = np.unique(guessed)
-    squares = sum(((features[guessed == k] - features[guessed == k].mean(0)) ** 2).sum() for k in classes)
-    return float(squares / (len(features) - len(classes)))
-
-
-def test_fidelity_is_numpys(layout: Layout) -> None:
-    """FID to both splits, plain and binarized, diversity and label accuracy of a cell, from files to record."""
-    execute("classifier", *grid().job("classifier"), layout)
-    name = "v/short/conditional/seed0"
-    execute("train", *grid().job("train", name), layout)
-    execute("sample", *grid().job("sample", CELL), layout)
-    execute("fidelity", *grid().job("fidelity", CELL), layout)
-    result = records.read_record(layout.record("fidelity", CELL))["result"]
-
-    stored, real, ours = (
-        load_file(layout.output("classifier")),
-        load_file(layout.output("data")),
-        load_file(layout.output("sample", CELL)),
-    )
-    scale = float(stored.pop("scale"))
-    stored.pop("side")
-    network = Classifier((1, 8, 8), 10, 4, 16)
-    network.load_state_dict(stored)
-    network.eval()
-
-    def measure(levels: Tensor, binarized: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        grey = np.rint(levels.numpy() * (255 / 16))
-        grey = np.where(grey >= 128, 255.0, 0.0) if binarized else grey
-        with torch.no_grad():
-            features = network.features(torch.from_numpy(grey / 127.5 - 1).float())
-            return features.double().numpy() / scale, network.head(features).argmax(1).numpy()
-
-    for suffix, binarized in (("", False), ("_binarized", True)):
-        features, _ = measure(ours["images"], binarized)
-        for key, half in (("fid", "test"), ("fid_train", "train")):
-            expected = distance(features, measure(real[f"{half}_images"], binarized)[0])
-            assert result[key + suffix] == pytest.approx(expected, rel=1e-4), key + suffix
-    (features, guessed), test = measure(ours["images"]), measure(real["test_images"])
-    assert result["diversity"] == pytest.approx(within(features, guessed) / within(*test), rel=1e-5)
-    assert result["label_accuracy"] == (guessed == ours["labels"].numpy()).mean()
-    assert result["images"] == 50

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_fidelity import FEATURES, grid, prepared  # noqa: F401 - a fixture
+from measuring import FEATURES, grid, prepared  # noqa: F401 - a fixture
 
 from ddpm.errors import UserError
 from ddpm.metrics.evaluator import Evaluator

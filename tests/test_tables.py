@@ -1,10 +1,9 @@
-"""Tables: the rows and numbers that the records hold, in order, and a refusal of records that do not match."""
+"""Tables: the rows and numbers that the records hold, in order, and the files that are written."""
 
-import json
+# ruff: noqa: F811 - arguments are called as the fixtures that they ask for
+
 import math
-import shutil
 import statistics
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema
@@ -12,93 +11,34 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from tabled import (  # noqa: F401 - fixtures
+    CELL,
+    GRID,
+    NETWORK,
+    ROOT,
+    SEEDS,
+    build,
+    configured,
+    edit,
+    finished,
+    layout,
+    number,
+    row,
+    table,
+    untrained,
+    write,
+)
 
 from ddpm import tables
-from ddpm.pipeline import config, records, verdict
+from ddpm.pipeline import config, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
-from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES
 from ddpm.pipeline.validity import valid
 from ddpm.tables import markdown, paired, published, verdicts
 from ddpm.tables.columns import OURS
 
 torch.set_num_threads(1)
-
-ROOT = Path(__file__).parent.parent
-SEEDS = (0, 1)
-CELL = "eps/linear/none/ddim"
-NETWORK = "eps/linear/unconditional"
-
-
-def configured() -> dict:
-    """Two seeds of three objectives, one pair n/a, one guided: 8 runs on 6 networks, in seconds."""
-    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
-    read["network"] = {"method": "mlp", "width": 8, "depth": 1}
-    read["grid"] = [
-        {"objective": ["eps"], "schedule": ["linear"], "guidance": ["none"], "sampler": ["ancestral", "ddim"]},
-        {"objective": ["learned"], "schedule": ["linear"], "guidance": ["none"], "sampler": ["ddim", "ancestral"]},
-        {"objective": ["score"], "schedule": ["cosine"], "guidance": ["cfg-w1"], "sampler": ["ddim"]},
-    ]
-    small = {
-        "seeds": list(SEEDS),
-        "training": {"steps": 6, "batch": 16, "warmup": 2},
-        "sampling": {"images": 24, "batch": 16},
-        "classifier": {"width": 4, "features": 8, "epochs": 1},
-        "likelihood": {"images": 4, "times": 3},
-    }
-    return config.merge(read, small)
-
-
-GRID = config.check(configured())
-
-
-def build(root: Path) -> Layout:
-    """Run every stage."""
-    layout = Layout(root)
-    for stage, name in GRID.jobs:
-        execute(stage, *GRID.job(stage, name), layout)
-    return layout
-
-
-@pytest.fixture(autouse=True, scope="module")
-def untrained() -> Iterator[None]:
-    """Networks of six steps are as far from the data as noise, which their rows are not to say here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdict, "NOISE", float("inf"))
-        yield
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """A complete results folder; read only."""
-    return build(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def layout(finished: Layout, tmp_path: Path) -> Layout:
-    """A copy of it that a test may spoil."""
-    shutil.copytree(finished.root, tmp_path / "results")
-    return Layout(tmp_path / "results")
-
-
-@pytest.fixture(scope="module")
-def table(finished: Layout, untrained: None) -> pd.DataFrame:
-    results = Results(GRID, finished)
-    assert set(results.todo) == {(name, "") for name in AGGREGATES}
-    return tables.collect(results)
-
-
-def number(layout: Layout, stage: str, name: str, key: str) -> float:
-    """One number of one record."""
-    return records.read_record(layout.record(stage, name))["result"][key]
-
-
-def row(table: pd.DataFrame, *axes: str) -> pd.Series:
-    """The row of one cell."""
-    match = table[(table[["objective", "schedule", "guidance", "sampler"]] == list(axes)).all(axis=1)]
-    assert len(match) == 1
-    return match.iloc[0]
 
 
 # ---- rows and numbers -------------------------------------------------------------------------------------
@@ -270,10 +210,6 @@ def test_every_record_has_the_form_of_the_schema(finished: Layout) -> None:
 FILES = ("table.csv", "table.md", "published.md", "claims.md", "claims.csv", "differences.csv", "costs.csv")
 
 
-def write(layout: Layout) -> None:
-    execute("table", *GRID.job("table"), layout)
-
-
 def test_writing_twice_gives_the_same_bytes(layout: Layout, table: pd.DataFrame) -> None:
     """The files hold nothing of the run, and the table's numbers are those that were collected."""
     write(layout)
@@ -387,126 +323,6 @@ def test_rows_may_have_further_seeds(layout: Layout) -> None:
     )
     pairs = paired.differences(results)
     assert pairs["seeds"].tolist() == [1] and pairs["difference"].notna().all()
-
-
-# ---- what is left out -------------------------------------------------------------------------------------
-
-
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    """Change a record in place, as if it had been written so."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    change(record)
-    record["digest"] = records.digest(record)
-    path.write_text(json.dumps(record), encoding="utf-8")
-
-
-def told(layout: Layout) -> dict[str, tuple[str, str]]:
-    """Row → status and reason, where a result is left out."""
-    found = tables.collect(Results(GRID, layout)).astype(object)
-    found = found.where(found.notna(), "")
-    rows = found[~found["status"].isin(["ok", "n/a"])]
-    assert (rows[["fid", "nll_bits_per_dim"]] == "").all(axis=None)
-    return {"/".join([r.objective, r.schedule, r.guidance, r.sampler]): (r.status, r.reason) for r in rows.itertuples()}
-
-
-ONE_OF_EACH = sorted({stage: (stage, name) for stage, name in GRID.jobs}.values())
-
-
-@pytest.mark.parametrize(("stage", "name"), ONE_OF_EACH)
-def test_a_record_of_another_configuration_is_left_out(layout: Layout, stage: str, name: str) -> None:
-    """The rows that it belongs to say which key differs, those that follow from it what they follow from."""
-    key = "data" if stage == "data" else "threads"
-    edit(layout.record(stage, name), lambda record: record["job"].update({key: 7}))
-    rows = told(layout)
-    if stage in ("data", "classifier"):
-        assert len(rows) == 9 and all(stage in reason for _, reason in rows.values())
-    elif name == "class-histogram":
-        assert rows == {"class-histogram///": ("missing", "fidelity: threads: 7 → 1")}
-    else:
-        cell = {"score": "score/cosine/cfg-w1/ddim", "learned": "learned/linear/none/ancestral"}[name.split("/")[0]]
-        assert rows == {cell: ("stale", f"1 of 2 seeds; {stage}: threads: 7 → 1")}
-
-
-@pytest.mark.parametrize(("stage", "name"), [job for job in ONE_OF_EACH if "/" in job[1]])
-def test_a_record_of_other_code_is_left_out(layout: Layout, stage: str, name: str) -> None:
-    """Which code is not known here, only that it is another."""
-    edit(layout.record(stage, name), lambda record: record.update(code="0" * 16))
-    (found,) = told(layout).values()
-    assert found == ("stale", f"1 of 2 seeds; {stage}: code: {'0' * 16} → {GRID.job(stage, name)[1]}")
-
-
-def test_results_of_other_weights_are_left_out(layout: Layout) -> None:
-    """A network trained anew: what was sampled and measured with the old weights is no result of the new ones."""
-    network = f"{NETWORK}/seed0"
-    edit(layout.record("train", network), lambda record: record["outputs"].update({"weights.safetensors": "0" * 64}))
-    why = ("stale", "1 of 2 seeds; likelihood: made from other weights than lies there now")
-    assert told(layout) == {CELL: why, "eps/linear/none/ancestral": why}
-    results = Results(GRID, layout)
-    assert [str(r) for r in results.todo["likelihood", network]] == ["made from other weights than lies there now"]
-    assert [str(r) for r in results.todo["fidelity", f"{CELL}/seed0"]] == [f"follows from sample {CELL}/seed0"]
-
-
-@pytest.mark.parametrize("damage", ["torn", "format", "edited", "missing"])
-def test_a_record_that_cannot_be_read_is_left_out(layout: Layout, damage: str) -> None:
-    """The row says what is wrong with it."""
-    path = layout.record("fidelity", f"{CELL}/seed1")
-    content = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    elif damage == "torn":
-        path.write_bytes(content[:100])
-    elif damage == "format":
-        edit(path, lambda record: record.update(format=99))
-    else:
-        path.write_bytes(content.replace(b'"fid": ', b'"fid": 1'))
-    status, reason = told(layout)[CELL]
-    assert status == ("missing" if damage == "missing" else "stale")
-    said = {"torn": "not valid", "format": "format 99", "edited": "edited", "missing": "missing"}[damage]
-    assert reason.startswith("1 of 2 seeds; fidelity: ") and said in reason
-
-
-def test_a_table_says_how_many_cells_it_holds(layout: Layout) -> None:
-    """Its heading, and its record, which then asks for another run."""
-    write(layout)
-    results = Results(GRID, layout)
-    assert set(results.todo) == {("figures", ""), ("page", "")}
-    assert "# digits: 4 of 4 cells" in (layout.root / "table.md").read_text()
-    layout.record("fidelity", f"{CELL}/seed1").unlink()
-    write(layout)
-    assert "# digits: 3 of 4 cells" in (layout.root / "table.md").read_text()
-    found = records.read_record(layout.record("table"))["result"]
-    assert found == {"cells": 3, "of": 4, "missing": 1}
-    results = Results(GRID, layout)
-    assert set(results.todo) == {("fidelity", f"{CELL}/seed1"), *((name, "") for name in AGGREGATES)}
-
-
-def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:
-    """One of two seeds is no mean: the row says how many are missing, the others keep their numbers."""
-    layout.record("fidelity", f"{CELL}/seed1").unlink()
-    found = tables.collect(Results(GRID, layout))
-    spoilt = row(found, *CELL.split("/"))
-    assert spoilt["status"] == "missing" and "1 of 2" in spoilt["reason"]
-    assert pd.isna(spoilt["fid"])
-    assert row(found, "eps", "linear", "none", "ancestral")["status"] == "ok"
-
-
-def test_an_empty_folder_gives_a_table_of_missing_rows(tmp_path: Path) -> None:
-    """Nothing was run: every row stands there as missing, but for those that never will be."""
-    found = tables.collect(Results(GRID, Layout(tmp_path)))
-    assert found["status"].tolist() == ["missing"] * 7 + ["n/a"] + ["missing"] * 2
-    assert found["fid"].isna().all()
-
-
-def test_a_diverged_seed_makes_the_row_diverged(layout: Layout) -> None:
-    """The row says which seed and where; a diverged seed is not averaged away."""
-    network, cell = f"{NETWORK}/seed1", f"{CELL}/seed1"
-    edit(layout.record("train", network), lambda r: (r.update(status="diverged"), r["result"].update(steps=3)))
-    for path in (layout.record("sample", cell), layout.record("fidelity", cell)):
-        edit(path, lambda r: r.update(status="diverged"))
-    found = row(tables.collect(Results(GRID, layout)), *CELL.split("/"))
-    assert found["status"] == "diverged"
-    assert "1 of 2" in found["reason"] and "seed 1" in found["reason"] and "step 3" in found["reason"]
-    assert pd.isna(found["fid"]) and pd.isna(found["nll_bits_per_dim"])
 
 
 # ---- Markdown and published numbers -----------------------------------------------------------------------

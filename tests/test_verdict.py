@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_tables import GRID, edit, finished, row  # noqa: F401 - a fixture
+from tabled import GRID, edit, finished, row  # noqa: F401 - a fixture
 
 from ddpm import tables
 from ddpm.pipeline import status, verdict
