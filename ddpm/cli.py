@@ -12,7 +12,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from ddpm import __version__
@@ -26,7 +26,7 @@ from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import fix_threads, run_stage
 from ddpm.pipeline.stage import Job
-from ddpm.pipeline.stages import AGGREGATES, STAGES, ExternalStage
+from ddpm.pipeline.stages import STAGES, ExternalStage
 
 
 def _grid(args: argparse.Namespace, here: bool = False) -> Grid:
@@ -90,20 +90,40 @@ def cell_command(args: argparse.Namespace) -> None:
     if args.command == "fidelity":
         fix_threads(grid.job("fidelity", name)[0])
         machine.load_extractor(grid.config)
-    for stage, target in grid.needed(args.command, name):
-        again = args.again and stage == args.command
-        job, code = grid.job(stage, target)
+    *before, job = grid.needed(args.command, name)
+    _run(grid, before)
+    _run(grid, [job], args.again)
+    _tell(grid, *job)
+
+
+def _run(grid: Grid, jobs: Iterable[Job], again: bool = False) -> None:
+    """Run these jobs of the grid, one after another."""
+    for stage, name in jobs:
+        job, code = grid.job(stage, name)
         run_stage(stage, job, code, grid.results, *grid.execution, again=again)
-    found = records.read_record(Layout(Path(grid.results)).record(args.command, name))
+
+
+def _needed(grid: Grid, jobs: Iterable[Job]) -> Iterator[Job]:
+    """These jobs, each after all that lead to it."""
+    return (before for job in jobs for before in grid.needed(*job))
+
+
+def _tell(grid: Grid, stage: str, name: str) -> None:
+    """Print what came out of a job."""
+    found = records.read_record(Layout(Path(grid.results)).record(stage, name))
     print(json.dumps({"status": found["status"]} | found["result"], indent=1))
 
 
-def _run(grid: Grid, jobs: Iterable[Job]) -> None:
-    """The jobs after all that lead to them."""
-    for job in jobs:
-        for stage, name in grid.needed(*job):
-            wanted, code = grid.job(stage, name)
-            run_stage(stage, wanted, code, grid.results, *grid.execution)
+def _samples(args: argparse.Namespace) -> tuple[Path, str]:
+    """Where samples lie that were made elsewhere, and what their row is called."""
+    source = Path(args.source)
+    if not (source.is_dir() or (source.is_file() and source.suffix in (".npz", ".safetensors"))):
+        what = "is something else" if source.exists() else "does not exist"
+        raise UserError(f"{source}: {what}; it must be a folder of images, an .npz or a .safetensors")
+    name = args.called or source.resolve().stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UserError(f"{name!r} cannot name a row; give 1 to 64 letters, digits, '.', '_', '-' with --as NAME")
+    return source, name
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
@@ -112,23 +132,15 @@ def evaluate_command(args: argparse.Namespace) -> None:
     safetensors as this project stores samples."""
     grid, stage = _grid(args, here=True), STAGES["external"]
     assert isinstance(stage, ExternalStage)
-    source = Path(args.source)
-    if not (source.is_dir() or (source.is_file() and source.suffix in (".npz", ".safetensors"))):
-        what = "is something else" if source.exists() else "does not exist"
-        raise UserError(f"{source}: {what}; it must be a folder of images, an .npz or a .safetensors")
-    name = args.called or source.resolve().stem
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise UserError(f"{name!r} cannot name a row; give 1 to 64 letters, digits, '.', '_', '-' with --as NAME")
+    source, name = _samples(args)
     measured, job = f"external/{name}", stage.job_of(grid, name, str(source))
     fix_threads(job)
     machine.load_extractor(grid.config)
-    _run(grid, stage.parents(name, job).values())
+    _run(grid, _needed(grid, stage.parents(name, job).values()))
     run_stage("external", job, fingerprint(stage.roots(job)), grid.results, *grid.execution)
-    _run(grid, (parent for parent in grid.parents("fidelity", measured).values() if parent[0] != "external"))
-    wanted, code = grid.job("fidelity", measured)
-    run_stage("fidelity", wanted, code, grid.results, *grid.execution)
-    found = records.read_record(Layout(Path(grid.results)).record("fidelity", measured))
-    print(json.dumps({"status": found["status"]} | found["result"], indent=1))
+    others = [parent for parent in grid.parents("fidelity", measured).values() if parent[0] != "external"]
+    _run(grid, [*_needed(grid, others), ("fidelity", measured)])
+    _tell(grid, "fidelity", measured)
     if any(stage == "sample" and Results(grid).valid(stage, cell) for stage, cell in grid.jobs):
         table_command(args)
     else:
@@ -144,6 +156,17 @@ def check_command(args: argparse.Namespace) -> None:
     print(f"{len(grid.runs)} cells to run on {len(grid.networks)} networks, {refused} n/a")
 
 
+def _status(results: Results, name: str) -> Iterator[str]:
+    """The status of one cell, by name, or of the whole grid."""
+    if name:
+        cells = {cell.name: cell for cell in results.grid.cells}
+        yield from status.cell_lines(results, cells[_pick(name, cells, "cell")])
+        return
+    yield from status.lines(results)
+    if (now := progress.Progress(results).look()).running:
+        yield f"{now.percent}% of the work is done, {now}"
+
+
 def status_command(args: argparse.Namespace) -> None:
     """What is finished, what is not and why, what would run now and what that costs; of one cell, where it is from.
 
@@ -152,22 +175,15 @@ def status_command(args: argparse.Namespace) -> None:
     """
     results = Results(_grid(args))
     flaws = list(map(str, hashes.flaws(results))) if args.hash else []
-    if flaws and not args.json:
-        print(*flaws, sep="\n")
-    if args.name:
-        cells = {c.name: c for c in results.grid.cells}
-        print(*status.cell_lines(results, cells[_pick(args.name, cells, "cell")]), sep="\n")
-    elif args.json:
+    if args.json and not args.name:
         found = status.overview(results) | ({"flaws": flaws} if args.hash else {})
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        print(*status.lines(results), sep="\n")
-        if (now := progress.Progress(results).look()).running:
-            print(f"{now.percent}% of the work is done, {now}")
+        print(*([] if args.json else flaws), *_status(results, args.name), sep="\n")
     if args.estimate:
         from ddpm import estimate  # torch
 
-        print(*estimate.lines(results.grid, [job for job in results.todo if job[0] not in AGGREGATES]), sep="\n")
+        print(*estimate.lines(results.grid, results.unfinished), sep="\n")
     if flaws:
         raise UserError(f"{len(flaws)} files were not as they were written: run again, then they are")
 
@@ -179,10 +195,8 @@ def table_command(args: argparse.Namespace) -> None:
     """
     grid = _grid(args)
     todo = Results(grid).todo
-    for stage, name in todo:
-        if stage == "fidelity" and not todo.keys() & set(grid.parents(stage, name).values()):
-            job, code = grid.job(stage, name)
-            run_stage(stage, job, code, grid.results, *grid.execution)
+    ready = [job for job in todo if job[0] == "fidelity" and todo.keys().isdisjoint(grid.parents(*job).values())]
+    _run(grid, ready)
     run_stage("table", *grid.job("table"), grid.results, "cpu")
     layout = Layout(Path(grid.results))
     found = records.read_record(layout.record("table"))["result"]

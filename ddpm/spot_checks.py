@@ -14,8 +14,10 @@ in their place and samples, measures and tables with these has made a whole tree
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -29,11 +31,11 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import changes, read_tensors
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
-from ddpm.pipeline.stages import AGGREGATES, STAGES
+from ddpm.pipeline.stage import Job
+from ddpm.pipeline.stages import AGGREGATES, STAGES, external
 from ddpm.pipeline.validity import reasons
 from ddpm.samplers import Sampler
-from ddpm.stages import autoencoder
-from ddpm.stages.cascade import chain, load
+from ddpm.stages import autoencoder, cascade
 from ddpm.stages.sample import computed, draw_labels, load_denoiser, noise, variance
 
 Tensor = torch.Tensor
@@ -43,6 +45,8 @@ SHARE, CHANCE = 0.03, 0.95
 AGAIN = ("train", "fidelity", "paired", "likelihood", "ode_likelihood", "data", "classifier", "table", "page")
 # Relative difference up to which a number that was computed again is the same: CPUs of other kinds round otherwise.
 CLOSE = 1e-6
+# Looks at the result of one job, by its name.
+Look = Callable[[Results, str], Iterator["Finding"]]
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,17 @@ def needed(images: int, share: float = SHARE, chance: float = CHANCE) -> int:
 
 def check(results: Results, seed: int) -> Iterator[Finding]:
     """All that does not hold of the results of a grid; `seed` draws the images that are looked at."""
-    jobs, sound = [*results.grid.jobs, *((name, "") for name in AGGREGATES)], []
-    for job in jobs:
+    sound = []
+    for job in results.grid.every:
         found = list(recorded(results, *job))
         yield from found
         if not found and results.record(*job):
             sound.append(job)
     # What is made of a result that does not hold does not hold either: it is not computed.
+    looks: dict[str, Look] = {"train": trained, "autoencoder": encoded, "sample": partial(redrawn, seed=seed)}
     for stage, name in sound:
-        if stage == "train":
-            yield from trained(results, name)
-        if stage == "autoencoder":
-            yield from encoded(results)
-        if stage == "sample":
-            yield from redrawn(results, name, seed)
+        if stage in looks:
+            yield from looks[stage](results, name)
     for stage in AGAIN:
         with tempfile.TemporaryDirectory() as folder:
             for name in (name for of, name in sound if of == stage and not trains(results, of, name)):
@@ -129,10 +130,10 @@ def trained(results: Results, name: str) -> Iterator[Finding]:
     yield from _numbers(place, record, {k: result.get(k) for k in said}, said)
 
 
-def encoded(results: Results) -> Iterator[Finding]:
+def encoded(results: Results, name: str = "") -> Iterator[Finding]:
     """Whether the autoencoder's numbers, those that its latents are scaled by included, are those of its weights."""
-    record, layout = results.known("autoencoder"), results.layout
-    place, path = layout.record("autoencoder"), layout.output("autoencoder")
+    record, layout = results.known("autoencoder", name), results.layout
+    place, path = layout.record("autoencoder", name), layout.output("autoencoder", name)
     torch.set_num_threads(record["job"]["threads"])
     if record["status"] != "ok":
         return
@@ -150,70 +151,90 @@ def encoded(results: Results) -> Iterator[Finding]:
 
 def redrawn(results: Results, cell: str, seed: int) -> Iterator[Finding]:
     """Whether images of a cell, drawn by chance, are what its weights draw, and all labels those that it was given."""
-    job, record = results.grid.job("sample", cell)[0], results.known("sample", cell)
-    layout, path = results.layout, results.layout.output("sample", cell)
+    job, record, path = results.grid.job("sample", cell)[0], results.known("sample", cell), _samples(results, cell)
     torch.set_num_threads(job["threads"])
-    tensors, _ = read_tensors(path)
-    inputs, images, labels = layout.inputs("sample", cell, job), tensors["images"], tensors.get("labels")
-    dataset = data.read(inputs["data"], inputs.get("autoencoder"))
-    # ---- how many, and of which classes
-    count = job["sampling"]["images"]
-    wanted = count if record["status"] == "ok" else 0
+    images = read_tensors(path)[0]["images"]
+    wanted = job["sampling"]["images"] if record["status"] == "ok" else 0
     if record["status"] not in ("ok", "diverged") or len(images) != wanted:
         yield Finding(path, f"{len(images)} images of {cell}, which is {record['status']}; it must be {wanted}")
-        return
-    if results.known("train", job["network"])["status"] != "ok":
-        if wanted:
-            yield Finding(path, f"{wanted} images of {cell}, whose network has diverged")
-        return
-    denoiser = load(job, layout.parents("sample", cell, job))
-    given = draw_labels(dataset, noise(job), count) if denoiser.network.classes or "guide" in job else None
-    if given is not None and wanted and (labels is None or not torch.equal(labels, given)):
-        first = 0 if labels is None or labels.shape != given.shape else int((labels != given).nonzero()[0])
-        yield Finding(path, f"labels of {cell} are not those that its network's name draws, image {first} first")
-        return
-    # ---- the images
-    sampler = Sampler.make(job["sampler"])
-    computed(denoiser, sampler, job["compute"], dataset.space, "cpu")
+    elif results.known("train", job["network"])["status"] == "ok":
+        yield from _Redrawing(results, cell).findings(seed)
+    elif wanted:
+        yield Finding(path, f"{wanted} images of {cell}, whose network has diverged")
 
-    def draw(index: Tensor) -> Tensor:
-        *_, x = chain(denoiser, sampler, noise(job), index, Condition(given)[index], dataset.shape)
+
+def _samples(results: Results, cell: str) -> Path:
+    return results.layout.output("sample", cell)
+
+
+class _Redrawing:
+    """One cell: what is stored of it, and what its weights draw."""
+
+    def __init__(self, results: Results, cell: str):
+        self.cell, self.path, self.place = cell, _samples(results, cell), results.layout.record("sample", cell)
+        self.job, self.record = results.grid.job("sample", cell)[0], results.known("sample", cell)
+        inputs = results.layout.inputs("sample", cell, self.job)
+        tensors, _ = read_tensors(self.path)
+        self.images, self.labels = tensors["images"], tensors.get("labels")
+        self.dataset = data.read(inputs["data"], inputs.get("autoencoder"))
+        self.denoiser = cascade.load(self.job, results.layout.parents("sample", cell, self.job))
+        self.sampler = Sampler.make(self.job["sampler"])
+        self.count, takes_labels = self.job["sampling"]["images"], self.denoiser.network.classes or "guide" in self.job
+        self.given = draw_labels(self.dataset, noise(self.job), self.count) if takes_labels else None
+        computed(self.denoiser, self.sampler, self.job["compute"], self.dataset.space, "cpu")
+
+    def draw(self, index: Tensor) -> Tensor:
+        """x_0 of the images with these numbers."""
+        condition = Condition(self.given)[index]
+        *_, x = cascade.chain(self.denoiser, self.sampler, noise(self.job), index, condition, self.dataset.shape)
         return x
 
-    if not wanted:
-        if all(draw(index).isfinite().all() for index in torch.arange(count).split(job["sampling"]["batch"])):
-            yield Finding(layout.record("sample", cell), f"{cell} is diverged, but all its images are finite")
-        return
-    index = rng.permutation(wanted, "verify", seed, cell)[: needed(wanted)].sort().values
-    if sampler.adaptive:  # whole batches, as they were drawn
-        batches = torch.arange(wanted).split(record["result"]["compute"]["images_at_once"])
-        chosen = [batch for batch in batches if torch.isin(batch, index).any()]
-        index, x = torch.cat(chosen), torch.cat([draw(batch) for batch in chosen])
-    else:
-        x = draw(index)
-    drawn, stored = dataset.space.decode(x), images[index]
-    if (bad := (drawn != stored).flatten(1).any(1)).any():
-        which, by = index[bad].tolist(), float((drawn.double() - stored.double()).abs().max())
-        shown = ", ".join(map(str, which[:8])) + ", …" * (len(which) > 8)
-        text = f"{len(which)} of {len(index)} images of {cell} are not what its weights draw, by up to {by:g}: {shown}"
-        yield Finding(path, text + _elsewhere(record))
-    # ---- what its record says of them
-    said = {
-        "images": wanted,
-        "steps": sampler.steps,
-        "spread": variance(dataset.space.encode(images)) / dataset.variance,
-    }
-    if not sampler.adaptive:
-        said["nfe"] = round(denoiser.evaluated / len(index))
-    yield from _numbers(layout.record("sample", cell), record, {k: record["result"].get(k) for k in said}, said)
+    def findings(self, seed: int) -> Iterator[Finding]:
+        """What is not as the weights draw it, by the images that `seed` chooses."""
+        batches = torch.arange(self.count).split(self.job["sampling"]["batch"])
+        if self.record["status"] == "ok" and (others := self._other_labels()):
+            yield from others
+        elif self.record["status"] == "ok":
+            yield from self._other_images(rng.permutation(self.count, "verify", seed, self.cell)[: needed(self.count)])
+        elif all(self.draw(index).isfinite().all() for index in batches):
+            yield Finding(self.place, f"{self.cell} is diverged, but all its images are finite")
+
+    def _other_labels(self) -> list[Finding]:
+        """Whether labels are not those that the cell was given."""
+        labels, given = self.labels, self.given
+        if given is None or (labels is not None and torch.equal(labels, given)):
+            return []
+        first = 0 if labels is None or labels.shape != given.shape else int((labels != given).nonzero()[0])
+        said = f"labels of {self.cell} are not those that its network's name draws, image {first} first"
+        return [Finding(self.path, said)]
+
+    def _other_images(self, chosen: Tensor) -> Iterator[Finding]:
+        """Whether these images are not what the weights draw, and what the record says of all."""
+        parts = (chosen.sort().values,)
+        if self.sampler.adaptive:  # whole batches, as they were drawn
+            batches = torch.arange(self.count).split(self.record["result"]["compute"]["images_at_once"])
+            parts = tuple(batch for batch in batches if torch.isin(batch, chosen).any())
+        index, x = torch.cat(parts), torch.cat([self.draw(part) for part in parts])
+        drawn, stored = self.dataset.space.decode(x), self.images[index]
+        if (bad := (drawn != stored).flatten(1).any(1)).any():
+            which, by = index[bad].tolist(), float((drawn.double() - stored.double()).abs().max())
+            shown = ", ".join(map(str, which[:8])) + ", …" * (len(which) > 8)
+            text = f"{len(which)} of {len(index)} images of {self.cell} are not what its weights draw, by up to {by:g}"
+            yield Finding(self.path, f"{text}: {shown}{_elsewhere(self.record)}")
+        said = {
+            "images": self.count,
+            "steps": self.sampler.steps,
+            "spread": variance(self.dataset.space.encode(self.images)) / self.dataset.variance,
+        }
+        if not self.sampler.adaptive:
+            said["nfe"] = round(self.denoiser.evaluated / len(index))
+        yield from _numbers(self.place, self.record, {k: self.record["result"].get(k) for k in said}, said)
 
 
 def _elsewhere(record: dict) -> str:
     """Where another processor may be the reason."""
-    here = records.hardware("cpu")
-    return (
-        "" if record["hardware"] == here else f" (made on {record['hardware']}, which may round otherwise than {here})"
-    )
+    here, there = records.hardware("cpu"), record["hardware"]
+    return "" if there == here else f" (made on {there}, which may round otherwise than {here})"
 
 
 # ---- what is computed again as a whole ----------------------------------------------------------------------
@@ -222,11 +243,7 @@ def _elsewhere(record: dict) -> str:
 def recomputed(results: Results, stage: str, name: str, scratch: Layout) -> Iterator[Finding]:
     """Whether a job's numbers and files come out again, of the very files that it read; `scratch`: where to."""
     record, layout, code = results.known(stage, name), results.layout, results.grid.job(stage, name)[1]
-    read = list(results.reads(stage) if stage in AGGREGATES else results.grid.parents(stage, name).values())
-    if stage in AGGREGATES:
-        read += [("fidelity", other) for other in results.external]
-        read += [("external", other.removeprefix("external/")) for other in results.external]
-    for parent in read:
+    for parent in _read(results, stage, name):
         _link(layout, scratch, *parent)
     try:
         execute(stage, record["job"], code, scratch)
@@ -241,6 +258,14 @@ def recomputed(results: Results, stage: str, name: str, scratch: Layout) -> Iter
             theirs, ours = place.parent / output, scratch.record(stage, name).parent / output
             text = f"is not what {f'{stage} {name}'.strip()} makes{_first(theirs, ours)}{_elsewhere(record)}"
             yield Finding(theirs, text)
+
+
+def _read(results: Results, stage: str, name: str) -> list[Job]:
+    """The jobs whose results a job reads."""
+    if stage not in AGGREGATES:
+        return list(results.grid.parents(stage, name).values())
+    elsewhere = ((("fidelity", other), ("external", external(other))) for other in results.external)
+    return [*results.reads(stage), *chain(*elsewhere)]
 
 
 def _link(layout: Layout, scratch: Layout, stage: str, name: str) -> None:

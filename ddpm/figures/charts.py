@@ -1,6 +1,6 @@
 """Numbers as charts: cells compared, steps and guidance against quality, schedules. PNG, and SVG beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,22 +62,31 @@ def drawing(path: Path, rows: int, columns: int, **options: Any) -> Iterator[tup
 
 def points(layout: Layout, grid: Grid, metric: str) -> list[Point]:
     """Every row that has numbers. The bar is the range over seeds; of one seed, the interval if there is one."""
-    rows: dict[tuple[str, ...], list[tuple[Cell, dict]]] = {}
-    for name, cell in grid.runs.items():
-        measured = records.read_record(layout.record("fidelity", name))["result"]
-        if metric in measured:
-            rows.setdefault(cell.row, []).append((cell, measured))
+    every = {name: records.read_record(layout.record("fidelity", name))["result"] for name in grid.runs}
     found = []
-    for seeds in rows.values():
-        cell, first = seeds[0]
-        values = [measured[metric] for _, measured in seeds]
-        ends = [first.get(f"{metric}_{end}", values[0]) for end in ("low", "high")]
-        low, high = (min(values), max(values)) if len(values) > 1 else ends
-        keys = [key for key, value in first.items() if isinstance(value, int | float)]
-        number = {key: float(np.mean([measured[key] for _, measured in seeds if key in measured])) for key in keys}
-        nfe = records.read_record(layout.record("sample", cell.name))["result"]["nfe"]
-        found.append(Point(cell, number, low, high, nfe))
+    for cells in grid.rows.values():
+        cells = [cell for cell in cells if metric in every.get(cell.name, ())]
+        if cells:
+            nfe = records.read_record(layout.record("sample", cells[0].name))["result"]["nfe"]
+            found.append(_point(cells[0], [every[cell.name] for cell in cells], metric, nfe))
     return found
+
+
+def _point(cell: Cell, seeds: list[dict], metric: str, nfe: int) -> Point:
+    """A row's point from what was measured of its seeds, the first of which is `cell`."""
+    first, values = seeds[0], [measured[metric] for measured in seeds]
+    low, high = min(values), max(values)
+    if len(values) == 1:
+        low, high = (first.get(f"{metric}_{end}", values[0]) for end in ("low", "high"))
+    keys = [key for key, value in first.items() if isinstance(value, int | float)]
+    number = {key: float(np.mean([measured[key] for measured in seeds if key in measured])) for key in keys}
+    return Point(cell, number, low, high, nfe)
+
+
+def _line(axis: plt.Axes, i: int, points: Sequence[tuple[float, float]], **options: Any) -> None:
+    """The i-th line of an axis, in its colour and with its mark."""
+    x, y = zip(*points, strict=True) if points else ((), ())
+    axis.plot(x, y, color=COLOURS[i % len(COLOURS)], marker=MARKS[i % len(MARKS)], **options)
 
 
 def plain(axis: plt.Axes, which: str) -> None:
@@ -135,10 +144,8 @@ def steps_figure(layout: Layout, grid: Grid, metric: str, title: str, path: Path
         for axis, (panel, lines) in zip(axes.flat, panels.items(), strict=False):
             for sampler, line in lines.items():
                 line.sort(key=lambda point: point.nfe)
-                i = methods.index(sampler)
-                values = [point.number[metric] for point in line]
-                colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
-                axis.plot([point.nfe for point in line], values, color=colour, marker=mark, markersize=5, label=sampler)
+                shown = [(point.nfe, point.number[metric]) for point in line]
+                _line(axis, methods.index(sampler), shown, markersize=5, label=sampler)
             axis.set_title(panel)
         plain(axes[0, 0], "x")  # which all panels share
         if all(point.number[metric] > 0 for point in found):
@@ -146,10 +153,8 @@ def steps_figure(layout: Layout, grid: Grid, metric: str, title: str, path: Path
         handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         if handles:
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)))
-        for axis in axes[-1]:
-            axis.set_xlabel("network evaluations per sample")
-        for axis in axes[:, 0]:
-            axis.set_ylabel(title)
+        plt.setp(axes[-1], xlabel="network evaluations per sample")
+        plt.setp(axes[:, 0], ylabel=title)
 
 
 def guidance_figure(layout: Layout, grid: Grid, metric: str, title: str, path: Path) -> None:
@@ -165,8 +170,7 @@ def guidance_figure(layout: Layout, grid: Grid, metric: str, title: str, path: P
         for axis, key, label in zip(axes[0], (metric, "label_accuracy"), (title, "label accuracy"), strict=True):
             for i, (name, line) in enumerate(lines.items()):
                 shown = sorted((w, point.number[key]) for w, point in line if key in point.number)
-                colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
-                axis.plot(*zip(*shown, strict=True) if shown else ((), ()), color=colour, marker=mark, label=name)
+                _line(axis, i, shown, label=name)
             axis.set(xlabel="weight w", ylabel=label)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 

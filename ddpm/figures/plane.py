@@ -86,23 +86,30 @@ def langevin_cells(grid: Grid) -> tuple[Cell, Cell] | None:
     return (both[0]["plain-langevin"], both[0]["langevin"]) if both else None
 
 
+def langevin_chains(
+    grid: Grid, renderer: Clouds, cells: tuple[Cell, Cell] | None
+) -> tuple[str, Schedule, tuple[Sampler, ...]]:
+    """What the chains by the exact scores are named after, their schedule, and the plain and the annealed sampler:
+    those of the cells, where there are any."""
+    if cells:
+        schedule = Schedule.make(grid.axis("schedule", cells[0].schedule))
+        samplers = tuple(Sampler.make(grid.axis("sampler", cell.sampler)) for cell in cells)
+        return grid.network(cells[0]).name, schedule, samplers
+    spread = float(renderer.dataset.train.images.std(0).mean())
+    geometric = Geometric(sigma_min=0.07 * spread, sigma_max=3.5 * spread)
+    plain = PlainLangevin(300, step_size=geometric.sigma_min**2)
+    return "langevin", geometric, (plain, Langevin(10, corrections=100, step_size=0.5 * geometric.sigma_min**2))
+
+
 def langevin_figure(layout: Layout, grid: Grid, renderer: Clouds, samples: dict[str, Tensor], path: Path) -> None:
     """Independent points of the data beside what plain and annealed Langevin dynamics make of one start, with the share
     of every mode (Sedykh 2024, 001, figure 3.2): by the exact scores, and below by the network's where the grid has
     such cells.
     """
     cells = langevin_cells(grid)
-    if cells:
-        name = grid.network(cells[0]).name
-        schedule = Schedule.make(grid.axis("schedule", cells[0].schedule))
-        plain, annealed = (Sampler.make(grid.axis("sampler", cell.sampler)) for cell in cells)
-    else:
-        spread = float(renderer.dataset.train.images.std(0).mean())
-        name, schedule = "langevin", Geometric(sigma_min=0.07 * spread, sigma_max=3.5 * spread)
-        plain = PlainLangevin(300, step_size=schedule.sigma_min**2)
-        annealed = Langevin(10, corrections=100, step_size=0.5 * schedule.sigma_min**2)
+    name, schedule, samplers = langevin_chains(grid, renderer, cells)
     real, exact = renderer.dataset.test.images, ExactDenoiser(renderer.mixture, schedule)
-    walks = [list(sampling.chain(exact, s, name, torch.arange(len(real)), NOTHING, (2,))) for s in (plain, annealed)]
+    walks = [list(sampling.chain(exact, s, name, torch.arange(len(real)), NOTHING, (2,))) for s in samplers]
     panels = [
         ("independent points", real),
         *zip(("Langevin", "annealed Langevin"), (w[-1] for w in walks), strict=True),

@@ -13,12 +13,10 @@ def interval(effect: float, low: float, high: float, boundary: float, ratio: boo
     """
     if math.isnan(effect):
         return ""
-    values = [v for v in (effect, low, high) if not math.isnan(v)]
     if ratio:
-        values, boundary, effect = [math.log(v) for v in values], math.log(boundary), math.log(effect)
-        low, high = (math.nan if math.isnan(v) else math.log(v) for v in (low, high))
-    most = math.log(30) if ratio else math.inf
-    reach = min(most, 1.15 * max(abs(v - boundary) for v in values)) or 1.0
+        effect, low, high, boundary = map(math.log, (effect, low, high, boundary))
+    away = [abs(value - boundary) for value in (effect, low, high) if not math.isnan(value)]
+    reach = min(math.log(30) if ratio else math.inf, 1.15 * max(away)) or 1.0
 
     def x(value: float) -> str:
         return f"{100 + 92 * max(-1.0, min(1.0, (value - boundary) / reach)):.1f}"

@@ -119,17 +119,13 @@ def spread(row: pd.Series, column: str) -> str:
 def cell_of(row: pd.Series, column: str, best: bool) -> dict[str, Any]:
     """One number of the table: as it is shown, and as it is sorted by."""
     value = row[column]
-    if pd.isna(value):
-        return {"text": "", "sort": "", "beside": "", "range": "", "best": False}
-    if isinstance(value, str):
-        return {"text": value, "sort": value, "beside": "", "range": "", "best": False}
-    text = f"{value:.0f}" if float(value).is_integer() and not isinstance(value, float) else f"{value:.3g}"
-    if isinstance(value, float) and 1 <= abs(value) < 1000:
-        text = f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+    if isinstance(value, str) or pd.isna(value):
+        text = value if isinstance(value, str) else ""
+        return {"text": text, "sort": text, "beside": "", "range": "", "best": False}
     ends = [row.get(f"{column}_{end}") for end in ("low", "high")]
     known = all(end is not None and pd.notna(end) for end in ends)
     return {
-        "text": text,
+        "text": rounded(value),
         "sort": repr(float(value)),
         "beside": spread(row, column),
         "range": "95 %: {:.3g} to {:.3g}".format(*ends) if known else "",
@@ -137,34 +133,41 @@ def cell_of(row: pd.Series, column: str, best: bool) -> dict[str, Any]:
     }
 
 
+def rounded(value: Any) -> str:
+    """A number to three digits or to two decimals; a whole number of steps or images as it is."""
+    if not isinstance(value, float):
+        return f"{value:.0f}"
+    if 1 <= abs(value) < 1000:
+        return f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+    return f"{value:.3g}"
+
+
 def rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any]]:
     """Every row of the table with what is behind it: pictures, curves, commands and records."""
     grid, of = results.grid, columns_of(results.grid.config)
-    shown = columns(table, of)
+    shown, first = columns(table, of), next(iter(of.metrics))
     best = winners(table, paired.differences(results), list(of.toplined))
-    cells: dict[tuple, list[Cell]] = {}
-    for cell in grid.cells:
-        cells.setdefault(cell.row, []).append(cell)
-    behind: list[list[Cell]] = [[]] * len(grid.baselines) + list(cells.values())
-    behind += [[]] * len(results.external)
-    found = []
-    for i, ((index, row), seeds) in enumerate(zip(table.iterrows(), behind, strict=True)):
-        names = [str(row[axis]) for axis in AXES if pd.notna(row[axis])]
-        network = () if not seeds or len(seeds[0].parts) == len(AXES) else (seeds[0].network,)
-        name = " · ".join(names[: len(names) - len(network)])
-        found.append(
-            {
-                "id": f"row-{i}",
-                "name": name,
-                "baseline": not seeds,
-                "status": row["status"],
-                "reason": row["reason"] if pd.notna(row["reason"]) else "",
-                "numbers": [cell_of(row, c["name"], index in best.get(c["name"], ())) for c in shown],
-                "score": score(row, next(iter(of.metrics)), of),
-                "seeds": [seed(results, cell) for cell in seeds if not cell.reason],
-            }
-        )
-    return found
+    behind: list[list[Cell]] = [[] for _ in grid.baselines]
+    behind += [*grid.rows.values(), *([] for _ in results.external)]
+    return [
+        {
+            "id": f"row-{i}",
+            "name": named(row, cells),
+            "baseline": not cells,
+            "status": row["status"],
+            "reason": row["reason"] if pd.notna(row["reason"]) else "",
+            "numbers": [cell_of(row, c["name"], index in best.get(c["name"], ())) for c in shown],
+            "score": score(row, first, of),
+            "seeds": [seed(results, cell) for cell in cells if not cell.reason],
+        }
+        for i, ((index, row), cells) in enumerate(zip(table.iterrows(), behind, strict=True))
+    ]
+
+
+def named(row: pd.Series, cells: list[Cell]) -> str:
+    """What a row is called: by its names on the axes, that of the default network left out."""
+    names = [str(row[axis]) for axis in AXES if pd.notna(row[axis])]
+    return " · ".join(names[: len(cells[0].parts)] if cells else names)
 
 
 def score(row: pd.Series, metric: str, of: Columns) -> str:
@@ -198,7 +201,7 @@ def job(results: Results, stage: str, name: str) -> dict[str, str]:
         "command": f"ddpm {stage} {name}" if STAGES[stage].called else "",
         "log": layout.log(stage, batch).relative_to(layout.root).as_posix(),
         "path": layout.record(stage, name).relative_to(layout.root).as_posix(),
-        "state": "; ".join(map(str, results.todo.get((stage, name), []))) or (record or {}).get("status", ""),
+        "state": "; ".join(map(str, results.todo.get((stage, name), ()))) or results.known(stage, name)["status"],
         "record": json.dumps(record, indent=1, ensure_ascii=False) if record else "",
     }
 
@@ -254,9 +257,8 @@ def training(results: Results) -> str:
     best: dict[str, tuple[float, str]] = {}
     keep = min if of.metrics[metric]["direction"] == "↓" else max
     for name, cell in grid.runs.items():
-        value = ((results.valid("fidelity", name) or {}).get("result") or {}).get(metric)
-        network = grid.network(cell).name
-        if value is not None:
+        record, network = results.valid("fidelity", name), grid.network(cell).name
+        if record and (value := record["result"].get(metric)) is not None:
             best[network] = keep((value, name), best.get(network, (value, name)))
     seconds = {network: results.trained(grid.runs[cell])["seconds"] for network, (_, cell) in best.items()}
     points = [(seconds[network], value, network) for network, (value, _) in best.items()]
