@@ -6,6 +6,7 @@ the last place to import from, so that it may import what lies beside it. Jobs n
 """
 
 import sys
+import traceback
 from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -55,10 +56,8 @@ def load(file: str) -> None:
     try:
         module = import_module(name)
     except Exception as e:
-        trace = e.__traceback__
-        while trace and trace.tb_next:
-            trace = trace.tb_next
-        where = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace else ""
+        last = traceback.extract_tb(e.__traceback__)[-1]
+        where = f" ({last.filename}, line {last.lineno})"
         raise UserError(f"{file}: cannot be imported: {type(e).__name__}: {' '.join(str(e).split())}{where}") from None
     if Path(module.__file__ or "").resolve() != Path(file).resolve():
         raise UserError(f"{file}: its name is that of another file, {module.__file__}; rename it")

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 
 from ddpm.errors import UserError
@@ -42,17 +42,17 @@ def gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or not known:
         return list(known.values())
-    found: list[str] = []
-    for entry in (e.strip() for e in visible.split(",")):
-        if entry.startswith("MIG-"):
-            found.append(entry)
-        elif entry in known:
-            found.append(known[entry])
-        elif entry.startswith("GPU-") and (match := [u for u in known.values() if u.startswith(entry)]):
-            found.append(match[0])
-        else:
-            break
-    return list(dict.fromkeys(found))
+    found = (_uuid(entry.strip(), known) for entry in visible.split(","))
+    return list(dict.fromkeys(takewhile(bool, found)))
+
+
+def _uuid(entry: str, known: dict[str, str]) -> str:
+    """The GPU that an entry of CUDA_VISIBLE_DEVICES names; empty where it names none."""
+    if entry.startswith("MIG-"):
+        return entry
+    if entry.startswith("GPU-"):
+        return next((uuid for uuid in known.values() if uuid.startswith(entry)), "")
+    return known.get(entry, "")
 
 
 def _try(path: Path) -> int | None:

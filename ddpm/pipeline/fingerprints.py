@@ -28,18 +28,18 @@ class _Scan:
         self._visit(list(nodes))
 
     def _visit(self, node: object, attributes: tuple[str, ...] = ()) -> None:
-        say = self.text.append
-        if isinstance(node, list):
-            say("[")
+        if isinstance(node, ast.AST):
+            self._visit_fields(node, attributes)
+        elif isinstance(node, list):
+            self.text.append("[")
             for inner in node:
                 self._visit(inner)
-            say("]")
-            return
-        if not isinstance(node, ast.AST):
-            say(repr(node))
-            return
-        kind = type(node)
-        say(f"({kind.__name__}")
+            self.text.append("]")
+        else:
+            self.text.append(repr(node))
+
+    def _visit_fields(self, node: ast.AST, attributes: tuple[str, ...]) -> None:
+        self.text.append(f"({type(node).__name__}")
         if isinstance(node, ast.Name):
             self.names.append((node.id, attributes))
         elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -48,19 +48,16 @@ class _Scan:
         for field in node._fields:
             value = getattr(node, field, None)
             # How a name is used (ctx) follows from where it stands.
-            if value is None or value == [] or field in ("ctx", "kind"):
-                continue
-            if field == "body" and (kind is ast.FunctionDef or kind is ast.ClassDef):
-                first = value[0]
-                if (
-                    isinstance(first, ast.Expr)
-                    and isinstance(first.value, ast.Constant)
-                    and type(first.value.value) is str
-                ):
-                    value = value[1:]
-            say(field)
-            self._visit(value, attributes)
-        say(")")
+            if field not in ("ctx", "kind") and value not in (None, []):
+                self.text.append(field)
+                self._visit(_without_docstring(node) if field == "body" else value, attributes)
+        self.text.append(")")
+
+
+def _without_docstring(node: ast.AST) -> object:
+    """The body of a node."""
+    documented = isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None
+    return node.body[1:] if documented else node.body  # type: ignore[attr-defined]
 
 
 class Reach(NamedTuple):

@@ -13,6 +13,7 @@ from pathlib import Path
 from ddpm.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".avif", ".heic", ".jp2")
+ONE = "holds one image; it takes two, one for each split"
 
 
 def located(path: str) -> Path:
@@ -63,20 +64,23 @@ def mistakes(path: str, labels: bool) -> list[str]:
     found = images(folder)
     if not found:
         return [f"data.path: {path!r} holds no image: no file that ends in {', '.join(SUFFIXES)}"]
-    if not labels:
-        return [] if len(found) > 1 else [f"data.path: {path!r} holds one image; it takes two, one for each split"]
+    if labels:
+        return list(_of_classes(path, folder, found))
+    return [] if len(found) > 1 else [f"data.path: {path!r} {ONE}"]
+
+
+def _of_classes(path: str, folder: Path, found: list[Path]) -> Iterator[str]:
+    """What is wrong with the sub-folders of images that are to be classes."""
     sizes = Counter(image.relative_to(folder).parts[0] for image in found if image.parent != folder)
-    said = []
     if outside := [image.name for image in found if image.parent == folder]:
-        said.append(
+        yield (
             f"data.path: {path!r} holds {len(outside)} images outside of its sub-folders, {outside[0]} first; with "
             "`labels: true` each lies in the sub-folder of its class, without it all are of none"
         )
     for name in classes(folder):
-        if (count := sizes[name]) < 2:
-            what = "holds one image; it takes two, one for each split" if count else "holds no image"
-            said.append(f"data.path: the class {(folder / name).as_posix()!r} {what}")
-    return said
+        if sizes[name] < 2:
+            what = ONE if sizes[name] else "holds no image"
+            yield f"data.path: the class {(folder / name).as_posix()!r} {what}"
 
 
 def sizes(path: str, labels: bool, share: float) -> tuple[int, int]:

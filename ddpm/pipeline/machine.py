@@ -122,10 +122,14 @@ def _imports(config: dict) -> Iterator[str]:
     yield from (f"methods: {line}" for line in lines)
 
 
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _devices(config: dict) -> Iterator[str]:
     """More processes or threads than this machine has something to run them on."""
-    processes, device = config["training"]["processes"], config["device"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes, device, cores = config["training"]["processes"], config["device"], _cores()
     for key, wanted in (("threads", config["threads"]), ("training.processes", processes)):
         if wanted > cores:
             yield f"{key}: {wanted}, but this machine has {cores} cores; it must be at most {cores} here"

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +37,16 @@ class Request:
     qos: str = ""
     constraint: str = ""
     attempt: int = 1
+
+    @property
+    def partitions(self) -> list[str]:
+        """Those of which any one will do."""
+        return [name for name in self.partition.split(",") if name]
+
+    @property
+    def again(self) -> str:
+        """Which attempt it is, in a message; empty of the first."""
+        return f" in attempt {self.attempt}" if self.attempt > 1 else ""
 
     def options(self) -> list[str]:
         """As sbatch's options."""
@@ -97,8 +107,7 @@ def partitions() -> dict[str, Partition]:
 
 def _lacks(request: Request, partition: Partition) -> list[str]:
     """Why no node of the partition can run these jobs."""
-    where, found = f"partition {request.partition}", []
-    again = f" in attempt {request.attempt}" if request.attempt > 1 else ""
+    where, again, found = f"partition {request.partition}", request.again, []
 
     def grows(key: str, limit: float) -> str:
         return f'; `{key}: "min(…, {limit:g})"` in slurm/config.yaml keeps to it' if again else ""
@@ -127,8 +136,9 @@ def _refusal(request: Request) -> list[str]:
         return []
     said = [line.split("error: ")[-1] for line in answer.stderr.splitlines() if "error" in line] or ["refused"]
     account = f" (slurm_account: {request.account})" if "ccount" in said[-1] else ""
-    again = f" in attempt {request.attempt}" if request.attempt > 1 else ""
-    return [f"{request.rule}: Slurm refuses it{again}{account}: {said[-1].removeprefix('allocation failure: ')}"]
+    return [
+        f"{request.rule}: Slurm refuses it{request.again}{account}: {said[-1].removeprefix('allocation failure: ')}"
+    ]
 
 
 def _wrong_accounts(names: set[str]) -> list[str]:
@@ -155,6 +165,13 @@ def _forgets() -> list[str]:
     ]
 
 
+def _probe(stack: ExitStack, path: Path) -> str:
+    """The file that shows whether a node sees `path`: a new one in a folder, for as long as `stack` lasts."""
+    if not path.is_dir():
+        return str(path)
+    return stack.enter_context(tempfile.NamedTemporaryFile(dir=path, prefix=".seen-by-all-nodes.")).name
+
+
 def _unshared(paths: list[Path], request: Request, partition: Partition) -> list[str]:
     """What other nodes cannot see of folders and files; asked only where a file system is one machine's own."""
     here = socket.gethostname()
@@ -164,11 +181,8 @@ def _unshared(paths: list[Path], request: Request, partition: Partition) -> list
         probes: dict[str, tuple[Path, str]] = {}
         for path in paths:
             kind = _run("stat", "-f", "-c", "%T", str(path)).stdout.strip()
-            if kind in LOCAL and path.is_dir():
-                probe = stack.enter_context(tempfile.NamedTemporaryFile(dir=path, prefix=".seen-by-all-nodes."))
-                probes[probe.name] = path, kind
-            elif kind in LOCAL:
-                probes[str(path)] = path, kind
+            if kind in LOCAL:
+                probes[_probe(stack, path)] = path, kind
         if not probes:
             return []
         small = Request(request.rule, request.partition, request.account, 1, 100, qos=request.qos)
@@ -184,26 +198,29 @@ def _unshared(paths: list[Path], request: Request, partition: Partition) -> list
 
 def check(requests: set[Request], paths: list[Path], status_command: str = "squeue") -> None:
     """UserError with one line for each thing that is missing for these jobs, which read and write below `paths`."""
-    known, found, lacking = partitions(), [], set()
-    for request in sorted(requests, key=lambda r: (r.rule, r.attempt)):
-        names = [name for name in request.partition.split(",") if name]
-        if unknown := [name for name in names if name not in known]:
-            found.append(f"slurm_partition: {unknown[0]!r} is unknown here; `sinfo` lists {', '.join(known)}")
-        elif request.rule not in lacking:
-            # Of several partitions Slurm takes any one that fits.
-            reasons = min(
-                (_lacks(replace(request, partition=name), known[name]) for name in names), key=len, default=[]
-            ) or _refusal(request)
-            found += reasons
-            lacking |= {request.rule} if reasons else set()
-    found += _wrong_accounts({r.account for r in requests})
+    known = partitions()
+    found = [*_unfit(requests, known), *_wrong_accounts({r.account for r in requests})]
     found += _forgets() if status_command == "squeue" else []
     if not found:
-        first = {name: r for r in requests for name in r.partition.split(",") if name}
+        first = {name: request for request in requests for name in request.partitions}
         for name, request in sorted(first.items()):
             found += _unshared(paths, replace(request, partition=name), known[name])
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
+
+
+def _unfit(requests: set[Request], known: dict[str, Partition]) -> Iterator[str]:
+    """What no partition has, or Slurm refuses, of each rule in the first attempt that has any."""
+    lacking = set()
+    for request in sorted(requests, key=lambda r: (r.rule, r.attempt)):
+        if unknown := [name for name in request.partitions if name not in known]:
+            yield f"slurm_partition: {unknown[0]!r} is unknown here; `sinfo` lists {', '.join(known)}"
+        elif request.rule not in lacking:
+            # Of several partitions Slurm takes any one that fits.
+            each = (_lacks(replace(request, partition=name), known[name]) for name in request.partitions)
+            if reasons := min(each, key=len, default=[]) or _refusal(request):
+                lacking.add(request.rule)
+                yield from reasons
 
 
 def _request(job: Any, qos: str) -> Request:

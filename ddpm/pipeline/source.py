@@ -70,20 +70,27 @@ def imported(node: ast.stmt, module: str) -> dict[str, tuple[str, str]]:
     if isinstance(node, ast.Import):
         names = {(a.asname or a.name.split(".")[0]): (a.name if a.asname else a.name.split(".")[0]) for a in node.names}
         return {local: (_found(name, module), "") for local, name in names.items()}
-    if not isinstance(node, ast.ImportFrom):
-        return {}
-    origin = node.module or ""
-    if node.level:
-        path = path_of(module)
-        up = node.level - (path is not None and path.name == "__init__.py")
-        parts = title(module).split(".")
-        origin = ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
-    found = {}
+    return _imported_from(node, module) if isinstance(node, ast.ImportFrom) else {}
+
+
+def _imported_from(node: ast.ImportFrom, module: str) -> dict[str, tuple[str, str]]:
+    """The same of `from ORIGIN import NAME`."""
+    origin, found = _origin(node, module), {}
     for a in node.names:
         inner = _found(f"{origin}.{a.name}", module)
         is_module = is_ours(inner) and path_of(inner) is not None
         found[a.asname or a.name] = (inner, "") if is_module else (_found(origin, module), a.name)
     return found
+
+
+def _origin(node: ast.ImportFrom, module: str) -> str:
+    """The module that is imported from, by its whole name."""
+    if not node.level:
+        return node.module or ""
+    path = path_of(module)
+    up = node.level - (path is not None and path.name == "__init__.py")
+    parts = title(module).split(".")
+    return ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
 
 
 def resolve(module: str, names: list[str]) -> tuple[str, str] | None:
@@ -114,19 +121,23 @@ def read(module: str) -> Source:
     imports: dict[str, tuple[str, str]] = {}
     effects = []
     for node in tree.body:
-        names = []
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names = [node.name]
-        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
-        elif isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Import | ast.ImportFrom):
             imports |= imported(node, module)
+        elif names := _defined(node):
+            definitions |= {name: (*definitions.get(name, ()), node) for name in names}
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             effects.append(node)
-        for name in names:
-            definitions[name] = (*definitions.get(name, ()), node)
     return Source(definitions, imports, tuple(effects))
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """The names that a statement defines or assigns to."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return []
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)]
 
 
 def modules_in(module: str) -> list[str]:
