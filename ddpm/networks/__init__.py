@@ -14,13 +14,15 @@ from ddpm.parameters import cast, conflicts
 
 
 def parameters(network: type[Network]) -> dict[str, Parameter]:
-    """The arguments of the constructor that a configuration may set."""
+    """The arguments of the constructor that a configuration may set, those that it hands on (**) included."""
     hints, arguments = get_type_hints(network.__init__, include_extras=True), signature(network).parameters
-    return {
-        name: argument.replace(annotation=hints[name])
-        for name, argument in arguments.items()
-        if argument.kind is Parameter.KEYWORD_ONLY
-    }
+    found: dict[str, Parameter] = {}
+    for name, argument in arguments.items():
+        if argument.kind is Parameter.KEYWORD_ONLY:
+            found[name] = argument.replace(annotation=hints[name])
+        elif argument.kind is Parameter.VAR_KEYWORD:
+            found = parameters(network.__mro__[1]) | found
+    return found
 
 
 def build(spec: dict, shape: tuple[int, ...], heads: int, classes: int) -> Network:

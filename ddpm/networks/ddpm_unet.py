@@ -16,6 +16,7 @@ from ddpm.condition import NOTHING, Condition
 from ddpm.networks.attention import attention
 from ddpm.networks.embedding import ConditionEmbedding
 from ddpm.networks.network import Network
+from ddpm.networks.unet import zeroed
 from ddpm.parameters import Count, Index, Len
 
 Tensor = torch.Tensor
@@ -24,13 +25,6 @@ Tensor = torch.Tensor
 def normalise(channels: int) -> nn.GroupNorm:
     """Group normalisation in 32 groups, or the most that divide both."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
-
-
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with weights and bias of 0, so that at first it adds nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def seeds(x: Tensor) -> Tensor:

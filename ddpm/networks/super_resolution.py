@@ -2,7 +2,7 @@
 figure 5.1)."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ddpm.condition import NOTHING, Condition, LowResolution
 from ddpm.networks.unet import UNet
-from ddpm.parameters import Count, Fraction, Index, Interval, Len
+from ddpm.parameters import Fraction, Interval
 
 Tensor = torch.Tensor
 
@@ -45,14 +45,9 @@ class SuperResolution(UNet):
         base: str = "",
         factor: Annotated[int, Interval(ge=2)] = 2,
         augmentation: Fraction = 0.1,
-        width: Count = 32,
-        multipliers: Annotated[tuple[Count, ...], Len(1)] = (1, 2),
-        blocks: Count = 1,
-        attention: tuple[Index, ...] = (),
+        **unet: Any,
     ):
-        super().__init__(
-            shape, heads, classes, width=width, multipliers=multipliers, blocks=blocks, attention=attention
-        )
+        super().__init__(shape, heads, classes, **unet)
         channels, *sides = shape
         self.factor, self.small = factor, (channels, *(side // factor for side in sides))
         self.first = nn.Conv2d(2 * channels + 1, self.first.out_channels, 3, padding=1)

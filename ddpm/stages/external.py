@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,19 @@ from ddpm.spaces import Pixels
 from ddpm.stages.sample import reaches, variance
 
 Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Form:
+    """The types that samples may have, the first of them that of the data, and what their dimensions are."""
+
+    types: tuple[type[np.generic], ...]
+    stored: torch.dtype
+    order: str
+
+
+IMAGES = Form((np.uint8,), torch.uint8, "(channels, height, width)")
+POINTS = Form((np.float32, np.float64), torch.float32, "(coordinates,)")
 Found = tuple[np.ndarray, np.ndarray | None]  # images, and labels where there are any
 
 
@@ -76,23 +90,27 @@ def stored(path: Path, dataset: Data) -> tuple[Tensor, Tensor | None]:
     array, labels = folder(path) if path.is_dir() else tensors(path) if ours else archive(path)
     if dataset.space.images and not ours and array.ndim == 4:
         array = array.transpose(0, 3, 1, 2)
-    # ---- type and shape
-    wanted = np.dtype(np.uint8) if dataset.space.images else np.dtype(np.float32)
-    if array.dtype != wanted and not (not dataset.space.images and array.dtype == np.float64):
-        raise UserError(f"{path}: samples of type {array.dtype}; it must be {wanted}")
+    form = IMAGES if dataset.space.images else POINTS
+    if array.dtype not in form.types:
+        raise UserError(f"{path}: samples of type {array.dtype}; it must be {np.dtype(form.types[0])}")
     if array.shape[1:] != dataset.shape:
-        order = "(channels, height, width)" if dataset.space.images else "(coordinates,)"
-        raise UserError(f"{path}: samples of shape {array.shape[1:]}; those of the data are {dataset.shape} {order}")
-    images = torch.from_numpy(np.ascontiguousarray(array)).to(torch.uint8 if dataset.space.images else torch.float32)
-    if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
-        raise UserError(f"{path}: {bad} of {len(images)} samples are not finite")
-    # ---- grey levels
-    if isinstance(space := dataset.space, Pixels):
-        if not ours:
-            images = space.decode(images.float() / 127.5 - 1)
-        elif len(images) and int(images.max()) >= space.levels:
-            raise UserError(f"{path}: values up to {int(images.max())}; the data have levels 0 … {space.levels - 1}")
-    return images, _labels(path, labels, len(images), dataset.classes)
+        shapes = f"{array.shape[1:]}; those of the data are {dataset.shape} {form.order}"
+        raise UserError(f"{path}: samples of shape {shapes}")
+    found = torch.from_numpy(np.ascontiguousarray(array)).to(form.stored)
+    if bad := int((~found.isfinite()).flatten(1).any(1).sum()):
+        raise UserError(f"{path}: {bad} of {len(found)} samples are not finite")
+    if isinstance(dataset.space, Pixels):
+        found = _levels(path, found, dataset.space, ours)
+    return found, _labels(path, labels, len(found), dataset.classes)
+
+
+def _levels(path: Path, images: Tensor, space: Pixels, ours: bool) -> Tensor:
+    """Images in the data's own levels."""
+    if not ours:
+        return space.decode(images.float() / 127.5 - 1)
+    if len(images) and int(images.max()) >= space.levels:
+        raise UserError(f"{path}: values up to {int(images.max())}; the data have levels 0 … {space.levels - 1}")
+    return images
 
 
 def _labels(path: Path, labels: np.ndarray | None, count: int, classes: int) -> Tensor | None:

@@ -47,35 +47,47 @@ def bits_per_dim(bits: Tensor | None) -> dict[str, float]:
     return {"bits_per_dim": float(bits.mean()), "standard_error": float(bits.std() / len(bits) ** 0.5)}
 
 
+def measuring(run: Run) -> Evaluator:
+    """The evaluator of a job."""
+    hashes = tuple(run.recorder.record["inputs"][of] for of in ("data", "extractor") if of in run.inputs)
+    files = run.inputs["data"], run.inputs.get("extractor")
+    return evaluator(hashes, *files, canonical(run.settings), run.device, store(run))
+
+
+def stored(run: Run) -> Samples:
+    """The samples of a cell, or those that were made elsewhere."""
+    tensors, _ = read_tensors(run.inputs["samples"])
+    samples, count = Samples(tensors["images"], tensors.get("labels")), run.job["images"]
+    if len(samples.images) != count:
+        found = f"{run.inputs['samples']}: {len(samples.images)} images"
+        raise UserError(f"{found}; the configuration says {count}: delete it and run again")
+    return samples
+
+
+def drawn(run: Run, measure: Evaluator) -> tuple[Samples, Tensor | None]:
+    """The samples of a baseline, and its exact −log2 p/D of every test image, where that is known."""
+    decoded = run.inputs.get("autoencoder")
+    dataset = data.read(run.inputs["data"], decoded, run.device) if decoded else measure.dataset
+    baseline = Baseline.named(run.name)(dataset)
+    samples = Samples(baseline.draw(run.job["images"]), topline=baseline.topline if baseline.real else None)
+    return samples, baseline.bits_per_dim(measure.dataset.test.images)
+
+
 def evaluate(run: Run) -> Outcome:
     """The `fidelity` stage of one cell, or of a baseline: all numbers of all metrics that the job names.
 
     Of a baseline whose distribution is known, also its −log2 p/D of the whole test split (`bits_per_dim`, exact, with
     its standard error over images).
     """
-    name, count, hashes, exact = run.name, run.job["images"], run.recorder.record["inputs"], None
     for made in ("samples", "autoencoder"):
         if made in run.inputs and (status := run.parent(made)["status"]) != "ok":
             return status, {}
     # ---- what is measured, and with what
-    hashes = tuple(hashes[of] for of in ("data", "extractor") if of in hashes)
-    files = run.inputs["data"], run.inputs.get("extractor")
-    measure = evaluator(hashes, *files, canonical(run.settings), run.device, store(run))
-    if "samples" in run.inputs:
-        tensors, _ = read_tensors(run.inputs["samples"])
-        samples = Samples(tensors["images"], tensors.get("labels"))
-        if len(samples.images) != count:
-            found = f"{run.inputs['samples']}: {len(samples.images)} images"
-            raise UserError(f"{found}; the configuration says {count}: delete it and run again")
-    else:
-        decoded = run.inputs.get("autoencoder")
-        dataset = data.read(run.inputs["data"], decoded, run.device) if decoded else measure.dataset
-        baseline = Baseline.named(name)(dataset)
-        samples = Samples(baseline.draw(count), topline=baseline.topline if baseline.real else None)
-        exact = baseline.bits_per_dim(measure.dataset.test.images)
+    measure = measuring(run)
+    samples, exact = drawn(run, measure) if "samples" not in run.inputs else (stored(run), None)
     # ---- the metrics
     run.phase("measuring")
-    result: dict[str, object] = {"images": count, "extractor": measure.extractor.hash, "protocol": PROTOCOL}
+    result: dict[str, object] = {"images": run.job["images"], "extractor": measure.extractor.hash, "protocol": PROTOCOL}
     for metric in run.job["metrics"]:
         spec = {"method": metric, "modules": run.settings.get("modules", ())}
         result |= Metric.make(spec).compute(measure, samples)

@@ -148,9 +148,8 @@ def evaluate(run: Run) -> Outcome:
     steps, key = denoiser.schedule.steps, rng.key("likelihood", run.job["seed"])
     per_image = 1 + min(settings["times"], steps - 1)
     # ---- what an interrupted job has already
-    found = run.checkpoint.load()
-    total: dict[str, Tensor] = {} if found is None else found[0]
-    done, batch = 0 if found is None else found[1]["at"], settings["batch"]
+    total, at = run.checkpoint.load() or ({}, {"at": 0})
+    done, batch = at["at"], settings["batch"]
     # ---- the bound of every image; some thirty full batches at once: the unit of a resumed job, small enough for its
     # noise to fit
     together = max(1, 32 * settings["batch"] // per_image)

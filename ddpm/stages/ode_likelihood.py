@@ -54,9 +54,8 @@ def evaluate(run: Run) -> Outcome:
     key = rng.key("ode likelihood", run.job["seed"])
     solver = settings["probes"], settings["rtol"], settings["atol"]
     # ---- what an interrupted job has already
-    found = run.checkpoint.load()
-    bits = torch.zeros(0, dtype=torch.float64) if found is None else found[0]["bits"]
-    denoiser.evaluated = 0 if found is None else found[1]["evaluated"]
+    had, at = run.checkpoint.load() or ({"bits": torch.zeros(0, dtype=torch.float64)}, {"evaluated": 0})
+    bits, denoiser.evaluated = had["bits"], at["evaluated"]
     # ---- the density of every image
     with run.progress(len(x0), "image", len(bits)) as progress:
         for start in range(len(bits), len(x0), settings["batch"]):

@@ -12,9 +12,9 @@ from ddpm.metrics.evaluator import Samples
 from ddpm.metrics.fid import Fid
 from ddpm.metrics.intervals import influences, variance
 from ddpm.metrics.metric import Metric
-from ddpm.pipeline.records import canonical, read_tensors
+from ddpm.pipeline.records import read_tensors
 from ddpm.pipeline.run import Outcome, Run
-from ddpm.stages.fidelity import evaluator, store
+from ddpm.stages.fidelity import measuring
 
 Tensor = torch.Tensor
 
@@ -24,9 +24,7 @@ def compare(run: Run) -> Outcome:
 
     Cells that diverged are left out.
     """
-    hashes = tuple(run.recorder.record["inputs"][of] for of in ("data", "extractor") if of in run.inputs)
-    files = run.inputs["data"], run.inputs.get("extractor")
-    measure = evaluator(hashes, *files, canonical(run.settings), run.device, store(run))
+    measure = measuring(run)
     run.phase("measuring")
     found: dict[str, dict[str, Tensor]] = {metric: {} for metric in run.job["metrics"]}
     labels: dict[str, Tensor | None] = {}

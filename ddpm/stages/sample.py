@@ -95,6 +95,11 @@ def variance(images: Tensor) -> float:
     return float(images.double().flatten(1).var(0, correction=0).sum())
 
 
+def nothing(dataset: Data) -> tuple[dict, dict]:
+    """What a checkpoint would hold of a job that has just begun."""
+    return {"images": dataset.train.images[:0], "reach": torch.zeros(0)}, {"evaluated": 0, "precisions": []}
+
+
 def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> Outcome:
     """The `sample` stage: exactly N images as the data are stored, and their labels.
 
@@ -112,11 +117,9 @@ def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> 
     calls = sampler.steps * wanted // settings["batch"]
     network_of = computed(denoiser, sampler, job["compute"], dataset.space, device, calls)
     # ---- what an interrupted job has already
-    found = run.checkpoint.load()
-    images = [dataset.train.images[:0] if found is None else found[0]["images"]]
-    reach = [torch.zeros(0) if found is None else found[0]["reach"]]
-    evaluated = 0 if found is None else found[1]["evaluated"]
-    precisions = with_last([] if found is None else found[1]["precisions"], network_of.precision)
+    had, at = run.checkpoint.load() or nothing(dataset)
+    images, reach, evaluated = [had["images"]], [had["reach"]], at["evaluated"]
+    precisions = with_last(at["precisions"], network_of.precision)
     first, each = len(images[0]), sampler.steps + 1
     drawn = first
     # ---- the chains, one batch after another
