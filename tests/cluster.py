@@ -168,17 +168,22 @@ def start() -> None:
         start_node(n)
 
 
+def _cancel() -> None:
+    """End all jobs."""
+    subprocess.run(["scancel", "-u", "root"], capture_output=True, timeout=30)
+    for name in range(1, NODES + 1):  # a job of a dead node never ends by itself
+        if not _pid(f"n{name}"):
+            output("scontrol", "update", f"NodeName=n{name}", "State=DOWN", "Reason=stop")
+    try:
+        wait(lambda: not output("squeue", "-h", "-t", "R,CG,PD"), 15, "empty queue")
+    except TimeoutError as e:
+        print(e, file=sys.stderr)
+
+
 def stop() -> None:
     """Cancel what runs, end the daemons, and leave nothing behind."""
     if _pid("slurmctld"):
-        subprocess.run(["scancel", "-u", "root"], capture_output=True, timeout=30)
-        for name in range(1, NODES + 1):  # a job of a dead node never ends by itself
-            if not _pid(f"n{name}"):
-                output("scontrol", "update", f"NodeName=n{name}", "State=DOWN", "Reason=stop")
-        try:
-            wait(lambda: not output("squeue", "-h", "-t", "R,CG,PD"), 15, "empty queue")
-        except TimeoutError as e:
-            print(e, file=sys.stderr)
+        _cancel()
     for name in [*(f"n{n}" for n in range(1, NODES + 1)), "slurmctld", "munged"]:
         if pid := _pid(name):
             os.kill(pid, signal.SIGTERM)
