@@ -260,3 +260,5 @@ def test_every_overlay_that_is_shipped_is_valid(path: Path) -> None:
     grid = config.check(config.read(ROOT / "config.yaml", *below, path))
     assert grid.runs
     assert grid.results != DEFAULT["results"]
+    # The page and Snakemake's report have a caption below each picture.
+    assert [name for name in grid.pictures if not (ROOT / "workflow" / "report" / f"{name}.rst").exists()] == []

@@ -3,6 +3,7 @@ way, against sums by hand; what a run of Snakemake shows of it."""
 
 import io
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -83,6 +84,23 @@ def test_what_runs_tells_its_position(results: Results) -> None:
     assert (look.running, look.finished, look.jobs) == (1, 0, 2)
     assert look.done == pytest.approx(10) and look.left == pytest.approx(30 + 40) and look.wait == pytest.approx(70)
     assert look.percent == 12 and "0 of 2 jobs, 1 running; about 70 s left, until " in str(look)
+
+
+def test_a_folder_that_a_job_removes_is_passed_over(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may go between the moment that its name is read and the moment that it is."""
+    gone, scan = results.layout.work("train", LEARNED), os.scandir
+    gone.mkdir(parents=True)
+
+    def removing(path):
+        if Path(path) == gone.parent:
+            gone.rmdir()
+            gone.parent.rmdir()
+        return scan(path)
+
+    with locks.held(results.layout.work("train", EPS)):
+        monkeypatch.setattr(os, "scandir", removing)
+        assert Progress(results).look().running == 1
+    assert not gone.exists()
 
 
 def test_an_attempt_without_bars_is_not_the_one_before(results: Results) -> None:

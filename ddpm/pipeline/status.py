@@ -1,8 +1,10 @@
 """What lies in a results folder, what would run now and why, and what that costs: `ddpm status`. No torch."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -24,8 +26,9 @@ def running(results: Results) -> dict[Job, str]:
     found = {}
     for stage in dict.fromkeys(job[0] for job in results.grid.every):
         root = results.layout.work(stage)
-        for folder in {path.parent for path in root.rglob("lock-*")}:
-            if holder := locks.holder(folder):
+        for path, _, files in os.walk(root):  # which passes over a folder that a finishing job removes
+            folder = Path(path)
+            if any(file.startswith("lock-") for file in files) and (holder := locks.holder(folder)):
                 name = folder.relative_to(root).as_posix()
                 found[stage, "" if name == "." else name] = holder
     return found
