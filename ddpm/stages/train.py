@@ -246,8 +246,7 @@ def train(
     `ddpm.stages.averages` a state that keeps more.
     """
     # ---- what is trained
-    settings, device = run.settings, run.device
-    group = parallel.join(settings["processes"], device)
+    settings, device, group = run.settings, run.device, parallel.join(run.settings["processes"], run.device)
     dataset = dataset or data.read(run.inputs["data"], run.inputs.get("autoencoder"), device)
     schedule, objective = noisy_schedule(run.job, dataset), Objective.make(run.job["objective"])
     network, times = build(run.job, dataset).to(device), objective.times.on(schedule)
@@ -274,8 +273,7 @@ def train(
             attempt = partial(backward, state.optimiser, loss, (x0, eps, at, condition), signs, group.part(weight))
             least = at_once if group.size > 1 else 1  # processes must exchange gradients equally often
             losses, at_once = fitting(at_once, attempt, "training.batch", least)
-            losses = group.whole(losses)
-            times.learn(t, losses)
+            times.learn(t, losses := group.whole(losses))
             rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
             state.update(step, rate, settings["gradient_clip"])
             progress.update()
