@@ -196,10 +196,13 @@ def test_what_is_read_is_what_python_makes_of_it(kind: str) -> None:
                 if b.__name__ == registry.KINDS[kind][1]
             )
         ).named(name)
-        init = cls.__init__
-        hints = get_type_hints(init, include_extras=True)
-        own = {k: p for k, p in signature(init).parameters.items() if k in found.parameters}
-        assert {k: (hints[k], None if p.default is p.empty else p.default) for k, p in own.items()} == {
+        own: dict[str, tuple] = {}
+        for init in (vars(c)["__init__"] for c in cls.__mro__ if "__init__" in vars(c)):
+            hints, told = get_type_hints(init, include_extras=True), signature(init).parameters
+            own = {k: (hints.get(k), None if p.default is p.empty else p.default) for k, p in told.items()} | own
+            if not any(p.kind is p.VAR_KEYWORD for p in told.values()):
+                break  # it hands nothing on
+        assert {k: p for k, p in own.items() if k in found.parameters} == {
             k: (p.annotation, p.default) for k, p in found.parameters.items()
         }
         assert (cls.__module__, cls.__name__) == (found.module, found.name)

@@ -4,6 +4,7 @@ way, against sums by hand; what a run of Snakemake shows of it."""
 import io
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -175,21 +176,21 @@ def test_beside_snakemake_a_line_now_and_then(results: Results, monkeypatch: pyt
     assert "Select jobs" in shown.getvalue() and "0% of the work is done, 0 of 23 jobs" in shown.getvalue()
 
 
-def test_make_table_shows_one_line_and_what_is_wrong(tree: Path) -> None:
+def test_make_table_shows_one_line_and_what_is_wrong(tree: Path, tmp_path: Path) -> None:
     """As `make table` runs Snakemake: nothing of its rules, the log of what fails, and how far all is in the end."""
-    quiet = ("--quiet", "progress", "rules", "host")
+    quiet, copy = ("--quiet", "progress", "rules", "host"), shutil.copytree(tree, tmp_path / "copy")
     assert f"--{' '.join(quiet)[2:]}" in (ROOT / "Makefile").read_text()
-    broken = tree / "workflow" / "claims" / "broken.yaml"
+    broken = copy / "workflow" / "claims" / "broken.yaml"
     broken.write_text("{")
     try:
-        failed = snakemake(tree, *quiet)
+        failed = snakemake(copy, *quiet)
     finally:
         broken.unlink()
     assert failed.returncode == 1 and "table failed; its log is results/tiny/logs/table.log:\nddpm: " in failed.stderr
     assert "broken.yaml" in failed.stderr and "Error in rule" not in failed.stderr
     assert "python -m ddpm job" not in failed.stderr
-    (tree / "results" / "tiny" / "table.csv").unlink()
-    done = snakemake(tree, *quiet)
+    (copy / "results" / "tiny" / "table.csv").unlink()
+    done = snakemake(copy, *quiet)
     assert done.returncode == 0, done.stderr
     assert done.stderr.rstrip().endswith("\n100% of the work is done, 23 of 23 jobs")
     assert "rule " not in done.stderr and "steps (" not in done.stderr and "Select jobs" not in done.stderr
