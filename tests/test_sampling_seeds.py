@@ -1,16 +1,16 @@
 """Sampling seeds beside training seeds: other noise of one network, averaged within it, and both spreads stated."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from project import ROOT
+from tabled import untrained  # noqa: F401 - a fixture
 
 from ddpm import spot_checks, tables
-from ddpm.pipeline import config, records, verdict
+from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
@@ -44,14 +44,6 @@ def configured(**sampling: int) -> Grid:
 
 
 GRID = configured(seeds=3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def untrained() -> Iterator[None]:
-    """Networks of six steps are as far from the data as noise, which their rows are not to say here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdict, "NOISE", float("inf"))
-        yield
 
 
 @pytest.fixture(scope="module")

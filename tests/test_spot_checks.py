@@ -4,17 +4,17 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from scipy import stats
-from tabled import configured
+from tabled import configured, untrained  # noqa: F401 - a fixture
 
 from ddpm import rng, spot_checks
 from ddpm.cli import main
-from ddpm.pipeline import config, records, verdict
+from ddpm.pipeline import config, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
@@ -31,14 +31,6 @@ BLOCKS = [
 SAMPLERS = configured()["samplers"] | {"ode-adaptive": {"method": "ode-adaptive"}}
 GRID = config.check(configured() | {"grid": BLOCKS, "seeds": [0], "samplers": SAMPLERS})
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def untrained() -> Iterator[None]:
-    """Networks of six steps are as far from the data as noise, which their rows are not to say here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdict, "NOISE", float("inf"))
-        yield
 
 
 @pytest.fixture(scope="module")
