@@ -223,8 +223,8 @@ class DenoisingDiffusionPytorch:
         widths = range(8, 65, 2)
         self.network = min(map(built, widths), key=lambda network: abs(parameters(network) - wanted))
         self.batch, self.images = batch, dataset.space.encode(dataset.train.images) / 2 + 0.5
-        self.diffusion = partial(GaussianDiffusion, self.network, image_size=resolution)
-        self.trained = self.diffusion(timesteps=1000)
+        self.diffusion = partial(GaussianDiffusion, image_size=resolution)
+        self.trained = self.diffusion(self.network, timesteps=1000)
         self.average = EMA(self.trained, beta=0.995, update_every=10)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=1e-4, betas=(0.9, 0.99))
 
@@ -239,11 +239,12 @@ class DenoisingDiffusionPytorch:
         return loss.item()
 
     def sample(self, method: str, images: int, steps: int) -> Tensor | None:
-        """DDIM on a subset of its times, the whole chain where T is the number of steps; it has no DPM-Solver++."""
+        """By the averaged weights: DDIM on a subset of its times, the whole chain where T is the number of steps. It
+        has no DPM-Solver++."""
         if method == "dpm-solver++":
             return None
         times = {"timesteps": steps} if method == "ancestral" else {"timesteps": 1000, "sampling_timesteps": steps}
-        return self.diffusion(**times).sample(batch_size=images)
+        return self.diffusion(self.average.ema_model.model, **times).sample(batch_size=images)
 
 
 def configured_job(resolution: int) -> dict:

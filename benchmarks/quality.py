@@ -1,12 +1,15 @@
-"""CPU time to quality, ours beside diffusers: python benchmarks/quality.py --data digits --folder results/quality
+"""CPU time to quality, ours beside its peers: python benchmarks/quality.py --data digits --folder results/quality
 
-    python benchmarks/quality.py [--data digits mnist] [--first 8] [--budget 512] [--images N] [--folder FOLDER]
+    python benchmarks/quality.py [--data digits mnist] [--only ours diffusers] [--first 8] [--budget 512]
+                                 [--images N] [--folder FOLDER]
 
 A network is trained for `--first` seconds of CPU time, another for twice as long, and so on to `--budget`, until its
 FID is at most the target's multiple of the topline: one contestant costs at most twice the budget. Each is trained as
 its own documentation does (batch, optimiser, learning rate, average), and its learning rate ends at 0 with its seconds.
-All are judged alike: DDIM in float32, N images, the classifier's FID against the test split. What is finished stands in
-FOLDER/quality.json and is not done again: stop and start it at will, at the cost of the run that was under way.
+All are judged alike: 25 steps of DDIM in float32, N images, the classifier's FID against the test split. Ours and
+diffusers' networks predict ε on the linear schedule, and our DDIM draws from both; denoising-diffusion-pytorch keeps
+its own v, sigmoid schedule and DDIM. What is finished stands in FOLDER/quality.json and is not done again: stop and
+start it at will, at the cost of the run that was under way.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from peers import Diffusers, Ours, configured
+from peers import DenoisingDiffusionPytorch, Diffusers, Ours, configured
 from torch import nn
 
 from ddpm import networks
@@ -37,7 +40,16 @@ from ddpm.stages.sample import chain
 # Data → resolution, the overlay that has our own settings for it, N, and the target: a multiple of the topline.
 DATA = {"digits": (8, (), 898, 2.0), "mnist": (28, ("workflow/config/mnist.yaml",), 1000, 8.0)}
 STEPS = 25  # of DDIM
-THEIR_BATCH = 16  # of diffusers' training tutorial
+THEIR_BATCH = 16  # of diffusers' training tutorial, and the default of denoising-diffusion-pytorch's Trainer
+DRAWN = 250  # images in a batch
+MAKERS = {
+    "ours": lambda resolution, grid, dataset: Ours(grid, dataset),
+    "diffusers": lambda resolution, grid, dataset: Diffusers(resolution, dataset, THEIR_BATCH),
+    DenoisingDiffusionPytorch.name: lambda resolution, grid, dataset: DenoisingDiffusionPytorch(
+        resolution, dataset, THEIR_BATCH
+    ),
+}
+Contestant = Ours | Diffusers | DenoisingDiffusionPytorch
 
 
 def evaluator(grid: Grid, folder: Path) -> Evaluator:
@@ -58,15 +70,21 @@ def imported(unet: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return found
 
 
-def drawn(network: nn.Module, measure: Evaluator, count: int, grid: Grid, batch: int = 250) -> torch.Tensor:
+def drawn(contestant: Contestant, measure: Evaluator, count: int, grid: Grid) -> torch.Tensor:
     """`count` images by DDIM, as they are stored."""
+    space = measure.dataset.space
+    if isinstance(contestant, DenoisingDiffusionPytorch):  # which draws between 0 and 1
+        sizes = [min(DRAWN, count - start) for start in range(0, count, DRAWN)]
+        return torch.cat([space.decode(2 * contestant.sample("ddim", size, STEPS) - 1) for size in sizes])
+    shape = tuple(measure.dataset.shape)
+    network = contestant.state.average if isinstance(contestant, Ours) else imported(contestant.network, shape)
     job = grid.job("train", next(iter(grid.networks)))[0]
     denoiser = Denoiser(network.eval(), Objective.make(job["objective"]), Schedule.make(job["schedule"]))
     images = []
-    for index in torch.arange(count).split(batch):
-        for x in chain(denoiser, DDIM(steps=STEPS), job["name"], index, NOTHING, measure.dataset.shape):
+    for index in torch.arange(count).split(DRAWN):
+        for x in chain(denoiser, DDIM(steps=STEPS), job["name"], index, NOTHING, shape):
             pass
-        images.append(measure.dataset.space.decode(x))
+        images.append(space.decode(x))
     return torch.cat(images)
 
 
@@ -76,7 +94,7 @@ def judged(images: torch.Tensor, measure: Evaluator) -> dict[str, float]:
     return {"fid": fid, "topline": topline, "ratio": fid / topline}
 
 
-def trained(contestant: Ours | Diffusers, budget: float) -> dict[str, float]:
+def trained(contestant: Contestant, budget: float) -> dict[str, float]:
     """Train for `budget` seconds of CPU time."""
     start, step, spent = time.process_time(), 0, 0.0
     while spent < budget:
@@ -90,28 +108,20 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, list[dict]]:
     resolution, overlays, images, target = DATA[name]
     grid, images = configured(resolution, "auto", *overlays), options.images or images
     measure, path = evaluator(grid, options.folder / name), options.folder / "quality.json"
-    makers = {
-        "ours": lambda: Ours(grid, measure.dataset),
-        "diffusers": lambda: Diffusers(resolution, measure.dataset, THEIR_BATCH),
-    }
     found: dict[str, list[dict]] = {}
-    for who, make in makers.items():
+    for who in options.only:
         found[who], budget = [], options.first
         while budget <= options.budget:
             known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             key = f"{name} {who} {budget:g} s, {images} images"
             if key not in known:
                 try:
-                    contestant = make()
+                    contestant = MAKERS[who](resolution, grid, measure.dataset)
                 except ImportError:
                     print(f"{who}: left out, it is not installed")
                     break
                 entry = {"budget": budget, "target": target} | trained(contestant, budget)
-                ours = isinstance(contestant, Ours)
-                network = (
-                    contestant.state.average if ours else imported(contestant.network, tuple(measure.dataset.shape))
-                )
-                known[key] = entry | judged(drawn(network, measure, images, grid), measure)
+                known[key] = entry | judged(drawn(contestant, measure, images, grid), measure)
                 records.write_json(path, known)
             found[who].append(known[key])
             if known[key]["ratio"] <= target:
@@ -144,6 +154,7 @@ def table(name: str, found: dict[str, list[dict]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=DATA, default=["digits"])
+    parser.add_argument("--only", nargs="+", choices=MAKERS, default=list(MAKERS), help="contestants; all if left out")
     parser.add_argument("--first", type=float, default=8.0, help="CPU seconds of the shortest run")
     parser.add_argument("--budget", type=float, default=512.0, help="CPU seconds of the longest run")
     parser.add_argument("--images", type=int, default=0, help="N; 898 of digits, 1000 of MNIST if left out")
