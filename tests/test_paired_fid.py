@@ -102,12 +102,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 def test_only_where_it_is_asked_for() -> None:
-    """One job per network of several cells; asking changes no other job."""
+    """One job per network of several cells; asking changes no other job, and no cell lacks it."""
     assert GRID.names["paired"] == [f"{NETWORK}/seed0", f"{NETWORK}/seed1"]
     without = configured()
     assert without.names["paired"] == [] == configured(paired=False).names["paired"]
     assert [job for job in GRID.jobs if job[0] != "paired"] == without.jobs
     assert all(GRID.job(*job) == without.job(*job) for job in without.jobs)
+    assert all(GRID.row(cell) == without.row(cell) for cell in GRID.runs.values())
     assert Grid(GRID.job("figures")[0]["config"]).names["paired"] == []  # which know nothing of fidelity
 
 

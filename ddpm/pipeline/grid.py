@@ -362,5 +362,6 @@ class Grid:
         return {stage: name for stage, name in served.items() if name is not None}
 
     def row(self, cell: Cell) -> list[Job]:
-        """The jobs that a cell's row of the table comes from, each after what it needs."""
-        return list(dict.fromkeys(job for own in self.own(cell).items() for job in self.needed(*own)))
+        """The jobs that a cell's row of the table comes from, each after what it needs; what compares rows is none."""
+        own = [job for job in self.own(cell).items() if job[0] != "paired"]
+        return list(dict.fromkeys(needed for job in own for needed in self.needed(*job)))

@@ -27,8 +27,7 @@ def _jobs(grid: Grid, cell: Cell) -> list[Job]:
 
 def _missing(results: Results, cell: Cell) -> tuple[str, str] | None:
     """What keeps a cell out of the table: missing, stale or failed, and why; None where nothing does."""
-    # Differences between rows stand in another table.
-    return results.lacking(job for job in results.grid.row(cell) if job[1] and job[0] != "paired")
+    return results.lacking(job for job in results.grid.row(cell) if job[1])
 
 
 def _diverged(cell: Cell, found: Records) -> str:
