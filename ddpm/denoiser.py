@@ -33,7 +33,7 @@ class Denoiser:
     evaluations = 1
 
     def __init__(self, network: Network, objective: Objective, schedule: Schedule, clip: bool = True):
-        self.network, self.objective, self.schedule, self.clip = network, objective, schedule, clip
+        self.network, self.objective, self.schedule, self.clip = network, objective, schedule.keeping(), clip
         self.call: Callable[[Tensor, Tensor, Condition], Tensor] = network  # how it is computed (`ddpm.compute`)
         self.evaluated = 0  # network evaluations so far, summed over images
 

@@ -7,9 +7,11 @@ Give times a shape that broadcasts against the images: () for one time, (B, 1, 1
 """
 
 import math
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, ClassVar
+from functools import cached_property, wraps
+from typing import Annotated, ClassVar, Self
 
 import torch
 
@@ -39,6 +41,21 @@ def like(x: Tensor, *coefficients: Tensor) -> tuple[Tensor, ...]:
     return tuple(c.to(x.dtype) if c.ndim == 0 else c.to(x.device, x.dtype, non_blocking=True) for c in coefficients)
 
 
+def kept(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function of t, which keeps what it gave for single times."""
+    found: dict[float, Tensor] = {}
+
+    @wraps(function)
+    def known(t: Tensor) -> Tensor:
+        if t.ndim or t.requires_grad:
+            return function(t)
+        if (at := float(t)) not in found:
+            found[at] = function(t)
+        return found[at]
+
+    return known
+
+
 @dataclass(frozen=True)
 class Schedule(Method):
     """A pair α(t), σ(t) of float64 times in [0, T]; everything else follows from it.
@@ -60,6 +77,13 @@ class Schedule(Method):
     def sigma(self, t: Tensor) -> Tensor:
         """Noise scale σ(t), in units of the data."""
         raise NotImplementedError
+
+    def keeping(self) -> Self:
+        """The same schedule, which computes α and σ of a single time once: samplers need them some thirty times in a
+        step, and again for every batch."""
+        same = copy(self)
+        vars(same).update(alpha=kept(self.alpha), sigma=kept(self.sigma))
+        return same
 
     def square(self, t: Tensor) -> Tensor:
         """α² + σ², the variance of x_t for data of unit variance."""

@@ -204,3 +204,21 @@ def test_times_out_of_range(name: str, bad: list[float]) -> None:
     for function in (schedule.alpha, schedule.sigma, schedule.log_snr):
         with pytest.raises(ValueError, match="it must lie in 0 … T = 1000"):
             function(torch.tensor(bad, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", [*NAMES, "vp-sde", "karras", "flow"])
+def test_single_times_are_computed_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule that keeps α and σ says of single times and of many, and of their slopes, what it says without."""
+    schedule = Schedule.make({"method": method})
+    kept, asked = schedule.keeping(), []
+    assert kept == schedule and kept is not schedule
+    one, other, many = torch.tensor(7.5, dtype=torch.float64), torch.tensor(600.0, dtype=torch.float64), time(3, 600)
+    for t, s in [(other, one), (other, one), (many, many - 1), (other, one)]:
+        for found, expected in zip(kept.posterior(t, s), schedule.posterior(t, s), strict=True):
+            assert torch.equal(found, expected)
+        assert torch.equal(kept.log_snr(t), schedule.log_snr(t)) and torch.equal(kept.slope(t), schedule.slope(t))
+    monkeypatch.setattr(type(schedule), "alpha", lambda self, t: asked.append(t) or torch.ones_like(t))
+    fresh = schedule.keeping()
+    for t in (one, other, one, one, many, many):
+        fresh.alpha(t)
+    assert [t.numel() for t in asked] == [1, 1, 2, 2]
