@@ -19,10 +19,15 @@ from ddpm.spaces import Space
 Tensor = torch.Tensor
 Result = TypeVar("Result")
 
-# On a GPU, whose launches cost more than its arithmetic, a compiled network with CUDA graphs takes about half the time;
-# compiling takes about a minute. On a CPU it gains a tenth at most, and nothing in training.
+# What `compile: auto` assumes of a GPU, whose launches cost more than the arithmetic of small networks: a compiled
+# network with CUDA graphs takes half the time, and compiling takes a minute. What is compiled is timed, and left where
+# it is no faster. On a CPU compiling gains a tenth at most, and nothing in training (docs/speed.md).
 SAVED, COMPILING = 0.5, 60.0
 TRIALS = 3
+# How far a compiled network's output and gradient may be from the network's own, of their norm: twice what another
+# order of sums changes in bfloat16, and far more than it does in float32.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 4e-2}
+LACKING = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def _say(text: str) -> None:
@@ -41,76 +46,113 @@ class Computed:
     """A network as one job computes it, called like the network itself; its output has its input's type.
 
     settings: `compute` of the configuration. `precision: auto` is bfloat16 for images where the device has it, else
-    float32. Whether to compile is decided at the first call: `compile: auto` does so where `calls` of them, by the time
-    that a few take, would save more than compiling costs; never on a CPU. Compiled code serves inputs of the first
-    call's shape; others, such as a last, smaller batch, run as they are.
+    float32. Whether to compile is decided at the first call with inputs of a shape: `compile: auto` does so where the
+    calls ahead, of `calls` in all, by the time that a few take, would save more than compiling costs; never on a CPU.
     """
 
     def __init__(self, network: nn.Module, settings: dict, space: Space, device: str, calls: int):
         self.network, self.device, self.calls = network, device, calls
         self.wanted: bool | str = settings["compile"]
         self.precision = _precision(settings["precision"], space, device)
-        self.compiled: Callable | None = None
-        self.shape: torch.Size | None = None
+        self.functions: dict[torch.Size, Callable] = {}  # by the shape of x: the network, or its compiled form
 
     def record(self, precisions: Sequence[str] = ()) -> dict[str, object]:
         """What was used; `precisions` by all attempts of the job, if several machines had a part in it."""
-        return {"precision": ", then ".join(precisions or [self.precision]), "compiled": self.compiled is not None}
+        compiled = any(function is not self.network for function in self.functions.values())
+        return {"precision": ", then ".join(precisions or [self.precision]), "compiled": compiled}
 
     def __call__(self, x: Tensor, *rest: Any) -> Tensor:
-        if self.shape is None:
-            self._decide(x, *rest)
-            self.shape = x.shape
-        if self.compiled and x.shape == self.shape:
-            return self._run(self.compiled, x, *rest).clone()  # CUDA graphs write over their outputs
-        return self._run(self.network, x, *rest)
+        if x.requires_grad:  # a gradient of a gradient follows, which compiled code has not (sliced score matching)
+            return self._run(self.network, x, *rest)
+        if x.shape not in self.functions:
+            self.functions[x.shape] = self._decided(x, *rest)
+        self.calls -= 1
+        function = self.functions[x.shape]
+        output = self._run(function, x, *rest)
+        return output if function is self.network else output.clone()  # CUDA graphs write over their outputs
+
+    def forget(self) -> None:
+        """Give back the memory that compiled code holds, and decide anew."""
+        if self.record()["compiled"]:
+            self.functions.clear()
+            torch.compiler.reset()
 
     def _run(self, function: Callable, x: Tensor, *rest: Any) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return function(x, *rest).to(x.dtype)
 
-    def _trial(self, function: Callable, *inputs: Any) -> None:
-        """A call, with its gradient where one is taken, that leaves no trace."""
+    def _trial(self, function: Callable, *inputs: Any) -> list[Tensor]:
+        """A call, with its gradient where one is taken, that leaves no trace: both."""
         output = self._run(function, *inputs)
-        if output.requires_grad:
-            torch.autograd.grad(output.square().sum(), list(self.network.parameters()))
+        if not output.requires_grad:
+            return [output.clone()]
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+        return [output.detach().clone(), *(gradient for gradient in gradients if gradient is not None)]
 
-    def _decide(self, *inputs: Any) -> None:
-        """Compile, where that is asked for or pays; where it fails (no C++ compiler, a broken cache), say so."""
-        if self.wanted is False or (self.wanted == "auto" and not self._pays(*inputs)):
-            return
+    def _decided(self, *inputs: Any) -> Callable:
+        """The network, or its compiled form, where that is asked for or pays. Where compiling fails (no C++ compiler, a
+        broken cache) or gives something else, that is said, and the network stays as it is."""
+        if self.wanted is False or (self.wanted == "auto" and self.device == "cpu"):
+            return self.network
+        auto = self.wanted == "auto"
+        own = self._seconds(self.network, *inputs) if auto else 0.0
+        if auto and not self._pays(own):
+            return self.network
         mode = "reduce-overhead" if self.device == "cuda" else "default"
         compiled = torch.compile(self.network, mode=mode, dynamic=False)
         try:
-            self._trial(compiled, *inputs)
+            found, expected = (self._trial(function, *inputs) for function in (compiled, self.network))
+            taken = self._seconds(compiled, *inputs) if auto else 0.0
         except Exception as e:  # whatever a compiler may raise
             if is_out_of_memory(e):
                 raise
             first = (str(e).strip() or type(e).__name__).splitlines()[0]
             _say(f"compute.compile: the network could not be compiled ({first}): it runs as it is")
-        else:
-            self.compiled = compiled
+            return self.network
+        if not (error := _difference(found, expected)) <= TOLERANCE[self.precision]:
+            _say(f"compute.compile: compiled, the network gives something else (by {error:.1g}): it runs as it is")
+            return self.network
+        if auto and taken >= own:
+            _say(f"compute.compile: a call takes {1000 * taken:.3g} ms compiled, {1000 * own:.3g} ms as it is: left")
+            return self.network
+        return compiled
 
-    def _pays(self, *inputs: Any) -> bool:
-        """Whether compiling saves more time than it takes."""
-        if self.device == "cpu":
-            return False
-        self._trial(self.network, *inputs)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(TRIALS):
-            self._trial(self.network, *inputs)
-        torch.cuda.synchronize()
-        ahead = self.calls * (time.perf_counter() - start) / TRIALS
+    def _pays(self, own: float) -> bool:
+        """Whether compiling is likely to save more time than it takes, where a call takes `own` seconds."""
+        ahead = self.calls * own
         pays = ahead * SAVED > COMPILING
         _say(f"compute.compile: auto, {ahead:.0f} s of the network lie ahead: {'' if pays else 'not '}compiled")
         return pays
 
+    def _seconds(self, function: Callable, *inputs: Any) -> float:
+        """What a call takes on a GPU."""
+        self._trial(function, *inputs)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(TRIALS):
+            self._trial(function, *inputs)
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / TRIALS
+
+
+def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """How far tensors are from those expected, of their norm: the larger of the first's and of all others' together."""
+
+    def norm(tensors: list[Tensor]) -> float:
+        return sum(float(tensor.double().square().sum()) for tensor in tensors) ** 0.5
+
+    def error(part: slice) -> float:
+        of = norm([a - b for a, b in zip(found[part], expected[part], strict=True)])
+        return of / norm(expected[part]) if of else 0.0
+
+    return max(error(slice(1)), error(slice(1, None)))
+
 
 def _precision(wanted: str, space: Space, device: str) -> str:
-    if wanted == "bfloat16" and not has_bfloat16(device):
-        _say(f"compute.precision: bfloat16, for which this {device} has no instructions: float32 is used")
     low = wanted == "bfloat16" or (wanted == "auto" and space.images)
+    if low and not has_bfloat16(device):
+        _say(f"compute.precision: {wanted}, and this {device} has no instructions for bfloat16: float32 is used")
     return "bfloat16" if low and has_bfloat16(device) else "float32"
 
 
@@ -121,13 +163,17 @@ def with_last(precisions: list[str], now: str) -> list[str]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is a lack of memory, of a GPU or of this machine."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in LACKING))
 
 
-def fitting(size: int, attempt: Callable[[int], Result], what: str, least: int = 1) -> tuple[Result, int]:
+def fitting(
+    size: int, attempt: Callable[[int], Result], what: str, least: int = 1, forget: Callable[[], None] = lambda: None
+) -> tuple[Result, int]:
     """attempt(size), or with half the size as often as memory does not suffice: the result, and the size that did.
 
-    what: the key of the configuration that the size comes from, for the line that says so;  least: the smallest size.
+    what:   the key of the configuration that the size comes from, for the line that says so;
+    least:  the smallest size;  forget: gives back memory that the larger size has taken.
     """
     while True:
         try:
@@ -135,6 +181,7 @@ def fitting(size: int, attempt: Callable[[int], Result], what: str, least: int =
         except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e) or size // 2 < least:
                 raise
+        forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         _say(f"{what}: {size} images need more memory than there is: {size // 2} at once")

@@ -99,7 +99,7 @@ class Schedule(Method):
         t is a scalar or (B, 1, …). A schedule whose α or σ vanishes at an end has an infinite log SNR there.
         """
         log_snr = self.log_snr(t).clamp(-LARGEST_LOG_SNR, LARGEST_LOG_SNR)
-        return log_snr.flatten().expand(len(x_t)).to(x_t.device, x_t.dtype)
+        return log_snr.flatten().expand(len(x_t)).to(x_t.device, x_t.dtype, non_blocking=True)
 
     def level(self, t: Tensor) -> Tensor:
         """ς(t) = σ/α = SNR^−½, the noise level of x_t/α, in units of the data; 0 at t = 0."""

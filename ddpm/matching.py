@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddpm.methods import Component
 
@@ -47,6 +48,7 @@ class Sliced(Matching):
         if signs is None:
             raise ValueError("sliced: sliced score matching needs random signs")
         x_t, v = x_t.detach().requires_grad_(), signs()
-        score, _ = predict(x_t)
+        with sdpa_kernel(SDPBackend.MATH):  # of torch's ways to compute attention the one with second derivatives
+            score, _ = predict(x_t)
         (product,) = torch.autograd.grad((v * score).sum(), x_t, create_graph=True)
         return 2 * v * product + score.square(), score, None

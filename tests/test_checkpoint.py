@@ -88,11 +88,11 @@ def run(stage: str, name: str, layout: Layout, grid: Grid | None = None, seconds
     execute(stage, *(grid or small()).job(stage, name), layout, checkpoint_seconds=seconds)
 
 
-def interrupt(stage: str, name: str, layout: Layout, stop: int, seconds: float = 0) -> Path:
+def interrupt(stage: str, name: str, layout: Layout, stop: int, seconds: float = 0, grid: Grid | None = None) -> Path:
     """Run until Ctrl-C in batch `stop`; the checkpoint."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, stage, stop)
-        run(stage, name, layout, seconds=seconds)
+        run(stage, name, layout, grid, seconds)
     assert not layout.record(stage, name).exists()
     return layout.checkpoint(stage, name)
 
@@ -105,18 +105,18 @@ def result(stage: str, name: str, layout: Layout) -> tuple[dict, list[bytes]]:
 
 
 @pytest.mark.parametrize(("stage", "name"), JOBS)
-@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize(("stop", "precision"), [(1, "auto"), (2, "auto"), (1, "float32")])
 def test_a_resumed_job_ends_in_the_same_bytes(
-    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stage: str, name: str, stop: int
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stage: str, name: str, stop: int, precision: str
 ) -> None:
     """Interrupted in any batch and run again: only the batches that are left are run, to the twin's result."""
-    one, two = layouts
-    kept = interrupt(stage, name, one, stop)
+    (one, two), grid = layouts, small(compute={"precision": precision})
+    kept = interrupt(stage, name, one, stop, grid=grid)
     assert kept.exists()
     seen = counted(monkeypatch, stage)
-    run(stage, name, one)
+    run(stage, name, one, grid)
     assert len(seen) == BATCHES[stage] - stop
-    run(stage, name, two)
+    run(stage, name, two, grid)
     assert len(seen) == BATCHES[stage] - stop + BATCHES[stage]
     assert result(stage, name, one) == result(stage, name, two)
     assert not kept.exists() and not list(one.root.rglob(".*"))

@@ -1,7 +1,10 @@
 """How networks are computed: precision, compilation, and less memory than was asked for."""
 
+import copy
+import shutil
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +12,14 @@ from torch import nn
 
 from ddpm import compute, networks
 from ddpm.compute import Computed, fitting, has_bfloat16
-from ddpm.condition import NOTHING
+from ddpm.condition import NOTHING, Condition
 from ddpm.denoiser import Denoiser
+from ddpm.matching import Sliced
 from ddpm.objectives import Objective
+from ddpm.pipeline import config
+from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.records import read_record, read_tensors
+from ddpm.pipeline.run import execute
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 from ddpm.spaces import Pixels, Points
@@ -20,6 +28,7 @@ from ddpm.stages.train import backward
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parent.parent
 AUTO = {"precision": "auto", "compile": "auto"}
 IMAGES, POINTS = Pixels((1, 8, 8), 17), Points((2,), (-1.0, -1.0), (1.0, 1.0))
 NATIVE = has_bfloat16("cpu")
@@ -62,11 +71,9 @@ def test_the_precision(
     monkeypatch.setattr(compute, "has_bfloat16", lambda device: native)
     computed = Computed(unet(), {"precision": settings, "compile": "auto"}, space, "cpu", 10)
     assert computed.record() == {"precision": used, "compiled": False}
-    said = capsys.readouterr().err
-    assert ("compute.precision: bfloat16" in said and "float32 is used" in said) == (
-        settings == "bfloat16" and not native
-    )
-    assert said.count("\n") <= 1
+    falls_back = not native and settings != "float32" and space is IMAGES
+    said = f"compute.precision: {settings}, and this cpu has no instructions for bfloat16: float32 is used\n"
+    assert capsys.readouterr().err == said * falls_back
 
 
 def test_float32_is_the_network_itself() -> None:
@@ -131,47 +138,167 @@ def test_a_cpu_compiles_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computed.record()["compiled"]
 
 
-@pytest.mark.parametrize("calls, pays", [(100, False), (10**9, True)])
+def timed(monkeypatch: pytest.MonkeyPatch, own: float, compiled: float) -> None:
+    """In place of a GPU's clock: what a call takes."""
+    monkeypatch.setattr(
+        Computed, "_seconds", lambda self, function, *given: own if function is self.network else compiled
+    )
+
+
+@pytest.mark.parametrize(
+    "calls, compiled, pays, said",
+    [
+        (119_000, 0.0005, False, "auto, 119 s of the network lie ahead: not compiled"),
+        (121_000, 0.0005, True, "auto, 121 s of the network lie ahead: compiled"),
+        (121_000, 0.0011, False, "a call takes 1.1 ms compiled, 1 ms as it is: left"),
+    ],
+)
 def test_a_gpu_compiles_where_it_pays(
-    calls: int, pays: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    calls: int,
+    compiled: float,
+    pays: bool,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    """By the time of a few calls, which leave no gradient."""
+    """By the time of a few calls, which leave no gradient; and only where a compiled call takes less."""
     asked = fake(monkeypatch, lambda network, *given: network(*given))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    timed(monkeypatch, 0.001, compiled)
     network = unet()
     computed = Computed(network, {"precision": "float32", "compile": "auto"}, IMAGES, "cuda", calls)
     computed(*inputs())
-    assert bool(asked) == computed.record()["compiled"] == pays
-    assert all(option == {"mode": "reduce-overhead", "dynamic": False} for option in asked)
-    assert capsys.readouterr().err.endswith(f"lie ahead: {'' if pays else 'not '}compiled\n")
+    assert computed.record()["compiled"] == pays
+    assert asked == [{"mode": "reduce-overhead", "dynamic": False}] * ("not compiled" not in said)
+    assert capsys.readouterr().err.endswith(f"compute.compile: {said}\n")
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_compiled_code_serves_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of another size runs as it is; the compiled one's output is a copy."""
-    output = torch.ones(4, 1, 8, 8)
-    fake(monkeypatch, lambda network, *given: output)
+def test_every_shape_is_decided_by_the_calls_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left at the end of a job, in a smaller batch, is not worth compiling."""
+    asked = fake(monkeypatch, lambda network, *given: network(*given))
+    timed(monkeypatch, 13.0, 1.0)
+    computed = Computed(unet(), {"precision": "float32", "compile": "auto"}, IMAGES, "cuda", 10)
+    for count in (4, 4, 4, 3):
+        computed(*inputs(count))
+    assert len(asked) == 1 and computed.calls == 6
+
+
+def test_a_compiled_output_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA graphs write every output to the same place."""
+    place: list[torch.Tensor] = []
+
+    def compiled(network: nn.Module, *given: object) -> torch.Tensor:
+        output = network(*given)
+        place[:] = place or [torch.empty_like(output)]
+        return place[0].copy_(output)
+
+    fake(monkeypatch, compiled)
     network = unet()
     computed = Computed(network, {"precision": "float32", "compile": True}, IMAGES, "cpu", 1)
     with torch.no_grad():
-        found = computed(*inputs())
-        assert torch.equal(found, output) and found.data_ptr() != output.data_ptr()
-        assert torch.equal(computed(*inputs(3)), network(*inputs(3)))
+        one, other = computed(*inputs()), computed(*(-x for x in inputs()[:2]))
+        assert computed.record()["compiled"] and torch.equal(one, network(*inputs()))
+        assert not torch.equal(one, other)
 
 
-def test_a_failing_compiler_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    def broken(network: nn.Module, *given: object) -> torch.Tensor:
-        raise RuntimeError("no C++ compiler\nand much more")
-
-    fake(monkeypatch, broken)
+@pytest.mark.parametrize(
+    "compiled, said",
+    [
+        (lambda network, *given: broken(), "the network could not be compiled (no C++ compiler)"),
+        (lambda network, *given: network(*given) * 1.01, "compiled, the network gives something else (by 0.01)"),
+        (lambda network, x, *given: network(x.flip(0), *given), "compiled, the network gives something else (by "),
+    ],
+)
+def test_what_a_compiler_breaks_is_said(compiled: Callable, said: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    fake(monkeypatch, compiled)
     network = unet()
     computed = Computed(network, {"precision": "float32", "compile": True}, IMAGES, "cpu", 1)
     assert torch.equal(computed(*inputs()), network(*inputs()))
     assert computed.record()["compiled"] is False
-    assert (
-        capsys.readouterr().err
-        == "compute.compile: the network could not be compiled (no C++ compiler): it runs as it is\n"
-    )
+    line = capsys.readouterr().err
+    assert line.startswith(f"compute.compile: {said}") and line.endswith("): it runs as it is\n")
+
+
+def broken() -> None:
+    raise RuntimeError("no C++ compiler\nand much more")
+
+
+def aot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler up to where it writes code: as strict about Python, and as quick as no compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+COMPILED = {"precision": "auto", "compile": True}
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_torch_compiles_the_network(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With labels, without and with null labels; the output and its gradient are the network's own."""
+    aot(monkeypatch)
+    torch.manual_seed(0)
+    network = networks.build({"method": "unet", "width": 16}, (1, 8, 8), 1, classes)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    computed = Computed(network, COMPILED, IMAGES, "cpu", 1)
+    plain = Computed(network, COMPILED | {"compile": False}, IMAGES, "cpu", 1)
+    for condition in (NOTHING, Condition(torch.tensor([0, 2, 1, 1]))) if classes else (NOTHING,):
+        given = *inputs()[:2], condition
+        found, expected = (
+            [call(*given), *torch.autograd.grad(call(*given).square().sum(), network.first.weight)]
+            for call in (computed, plain)
+        )
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).norm() <= 1e-2 * b.norm()
+    assert computed.record()["compiled"] and not plain.record()["compiled"]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++ on a CPU")
+def test_compiled_to_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout is drawn inside the network: the same values are dropped in its gradient."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    spec = {"method": "ddpm-unet", "width": 8, "multipliers": (1,), "dropout": 0.5}
+    network = networks.build(spec, (1, 4, 4), 1, 0).train()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    given = torch.randn(3, 1, 4, 4), torch.randn(3), NOTHING
+    computed = Computed(network, {"precision": "float32", "compile": True}, IMAGES, "cpu", 1)
+    outputs = [call(*given) for call in (computed, network)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    assert computed.record()["compiled"] and not torch.allclose(outputs[1], network.eval()(*given), rtol=1e-2)
+
+
+def test_a_gradient_of_a_gradient_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sliced score matching takes one, of the input, through attention too: 2 vᵀ J v + ‖s‖² by differences."""
+    aot(monkeypatch)
+    network = unet()
+    computed = Computed(network, COMPILED | {"precision": "float32"}, IMAGES, "cpu", 1)
+    x, *rest = inputs()
+    computed(x, *rest)
+    v = torch.randn_like(x).sign()
+    losses, *_ = Sliced().error(lambda x: (computed(x, *rest), None), x, x, lambda: v)
+    exact, at, level = copy.deepcopy(network).double(), x.double(), rest[0].double()
+    near = [exact(at + h * v, level, NOTHING) for h in (-1e-5, 0, 1e-5)]
+    expected = (2 * v * (near[2] - near[0]) / 2e-5 + near[1].square()).sum()
+    torch.testing.assert_close(losses.sum().double(), expected, rtol=1e-4, atol=0)
+    losses.sum().backward()
+    assert computed.record()["compiled"] and all(p.grad is not None for p in network.resolutions.parameters())
+
+
+def test_compiled_jobs_end_where_others_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and sampling as their stages run them; the records say that they were compiled."""
+    aot(monkeypatch)
+    network, cell, found = "eps/linear/unconditional/seed0", "eps/linear/none/ddim/seed0", []
+    for compiled in (False, True):
+        read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
+        small = {"network": {"width": 16}, "compute": {"compile": compiled}, "sampling": {"images": 18, "batch": 16}}
+        grid, layout = config.check(config.merge(read, small)), Layout(tmp_path / str(compiled))
+        for stage, name in (("data", ""), ("train", network), ("sample", cell)):
+            execute(stage, *grid.job(stage, name), layout)
+        records = [read_record(layout.record(*job)) for job in (("train", network), ("sample", cell))]
+        assert [record["result"]["compute"]["compiled"] for record in records] == [compiled] * 2
+        found.append(read_tensors(layout.output("sample", cell))[0]["images"].double())
+    assert found[0].std() > 1 and (found[0] - found[1]).abs().mean() < 0.05
 
 
 # ---- memory -----------------------------------------------------------------------------------------------

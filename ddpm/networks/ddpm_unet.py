@@ -34,6 +34,20 @@ def seeds(x: Tensor) -> Tensor:
     return first[:, 0] << 32 | first[:, -1]
 
 
+@torch.library.custom_op("ddpm::kept", mutates_args=())
+def kept(seed: Tensor, number: int, shape: list[int], dropout: float) -> Tensor:
+    """Which values dropout leaves, bool (B, *shape), a function of each image's `seed` and the block's `number`.
+
+    An operation of its own, which torch's compiler leaves alone: it would make other numbers of `ddpm.rng`.
+    """
+    return rng.uniform(rng.key("dropout"), seed, number, tuple(shape)) >= dropout
+
+
+@kept.register_fake
+def _(seed: Tensor, number: int, shape: list[int], dropout: float) -> Tensor:
+    return seed.new_empty((len(seed), *shape), dtype=torch.bool)
+
+
 class Attention(nn.Module):
     """Self-attention over all positions, of one head, with a residual connection."""
 
@@ -64,8 +78,7 @@ class Block(nn.Module):
         inner = self.conv1(F.silu(self.norm1(h))) + self.condition(condition)[:, :, None, None]
         inner = F.silu(self.norm2(inner))
         if self.training and self.dropout:
-            u = rng.uniform(rng.key("dropout"), seed, self.number, tuple(inner.shape[1:]))
-            inner = inner * (u >= self.dropout) / (1 - self.dropout)
+            inner = inner * kept(seed, self.number, inner.shape[1:], self.dropout) / (1 - self.dropout)
         return self.attention(self.skip(h) + self.conv2(inner))
 
 

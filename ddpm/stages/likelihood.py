@@ -92,13 +92,15 @@ def vlb(
     pairs = torch.arange(t.numel())
     for chunk in pairs.split(batch):
         image, which = chunk // (1 + count), chunk % (1 + count)
-        clean, at = x0[image], t[image, which].reshape(-1, *[1] * (x0.ndim - 1))
+        at = t[image, which].reshape(-1, *[1] * (x0.ndim - 1))
+        image, which = (index.to(x0.device, non_blocking=True) for index in (image, which))
+        clean = x0[image]
         x_t = schedule.noisy(clean, eps[image, which], at)
         prediction = denoiser(x_t, at)
-        terms.append(vlb_term(schedule, clean, x_t, prediction.x0, prediction.v, at, space, large).double().cpu())
+        terms.append(vlb_term(schedule, clean, x_t, prediction.x0, prediction.v, at, space, large).double())
         if progress is not None:
             progress.update(len(chunk))
-    term = torch.cat(terms).reshape(len(x0), 1 + count) / math.log(2)
+    term = torch.cat(terms).cpu().reshape(len(x0), 1 + count) / math.log(2)
     decoder, kl = term[:, 0], term[:, 1:] * weight
     prior = prior_term(schedule, x0.double()).cpu() / math.log(2)
     return {"bound": prior + kl.sum(1) + decoder, "prior": prior, "kl": kl.sum(1), "decoder": decoder, "terms": kl}

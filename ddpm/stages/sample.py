@@ -137,7 +137,7 @@ def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> 
 
         size = settings["batch"]
         while drawn < wanted:
-            x, size = fitting(size, batch, "sampling.batch")
+            x, size = fitting(size, batch, "sampling.batch", forget=network_of.forget)
             drawn, evaluated = drawn + len(x), denoiser.evaluated
             if not x.isfinite().all():
                 status, images, labels = "diverged", [images[0][:0]], None

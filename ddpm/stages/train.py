@@ -55,6 +55,7 @@ class Batches:
 
     Images stay as they are stored, in their memory-mapped file, and are encoded batch by batch, so that a split may be
     larger than memory; one of at most RESIDENT bytes is copied to the device first. So are latents, all encoded first.
+    Nothing waits for the device: what is drawn on the CPU is copied while it computes.
     """
 
     def __init__(self, dataset: Data, job: dict, device: torch.device, network: Network):
@@ -82,19 +83,21 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Condition]:
         index = self._indices(step)
-        if self.x is None:
-            x0 = self.space.encode(self.stored[index.to(self.stored.device)].to(self.device))
+        there = index.to(self.device, non_blocking=True)
+        if self.x is not None:
+            x0 = self.x[there]
         else:
-            x0 = self.x[index.to(self.device)]
+            chosen = self.stored[there if self.stored.device == self.device else index]
+            x0 = self.space.encode(chosen.to(self.device, non_blocking=True))
         position = torch.arange(self.size)
-        eps = rng.normal(self.key, position.to(x0.device), 2 * step, tuple(x0.shape[1:]))
+        eps = rng.normal(self.key, position.to(self.device, non_blocking=True), 2 * step, tuple(x0.shape[1:]))
         u = rng.uniform(self.key, position, 2 * step + 1, (2,))
         # One draw shifts an even grid: each place is uniform on (0, 1), and every batch covers them all, which lowers
         # the gradient's variance (Kingma et al. 2021, appendix I.1).
         spread = (u[0, 0] + position / self.size) % 1
-        condition = self.condition[index.to(x0.device)]
+        condition = self.condition[there]
         if self.dropout is not None:
-            dropped = (u[:, 1] < self.dropout).to(x0.device)
+            dropped = (u[:, 1] < self.dropout).to(self.device, non_blocking=True)
             condition = self.null(condition).where(dropped, condition)
         return x0, eps, spread, condition
 
@@ -268,11 +271,11 @@ def train(
             t, weight = times.draw(u)
             x0, eps, at = map(group.part, (x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1))))
             condition = condition.each(group.part)
-            signs, weight = partial(batches.signs, step, group), weight.to(x0.device, x0.dtype)
+            signs, weight = partial(batches.signs, step, group), weight.to(x0.device, x0.dtype, non_blocking=True)
             # The loss of every image, and the gradient of their mean with the weights that make the times even.
             attempt = partial(backward, state.optimiser, loss, (x0, eps, at, condition), signs, group.part(weight))
             least = at_once if group.size > 1 else 1  # processes must exchange gradients equally often
-            losses, at_once = fitting(at_once, attempt, "training.batch", least)
+            losses, at_once = fitting(at_once, attempt, "training.batch", least, computed.forget)
             times.learn(t, losses := group.whole(losses))
             rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
             state.update(step, rate, settings["gradient_clip"])
