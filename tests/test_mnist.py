@@ -2,15 +2,29 @@
 
 import json
 import os
+import re
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from project import copy_project, snakemake_files
+from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm import networks
+from ddpm.condition import Condition
+from ddpm.denoiser import Denoiser
+from ddpm.guidance import Guidance
+from ddpm.networks.network import Network
+from ddpm.objectives import Objective
 from ddpm.pipeline import config
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.registry import known
+from ddpm.samplers import Sampler
+from ddpm.schedules import Schedule
+from ddpm.stages.sample import chain
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +58,15 @@ def test_short_run(mnist: str, tmp_path: Path) -> None:
     assert 1.5 < table.loc[5, "nll_bits_per_dim"] < 8
 
 
+def configured(*overlays: str) -> Grid:
+    return config.check(config.read("config.yaml", *(f"workflow/config/{name}.yaml" for name in overlays)))
+
+
 def test_the_sizes() -> None:
     """0.8 M parameters for two cores, about the thesis's 7.3 M (001, ch. 6) for a GPU; the poster's rows in both."""
-    from ddpm import networks
-
     sizes = []
     for overlays in (["mnist"], ["mnist", "mnist-gpu"]):
-        grid = config.check(config.read("config.yaml", *(f"workflow/config/{name}.yaml" for name in overlays)))
+        grid = configured(*overlays)
         spec = grid.job("train", "eps/linear/unconditional/seed0")[0]["network"]
         network = networks.build(spec, (1, 28, 28), 1, 0)
         sizes.append(sum(p.numel() for p in network.parameters()) / 1e6)
@@ -58,3 +74,62 @@ def test_the_sizes() -> None:
         cells = [row["cell"] for row in rows]
         assert cells and all("/".join([*cell.values(), "seed0"]) in grid.runs for cell in cells)
     assert sizes == [pytest.approx(0.8, abs=0.05), pytest.approx(7.3, abs=0.5)]
+
+
+class Nothing(Network):
+    """A network that costs nothing, so that its evaluations can be counted."""
+
+    classes = 10
+
+    def forward(self, x: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+@cache
+def evaluations(guidance: str, sampler: str) -> int:
+    """How often this guidance and sampler, as JSON, evaluate the network for one image."""
+    objective, schedule = Objective.make({"target": "eps"}), Schedule.make({"method": "linear", "steps": 1000})
+    guided = Guidance.make(json.loads(guidance))(Denoiser(Nothing(), objective, schedule))
+    condition = Condition(torch.zeros(1, dtype=torch.int64))
+    for _ in chain(guided, Sampler.make(json.loads(sampler)), "any", torch.arange(1), condition, (1, 1, 1)):
+        pass
+    return guided.evaluated
+
+
+def forward(job: dict) -> float:
+    """PFLOP of one evaluation of a network for one image."""
+    heads, classes = Objective.make(job["objective"]).variance.heads, 10 if job["conditional"] else 0
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        networks.build(job["network"], (1, 28, 28), heads, classes)(torch.zeros(1, 1, 28, 28), torch.zeros(1))
+    return counter.get_total_flops() / 1e15
+
+
+def petaflop(grid: Grid) -> tuple[float, float, float]:
+    """What networks take in training (three evaluations per image and step), in sampling and in the bound."""
+    trained = {name: grid.job("train", name)[0] for name in grid.networks}
+    one = {name: forward(job) for name, job in trained.items()}
+    training = sum(3 * job["training"]["steps"] * job["training"]["batch"] * one[name] for name, job in trained.items())
+    sampling = 0.0
+    for name in grid.runs:
+        job = grid.job("sample", name)[0]
+        times = evaluations(json.dumps(job["guidance"]), json.dumps(job["sampler"]))
+        sampling += job["sampling"]["images"] * times * one[job["network"]]
+    settings = grid.config["likelihood"]
+    bound = sum(settings["images"] * (1 + settings["times"]) * one[name] for name in grid.names["likelihood"])
+    return training, sampling, bound
+
+
+def test_the_work_of_a_gpu() -> None:
+    """The numbers in the head of mnist-gpu.yaml are those of its grid, and fit into its time."""
+    text = " ".join(Path("workflow/config/mnist-gpu.yaml").read_text().replace("#", " ").split())
+    training, sampling, bound = found = petaflop(configured("mnist", "mnist-gpu"))
+    said = [float(number) for number in re.findall(r"(?:training|sampling|bound) ([\d.]+) PFLOP", text)]
+    assert said == pytest.approx(found, abs=0.05)
+    share, peak = map(float, re.search(r"(\d+) % of an H100's dense peak \((\d+) TFLOP/s", text).groups())
+    minutes = (training + sampling + 2 * bound) * 1000 / (share / 100 * peak) / 60
+    computing, rest, whole, limit = (
+        float(re.search(pattern, text)[1])
+        for pattern in (r"are ([\d.]+) minutes", r"assumed (\d+) minutes", r"takes (\d+) of", r"of the (\d+) minutes")
+    )
+    assert computing == pytest.approx(minutes, abs=0.05) and whole == pytest.approx(minutes + rest, abs=0.5)
+    assert computing < 10 and whole < limit
