@@ -14,6 +14,7 @@ import torch
 from ddpm import rng
 from ddpm.datasets.dataset import Data, reference, stratified
 from ddpm.methods import Named
+from ddpm.metrics.toplines import by_chance
 from ddpm.spaces import Pixels
 
 Tensor = torch.Tensor
@@ -60,11 +61,23 @@ class Real(Baseline):
 
 @dataclass(frozen=True)
 class RealByChance(Real):
-    """The ceiling of rows that draw their classes by chance: measured with class counts by chance."""
+    """The ceiling of rows that draw their classes by chance: the first of its topline's sets (`ddpm.metrics.toplines`).
+
+    Class counts are multinomial. Where chance asks for more images than a class has, these stand again from the first
+    on, as weights of more than 1 do in the topline. Without classes these are the images of `Real`.
+    """
 
     method = "real-by-chance"
     title = "real data, classes by chance"
     topline = "by chance"
+
+    def draw(self, count: int) -> Tensor:
+        train = self.dataset.train
+        _, label = train.groups.unique(return_inverse=True)
+        order, wanted = rng.permutation(len(label), "real row"), by_chance(label.bincount(), count, draw=0)
+        classes = (order[label[order] == c] for c in range(len(wanted)))
+        kept = [of[torch.arange(k) % len(of)] for of, k in zip(classes, wanted.tolist(), strict=True)]
+        return train.images[torch.cat(kept)]
 
 
 @dataclass(frozen=True)

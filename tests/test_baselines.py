@@ -15,6 +15,7 @@ from ddpm.bound import prior_term, vlb_term
 from ddpm.datasets.dataset import Data, Split, reference, stratified
 from ddpm.datasets.digits import Digits
 from ddpm.datasets.points import GaussianMixture
+from ddpm.metrics.toplines import by_chance
 from ddpm.schedules import Linear
 from ddpm.spaces import Pixels, Space
 
@@ -187,3 +188,20 @@ def test_real_images_and_points_have_no_law(digits: Data) -> None:
     assert points.dtype == torch.float32 and uniform.bits_per_dim(points) is None
     low, high = train.images.amin(0), train.images.amax(0)
     assert ((points >= low) & (points <= high)).all() and (points.std(0) > 0.25 * (high - low)).all()
+
+
+def test_classes_by_chance_are_the_toplines_first_set(digits: Data) -> None:
+    """Class counts by chance; no image twice but of a class of which more are wanted than there are, and there all of
+    them; without labels the row is that of real data."""
+    count = len(digits.train.images)
+    drawn = baseline("real-by-chance", digits).draw(count)
+    place = {image.numpy().tobytes(): i for i, image in enumerate(digits.train.images)}
+    found = torch.tensor([place[image.numpy().tobytes()] for image in drawn])
+    sizes, times = digits.train.groups.bincount(), found.bincount(minlength=count)
+    wanted = by_chance(sizes, count, 0)
+    assert torch.equal(digits.train.groups[found].bincount(), wanted) and not torch.equal(wanted, sizes)
+    for label, (size, asked) in enumerate(zip(sizes.tolist(), wanted.tolist(), strict=True)):
+        of = times[digits.train.groups == label]
+        assert of.sum() == asked and of.max() - of.min() <= 1 and of.max() == -(-asked // size)
+    unlabelled = Data(Split(digits.train.images), digits.test, digits.space, 0)
+    assert torch.equal(*(baseline(name, unlabelled).draw(50) for name in ("real", "real-by-chance")))
