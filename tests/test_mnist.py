@@ -125,8 +125,9 @@ def test_the_work_of_a_gpu() -> None:
     training, sampling, bound = found = petaflop(configured("mnist", "mnist-gpu"))
     said = [float(number) for number in re.findall(r"(?:training|sampling|bound) ([\d.]+) PFLOP", text)]
     assert said == pytest.approx(found, abs=0.05)
-    share, peak = map(float, re.search(r"(\d+) % of an H100's dense peak \((\d+) TFLOP/s", text).groups())
-    minutes = (training + sampling + 2 * bound) * 1000 / (share / 100 * peak) / 60
+    peaks = r"(\d+) % of an H100's dense peak \((\d+) TFLOP/s in bfloat16, (\d+) in float32"
+    share, low, full = map(float, re.search(peaks, text).groups())
+    minutes = ((training + sampling) / low + bound / full) * 1000 / (share / 100) / 60
     computing, rest, whole, limit = (
         float(re.search(pattern, text)[1])
         for pattern in (r"are ([\d.]+) minutes", r"assumed (\d+) minutes", r"takes (\d+) of", r"of the (\d+) minutes")
