@@ -73,7 +73,10 @@ def test_rows_along_a_parameter_come_in_its_order() -> None:
 
 
 def test_any_lets_a_parameter_differ() -> None:
-    """Chains of unlike lengths are a pair where `steps` is `any`, and none where it is not named."""
+    """Chains of unlike lengths are a pair where `steps` is `any`, and none where it is not named; every guided row is a
+    pair with the row of weight 0, which is none with itself."""
+    found = groups("guided-less-diverse", "study")
+    assert [[row[2] for row in pair] for pair in found] == [[f"cfg-{w}", "cfg-0"] for w in (0.5, 1, 2, 4, 8)]
     assert len(groups("ode-against-sde", "toy")) == 1
     (one,) = (c for c in claims.read() if c.name == "ode-against-sde")
     strict = Claim(
