@@ -162,7 +162,7 @@ def test_winners_of_one_network_are_compared_image_by_image() -> None:
     def bold(difference: float, error: float, against: str = "none/a") -> list[int]:
         pair = dict(zip(axes, table.loc[1, axes], strict=True)) | {"measure": "fid", "against": against, "seeds": 1}
         pairs = pd.DataFrame([pair | {"difference": difference, "standard_error": error}], columns=paired.COLUMNS)
-        return winners(table, pairs, ["fid"])["fid"]
+        return winners(table, pairs, ["fid"], pd.Series("a", table.index))["fid"]
 
     assert bold(0.3, 0.1) == [0] and bold(0.3, 0.2) == []
     assert bold(0.3, 0.1, against="none/b") == []  # another pair says nothing of this one

@@ -22,7 +22,7 @@ from ddpm.tables.claims_text import ORDER, effect
 from ddpm.tables.columns import FINISHED, Columns, columns_of
 from ddpm.tables.published import documents
 from ddpm.tables.verdicts import ABSENT, Verdict
-from ddpm.tables.winners import winners
+from ddpm.tables.winners import trainings, winners
 
 WIDEST = 1500  # pixels of an embedded picture
 # What explains a column and is shown beside its number, and what the page calls the others.
@@ -146,7 +146,7 @@ def rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any]]:
     """Every row of the table with what is behind it: pictures, curves, commands and records."""
     grid, of = results.grid, columns_of(results.grid.config)
     shown, first = columns(table, of), next(iter(of.metrics))
-    best = winners(table, paired.differences(results), list(of.toplined))
+    best = winners(table, paired.differences(results), list(of.toplined), trainings(table, grid))
     behind: list[list[Cell]] = [[] for _ in grid.baselines]
     behind += [*grid.rows.values(), *([] for _ in results.external)]
     return [

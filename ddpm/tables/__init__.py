@@ -11,7 +11,7 @@ from ddpm.tables.markdown import reading
 from ddpm.tables.published import files, published_text
 from ddpm.tables.rows import collect, costs, missing
 from ddpm.tables.verdicts import decide
-from ddpm.tables.winners import winners
+from ddpm.tables.winners import trainings, winners
 
 
 def write(run: Run) -> Outcome:
@@ -25,7 +25,8 @@ def write(run: Run) -> Outcome:
     ours = table.iloc[: len(table) - len(results.external)]
     lacking = missing(results, ours)
     pairs, verdicts = paired.differences(results), decide(results)
-    bold = winners(table, pairs, list(columns_of(results.grid.config).toplined))
+    toplined = list(columns_of(results.grid.config).toplined)
+    bold = winners(table, pairs, toplined, trainings(table, results.grid))
     texts = {
         "table": table.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
         "reading": reading(table, results.grid, bold) + paired.text(pairs),
