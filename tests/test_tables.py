@@ -132,6 +132,20 @@ def test_a_missing_topline_leaves_its_rows_without_a_ratio(layout: Layout) -> No
     assert "95 of 100 sets" in (layout.root / "table.md").read_text(encoding="utf-8")
 
 
+def test_the_heading_says_by_what_rows_are_compared(layout: Layout) -> None:
+    """The protocol, what the features are, what intervals leave out, and that one seed tells of no other network."""
+    results = Results(GRID, layout)
+    found = tables.collect(results)
+    of = records.read_record(layout.record("fidelity", "real"))["result"]
+    said = f"classifier trained on the training split (hash `{of['extractor']}`), protocol {of['protocol']}."
+    text = markdown.reading(found, GRID)
+    assert said in text and "spread over seeds, `fid_std`, `fid_binarized_std`, holds it" in text
+    assert "each has several training seeds." in text
+    found["seeds"] = found["seeds"].where(found["seeds"].isna(), 1)
+    text = markdown.reading(found, GRID)
+    assert "of which one seed tells nothing" in text and "several training seeds (here none has)." in text
+
+
 @pytest.mark.parametrize(("weight", "given"), [(-1.0, False), (0.0, True), (1.0, True)])
 def test_which_cells_are_given_classes(weight: float, given: bool) -> None:
     """Those whose labels play a part: w = −1 of classifier-free guidance is the unconditional model."""

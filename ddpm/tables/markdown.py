@@ -35,23 +35,54 @@ def _padded(texts: list[str], right: bool) -> list[str]:
 
 def reading(table: pd.DataFrame, grid: Grid, bold: dict[str, list[int]] | None = None) -> str:
     """The table for reading: the columns that compare, with what all rows share in the heading, each FID's interval
-    beside it, and in bold what is better than all else by more than chance (`ddpm.tables.winners`)."""
+    beside it, and in bold the winners (`ddpm.tables.winners`)."""
     real, columns = table.iloc[0], columns_of(grid.config)
     runs = table[table["schedule"].notna() & ~table["status"].isin(["n/a"])]
     done = int(runs["status"].isin(FINISHED).sum())
-    better = "Bold is better than all other rows by more than chance, at 95 %; where nothing is, no winner can be told."
     things = "points" if continuous(grid.config) else "images"
     exact = (
         " Of real data it is −log p of the test split under its own law." if pd.notna(real["nll_bits_per_dim"]) else ""
     )
     return (
         f"# {real['dataset']}: {done} of {len(runs)} cells\n\n"
-        f"FID of N = {real['samples']} {things} against the test split, features of extractor `{real['extractor']}`. "
+        f"FID of N = {real['samples']} {things} against the test split, in features of "
+        f"{features(grid, real, '`')}. "
         "NLL is the variational bound in bits/dim of the network's full chain, the same for all its samplers."
         f"{exact}\n\n{ratios(table, columns.toplined, things)}\n{against_histograms(table, grid)}"
-        + (f"{better}\n\n" if len(runs) > 1 else "")
+        + (chances(columns.toplined, runs["seeds"]) if len(runs) > 1 else "")
         + markdown(_read(table, columns, runs["seeds"].nunique() > 1), 3, bold)
         + weights(grid)
+    )
+
+
+# What the features of an extractor are.
+FEATURES = {
+    "classifier": "a classifier trained on the training split",
+    "inception": "Inception-v3",
+    "dinov2": "DINOv2",
+    "identity": "the identity, that is of the data themselves",
+}
+
+
+def features(grid: Grid, row: pd.Series, quote: str = "") -> str:
+    """`Inception-v3 (hash …), protocol 1`: what two rows must share for their metrics to be comparable."""
+    extractor = grid.config["fidelity"]["extractor"]
+    found = FEATURES.get(extractor, f"the extractor {quote}{extractor}{quote}")
+    found += f" (hash {quote}{row['extractor']}{quote})" if pd.notna(row["extractor"]) else ""
+    return found + (f", protocol {row['protocol']}" if pd.notna(row["protocol"]) else "")
+
+
+def chances(toplined: dict[str, str], seeds: pd.Series) -> str:
+    """What the intervals of rows of so many seeds leave out, and what is bold."""
+    spreads = ", ".join(f"`{name}_std`" for name in toplined)
+    shown = f"; the spread over seeds, {spreads}, holds it" if seeds.max() > 1 else ", of which one seed tells nothing"
+    none = " (here none has)" if seeds.max() == 1 else ""
+    return (
+        "Intervals, of 95 %, are of other samples of the networks that were trained. They leave out the chance of "
+        f"training{shown}.\n\n"
+        "Bold is less than in every other row of the same topline by more than chance, at 95 %; of bits/dim, than in "
+        f"every other network. Different networks can be told apart only where each has several training seeds{none}. "
+        "Where nothing is bold, no winner can be told. `ddpm audit` says in what else rows differ.\n\n"
     )
 
 
