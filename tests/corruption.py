@@ -329,7 +329,7 @@ def sketches() -> Iterator[None]:
     """Of the pictures only each cell's samples are drawn: the others would take longer than all else."""
     from ddpm import figures
 
-    names = [f"{picture}_figure" for picture in (*CHARTS, "samples", "training", "forward", "denoising", "neighbours")]
+    names = [f"{picture}_figure" for picture in (*CHARTS, "samples", "forward", "denoising", "neighbours")]
     real = {name: getattr(figures, name) for name in names}
     try:
         for name in names:

@@ -10,15 +10,14 @@ import pytest
 import torch
 from browser import Browser
 from PIL import Image
-from tabled import CELL, GRID, NETWORK, build, configured, number
+from tabled import CELL, GRID, NETWORK, build
 
 from ddpm import figures, page
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
-from ddpm.figures import charts as charts_of
 from ddpm.figures.images import Images
 from ddpm.page import charts, content
-from ddpm.pipeline import config, records, verdict
+from ddpm.pipeline import records, verdict
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
@@ -172,33 +171,6 @@ def test_nearest_training_images_are_nearest(layout: Layout, monkeypatch: pytest
         assert [int(((image.long() - strip[i].long()) ** 2).sum()) for strip in strips[1:]] == order
         assert float(columns[i]) == pytest.approx(order[0] ** 0.5, abs=0.06)
     assert torch.equal(strips[1][2], train[17]) and columns[2] == "0.0"
-
-
-def test_charts_draw_the_mean_and_the_range_over_seeds(layout: Layout) -> None:
-    """Of a row with two seeds; of one seed, the interval that was measured."""
-    found = {point.cell.parts: point for point in charts_of.points(layout, GRID, "fid")}
-    values = [number(layout, "fidelity", f"{CELL}/seed{seed}", "fid") for seed in (0, 1)]
-    point = found[tuple(CELL.split("/"))]
-    assert point.number["fid"] == pytest.approx(sum(values) / 2, rel=1e-12)
-    assert (point.low, point.high, point.nfe) == (min(values), max(values), 4) and len(found) == 4
-    one = config.check(config.merge(configured(), {"seeds": [0]}))
-    (single,) = (p for p in charts_of.points(layout, one, "fid") if p.cell.name == f"{CELL}/seed0")
-    ends = [number(layout, "fidelity", f"{CELL}/seed0", f"fid_{end}") for end in ("low", "high")]
-    assert [single.low, single.high] == ends and single.low < single.number["fid"] < single.high
-
-
-def test_charts_have_the_same_bytes(layout: Layout, tmp_path: Path) -> None:
-    """As PNG and as SVG, whose text is text; logarithms are labelled with plain numbers."""
-    for folder in ("a", "b"):
-        for draw in (charts_of.comparison_figure, charts_of.steps_figure, charts_of.guidance_figure):
-            draw(layout, GRID, "fid", "FID", tmp_path / folder / f"{draw.__name__}.png")
-        charts_of.schedules_figure(GRID, tmp_path / folder / "schedules.png")
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert len(files) == 8
-    for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    drawn = (tmp_path / "a" / "comparison_figure.svg").read_text(encoding="utf-8")
-    assert "eps · linear · none · ddim" in drawn and "real data, stratified" in drawn and "10^" not in drawn
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------

@@ -41,7 +41,6 @@ def test_pictures(tree: Path) -> None:
         "forward.png",
         "denoising.png",
         "comparison.png",
-        "steps.png",
         "schedules.png",
         "neighbours.png",
     }

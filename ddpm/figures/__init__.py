@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-import pandas as pd
-import seaborn as sns
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 
 from ddpm import rng
@@ -15,15 +11,15 @@ from ddpm.condition import Condition, LowResolution
 from ddpm.datasets import dataset as data
 from ddpm.denoiser import Denoiser
 from ddpm.figures import plane
-from ddpm.figures.canvas import save_figure, table
-from ddpm.figures.charts import comparison_figure, guidance_figure, schedules_figure, steps_figure
+from ddpm.figures.canvas import table
+from ddpm.figures.charts import comparison_figure, guidance_figure, steps_figure
+from ddpm.figures.curves import schedules_figure, training_figure
 from ddpm.figures.images import Images
 from ddpm.figures.points import Clouds
+from ddpm.figures.rows import Row, best_first, ceilings, ranking
 from ddpm.networks.super_resolution import enlarged
-from ddpm.pipeline import records
 from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.measures import metrics
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
@@ -44,76 +40,30 @@ def samples_of(layout: Layout, cell: Cell) -> Tensor:
     return torch.cat([images[:100][labels[:100].argsort(stable=True)], images[100:]])
 
 
-def ranking(grid: Grid) -> tuple[str, str, float]:
-    """What pictures rank cells by, the first metric that these data have: its name and title, and 1 or −1 where less or
-    more of it is better."""
-    name = grid.metrics[0]
-    declared = metrics()[name]
-    return name, declared["title"], 1 if declared["direction"] == "↓" else -1
+def scores(layout: Layout, grid: Grid) -> dict[str, Row | None]:
+    """The first cell of every row → the row, the best first; None where a seed of it has diverged.
 
-
-def scores(layout: Layout, grid: Grid) -> dict[str, float | None]:
-    """What every cell is ranked by, None where it diverged; the best first."""
+    What stands for a row is its first seed, never its best, and a row's place is that of the mean over its seeds.
+    """
     name, _, sign = ranking(grid)
-    found = {cell: records.read_record(layout.record("fidelity", cell))["result"].get(name) for cell in grid.runs}
-    return dict(sorted(found.items(), key=lambda item: float("inf") if item[1] is None else sign * item[1]))
+    found = {row.cells[0].name: row for row in best_first(layout, grid, name, sign) if row.cells}
+    firsts = [runs[0] for cells in grid.rows.values() if (runs := [cell.name for cell in cells if not cell.reason])]
+    return found | {cell: None for cell in firsts if cell not in found}
 
 
 def samples_figure(layout: Layout, grid: Grid, renderer: Renderer, samples: dict[str, Tensor], path: Path) -> None:
-    """Samples of every cell with what it is ranked by beside them, real images on top, best first."""
+    """Samples of every row's first seed with the row's mean beside them, real images on top, best first."""
     train = renderer.dataset.train.images
-    real = records.read_record(layout.record("fidelity", "real"))["result"]
     order = rng.permutation(len(train), "shown")[: len(next(iter(samples.values())))]
     key, title, _ = ranking(grid)
-    rows = [("real training data", f"{title} {real[key]:.3g}", train[order])]
-    for name, value in scores(layout, grid).items():
-        cell = grid.runs[name]
-        if cell.seed == grid.config["seeds"][0] and not cell.sampling:
-            score = "diverged" if value is None else f"{title} {value:.3g}"
-            rows.append((renderer.label(cell.parts), score, samples[name]))
-    renderer.overview(rows, f"{grid.config['data']['name']}: samples, best {title} first", path)
-
-
-def training_figure(layout: Layout, grid: Grid, path: Path) -> None:
-    """Every network's loss against the images it has seen; the losses have different units and scales."""
-    frames = []
-    for network in grid.networks.values():
-        frame = pd.read_csv(layout.output("train", network.name, "loss"))
-        frame["loss"] = frame["loss"].rolling(5, min_periods=1).mean()
-        frames.append(frame.assign(network=" · ".join(network.parts), seed=network.seed))
-    curves = pd.concat(frames, ignore_index=True)
-    if curves.empty:
-        figure = Figure(figsize=(4, 1))
-        figure.text(0.5, 0.5, "all networks were trained elsewhere", ha="center", va="center")
-        save_figure(figure, path)
-        return
-    sns.set_theme(style="whitegrid", context="paper")
-    figure = sns.relplot(
-        curves,
-        x="images",
-        y="loss",
-        col="network",
-        col_wrap=4,
-        kind="line",
-        estimator=None,
-        units="seed",
-        height=2.2,
-        aspect=1.3,
-        facet_kws={"sharey": False},
-    )
-    figure.set(xlabel="training images seen")
-    figure.set_titles("{col_name}", size=8)
-    for name, axis in figure.axes_dict.items():
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        # A sliced loss is known up to a constant only, and below zero.
-        if (curves.loc[curves["network"] == name, "loss"] > 0).all():
-            axis.set_yscale("log")
-            low, high = axis.get_ylim()
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 12 * low else (1,)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter(NullFormatter())
-    save_figure(figure.figure, path)
-    sns.reset_orig()
+    real = [f"{title} {of[key]:.3g} ({kind})" for kind, of in ceilings(layout).items()]
+    rows = [("real training data", "\n".join(real), train[order])]
+    for name, row in scores(layout, grid).items():
+        score = f"{title} {row.number[key]:.3g} = {row.over:.3g} × real" if row else "diverged"
+        rows.append((renderer.label(grid.runs[name].parts), score, samples[name]))
+    several = len(grid.config["seeds"]) > 1
+    means = f"samples of the first seed, mean {title} of all seeds" if several else f"samples and their {title}"
+    renderer.overview(rows, f"{grid.config['data']['name']}: {means}, by multiples of real data's", path)
 
 
 def shrunk(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
@@ -151,8 +101,8 @@ def redrawn(
 
 
 def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path) -> None:
-    """x̂0 on the way from noise to data, in the best cell: progressive generation (Ho et al. 2020, figure 6; 002,
-    figure 1). The last column is what is sampled."""
+    """x̂0 on the way from noise to data, in the first seed of the row with the best mean: progressive generation (Ho et
+    al. 2020, figure 6; 002, figure 1). The last column is what is sampled."""
     cell = next(iter(scores(layout, grid)))
     job = grid.job("sample", cell)[0]
     if "autoencoder" in job["model"]:
@@ -167,8 +117,8 @@ def denoising_figure(layout: Layout, grid: Grid, renderer: Renderer, path: Path)
 
 
 def cascade_figure(layout: Layout, grid: Grid, renderer: Images, path: Path) -> None:
-    """The stages of the best cascade: what its first network samples, what the second one is shown of it, x̂0 on the
-    way, and what is sampled (Ho et al. 2022; Sedykh 2024, 001, figures 5.1 and 5.2)."""
+    """The stages of the cascade with the best mean, in its first seed: what its first network samples, what the second
+    one is shown of it, x̂0 on the way, and what is sampled (Ho et al. 2022; Sedykh 2024, 001, figures 5.1 and 5.2)."""
     cell = next(name for name in scores(layout, grid) if grid.base_network(grid.runs[name]))
     job, dataset = grid.job("sample", cell)[0], renderer.dataset
     denoiser, sampler, condition, states = redrawn(layout, cell, job, dataset, renderer.shown)
@@ -187,7 +137,8 @@ def cascade_figure(layout: Layout, grid: Grid, renderer: Images, path: Path) -> 
 def neighbours_figure(
     layout: Layout, grid: Grid, renderer: Images, samples: dict[str, Tensor], path: Path, count: int = 12
 ) -> None:
-    """Samples of the best cell, and below each the training images that are nearest to it in grey levels (L2)."""
+    """Samples of the first seed of the row with the best mean, and below each the training images that are nearest to
+    it in grey levels (L2)."""
     name = next(iter(scores(layout, grid)))
     few = samples[name][:100]  # which may be sorted by label
     train = renderer.dataset.train.images
@@ -213,8 +164,9 @@ def write(run: Run) -> Outcome:
         renderer.cell(samples[name], path)
     metric, title, _ = ranking(grid)
     comparison_figure(layout, grid, metric, title, folder / "comparison.png")
-    steps_figure(layout, grid, metric, title, folder / "steps.png")
-    if grid.weights:
+    if "steps" in grid.pictures:
+        steps_figure(layout, grid, metric, title, folder / "steps.png")
+    if "guidance" in grid.pictures:
         guidance_figure(layout, grid, metric, title, folder / "guidance.png")
     schedules_figure(grid, folder / "schedules.png")
     samples_figure(layout, grid, renderer, samples, folder / "samples.png")

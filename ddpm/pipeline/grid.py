@@ -263,9 +263,20 @@ class Grid:
     @property
     def pictures(self) -> list[str]:
         """The figures by name: those of every grid, and the source documents' own of points in the plane."""
-        usual = ["comparison", "samples", "denoising", "steps", *["guidance"] * self.weights, "schedules", "forward"]
+        some = {"steps": self.lengths, "guidance": self.weights}
+        usual = ["comparison", "samples", "denoising", *(name for name, there in some.items() if there)]
         own = ["scores", "langevin", "trajectories"] if continuous(self.config) else ["neighbours"]
-        return [*usual, "training", *own, *["cascade"] * any(map(self.base_network, self.runs.values()))]
+        cascade = ["cascade"] * any(map(self.base_network, self.runs.values()))
+        return [*usual, "schedules", "forward", "training", *own, *cascade]
+
+    @property
+    def lengths(self) -> bool:
+        """Whether a network is sampled by samplers of several numbers of steps."""
+        found: dict[tuple[str, str], set[int | None]] = {}
+        for cell in self.runs.values():
+            steps = self.axis("sampler", cell.sampler).get("steps")
+            found.setdefault((self.network(cell).name, cell.guidance), set()).add(steps)
+        return any(len(steps) > 1 for steps in found.values())
 
     @property
     def weights(self) -> bool:

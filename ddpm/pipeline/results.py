@@ -126,8 +126,8 @@ class Results:
         """The same of a stage that reads all records of its kinds, by one hash."""
         # The pictures show no costs, so that a result that was made again as it was changes nothing.
         keys = ("status", "outputs", "result") if stage == "figures" else ("digest",)
-        # Samples made elsewhere have rows too, where there are any.
-        others = [("fidelity", name) for name in self.external] if stage == "table" else []
+        # Samples made elsewhere have rows and dots too, where there are any.
+        others = [("fidelity", name) for name in self.external] if stage in ("table", "figures") else []
         records = [self.record(*job) or {} for job in (*self.reads(stage), *others)]
         read = [[record.get(key) for key in keys] for record in records]
         texts = {"table": {"published": (PUBLISHED, CLAIMS)}, "page": {"template": (PAGE, REPORT)}}.get(stage, {})

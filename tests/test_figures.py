@@ -1,0 +1,200 @@
+"""What the charts show: means and intervals as in the table, no lucky seed, axes that can be read."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from scipy import stats
+from tabled import CELL, GRID, configured, edit, finished, layout, number, table, untrained  # noqa: F401
+
+from ddpm import figures
+from ddpm.datasets import dataset as data
+from ddpm.figures import canvas, charts, curves
+from ddpm.figures.images import Images
+from ddpm.figures.rows import Row, best_first, rows
+from ddpm.pipeline import config
+from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.layout import CHARTS, Layout
+from ddpm.pipeline.results import Results
+from ddpm.pipeline.run import execute
+from ddpm.pipeline.stages import STAGES
+
+torch.set_num_threads(1)
+OTHER = "eps/linear/none/ancestral"
+GUIDED = "score/cosine/cfg-w1/ddim"
+
+
+def named(found: list[Row]) -> dict[str, Row]:
+    return {row.name.replace(" · ", "/"): row for row in found}
+
+
+# ---- rows -------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_the_table(finished: Layout, table: pd.DataFrame) -> None:  # noqa: F811
+    """Mean, multiple and interval are the table's, widened to Student's t over seeds where that is more."""
+    found = named(rows(finished, GRID, "fid"))
+    of = table[table["seeds"].notna() & table["fid"].notna()]
+    assert len(of) == len(found) == 4
+    for _, one in of.iterrows():
+        row = found["/".join(one[["objective", "schedule", "guidance", "sampler"]])]
+        assert (row.number["fid"], row.over) == pytest.approx((one["fid"], one["fid_over_topline"]), rel=1e-12)
+        assert (row.topline, row.number["nfe"]) == (one["topline"], one["nfe"]) and not row.bad
+        half = stats.t.ppf(0.975, 1) * one["fid_std"] / 2**0.5
+        assert row.low == pytest.approx(min(one["fid_low"], one["fid"] - half), rel=1e-9)
+        assert row.high == pytest.approx(max(one["fid_high"], one["fid"] + half), rel=1e-9)
+        assert list(row.seeds) == [number(finished, "fidelity", f"{row.cells[0].name[:-1]}{s}", "fid") for s in (0, 1)]
+    assert {row.topline for row in found.values()} == {"stratified", "by chance"}
+
+
+def test_the_bar_of_one_seed_is_its_interval(finished: Layout) -> None:  # noqa: F811
+    one = config.check(config.merge(configured(), {"seeds": [0]}))
+    row = named(rows(finished, one, "fid"))[CELL]
+    ends = [number(finished, "fidelity", f"{CELL}/seed0", f"fid_{end}") for end in ("low", "high")]
+    assert [row.low, row.high] == pytest.approx(ends, rel=1e-12) and row.low < row.number["fid"] < row.high
+
+
+def test_the_luckiest_seed_does_not_stand_for_all(layout: Layout) -> None:  # noqa: F811
+    """The row with the best mean comes first although another has the best seed, and its first seed is drawn although
+    its second is better; what counts is the multiple of the row's own topline."""
+    values = {CELL: (6.0, 2.0), OTHER: (0.2, 18.0), "learned/linear/none/ancestral": (8.0, 8.0), GUIDED: (3.0, 3.0)}
+    measured = {f"{name}/seed{seed}": value for name, of in values.items() for seed, value in enumerate(of)}
+    for name, value in (measured | {"real": 1.0, "real-by-chance": 2.0}).items():
+        edit(layout.record("fidelity", name), lambda record, value=value: record["result"].update(fid=value))  # type: ignore[misc]
+    found = figures.scores(layout, GRID)
+    firsts = [CELL, GUIDED, "learned/linear/none/ancestral", OTHER]
+    assert list(found) == [f"{name}/seed0" for name in firsts]
+    assert [row.over for row in found.values() if row] == [2.0, 3.0, 4.0, 4.55]
+
+
+def test_pictures_print_the_mean(
+    finished: Layout,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside the samples of the first seed stands the mean of all seeds, and what multiple of real data's that is."""
+    drawn: list = []
+    monkeypatch.setattr(Images, "overview", lambda _, rows, title, path: drawn.extend([*rows, title]))
+    samples = {name: figures.samples_of(finished, cell) for name, cell in GRID.runs.items()}
+    renderer = Images(data.read(finished.output("data")))
+    figures.samples_figure(finished, GRID, renderer, samples, finished.root / "unused.png")
+    row = named(rows(finished, GRID, "fid"))[CELL]
+    (found,) = (r for r in drawn[:-1] if r[0] == CELL.replace("/", " · "))
+    assert found[1] == f"FID {row.number['fid']:.3g} = {row.over:.3g} × real"
+    assert torch.equal(found[2], samples[f"{CELL}/seed0"]) and len(drawn) == 1 + 4 + 1
+    assert "first seed" in drawn[-1] and "mean FID of all seeds" in drawn[-1]
+
+
+def test_a_row_with_a_diverged_seed_has_no_numbers(layout: Layout) -> None:  # noqa: F811
+    """As in the table; it comes last, and the mean of the seeds that are left is not drawn."""
+    edit(layout.record("fidelity", f"{CELL}/seed1"), lambda record: record.update(status="diverged", result={}))
+    assert CELL not in named(rows(layout, GRID, "fid"))
+    found = figures.scores(layout, GRID)
+    assert list(found)[-1] == f"{CELL}/seed0" and found[f"{CELL}/seed0"] is None and len(found) == 4
+
+
+def test_what_is_no_data_is_marked_and_comes_last(layout: Layout) -> None:  # noqa: F811
+    """Samples that reach far out of the data's range, however small their FID."""
+    edit(layout.record("sample", f"{CELL}/seed1"), lambda record: record["result"].update(reach=50.0))
+    edit(layout.record("fidelity", f"{CELL}/seed0"), lambda record: record["result"].update(fid=1e-3))
+    edit(layout.record("fidelity", f"{CELL}/seed1"), lambda record: record["result"].update(fid=1e-3))
+    last = best_first(layout, GRID, "fid", 1)[-1]
+    assert last.name == CELL.replace("/", " · ") and last.bad
+
+
+def test_samples_of_elsewhere_are_drawn(layout: Layout, tmp_path: Path) -> None:  # noqa: F811
+    """In the comparison beside the cells, and not where they were measured otherwise; the pictures know of them."""
+    before = Results(GRID, layout).inputs("figures")
+    dataset, count = data.read(layout.output("data")), GRID.config["sampling"]["images"]
+    np.savez(
+        tmp_path / "theirs.npz", dataset.space.to_images(dataset.test.images[:count]).numpy().transpose(0, 2, 3, 1)
+    )
+    execute("external", STAGES["external"].job_of(GRID, "theirs", str(tmp_path / "theirs.npz")), "", layout)
+    execute("fidelity", *GRID.job("fidelity", "external/theirs"), layout)
+    last = rows(layout, GRID, "fid")[-1]
+    value = number(layout, "fidelity", "external/theirs", "fid")
+    assert (last.name, last.cells, last.seeds, last.topline) == ("theirs", (), (value,), "by chance")
+    assert Results(GRID, layout).inputs("figures") != before
+    charts.comparison_figure(layout, GRID, "fid", "FID", tmp_path / "comparison.png")
+    assert ">theirs<" in (tmp_path / "comparison.svg").read_text(encoding="utf-8")
+    edit(layout.record("fidelity", "external/theirs"), lambda record: record["result"].update(protocol=0))
+    assert "theirs" not in named(rows(layout, GRID, "fid"))
+
+
+# ---- charts -----------------------------------------------------------------------------------------------
+
+
+def test_charts_have_the_same_bytes(finished: Layout, tmp_path: Path) -> None:  # noqa: F811
+    """As PNG and as SVG, whose text is text; logarithms are labelled with plain numbers."""
+    for folder in ("a", "b"):
+        for name in ("comparison", "steps", "guidance"):
+            getattr(charts, f"{name}_figure")(finished, GRID, "fid", "FID", tmp_path / folder / f"{name}.png")
+        curves.schedules_figure(GRID, tmp_path / folder / "schedules.png")
+        curves.training_figure(finished, GRID, tmp_path / folder / "training.png")
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(f"{name}.{end}" for name in CHARTS for end in ("png", "svg"))
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    texts = {name: (tmp_path / "a" / f"{name}.svg").read_text(encoding="utf-8") for name in CHARTS}
+    assert "eps · linear · none · ddim" in texts["comparison"] and "10^" not in texts["comparison"]
+    assert "real data: 95 % of sets" in texts["comparison"] and "classes by chance" in texts["comparison"]
+    assert all(title in texts["guidance"] for title in ("FID", "Label accuracy", "Diversity"))
+
+
+def test_the_band_is_of_real_data(finished: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
+    """Of each panel's own topline, from the low to the high end, and within the axis."""
+    axes: list = []
+    band = charts._band
+    monkeypatch.setattr(charts, "_band", lambda axis, *given: axes.append(axis) or band(axis, *given))
+    monkeypatch.setattr(canvas, "save_figure", lambda *_: None)
+    charts.comparison_figure(finished, GRID, "fid", "FID", tmp_path / "comparison.png")
+    assert len(axes) == 2
+    for axis, name in zip(axes, ("real-by-chance", "real"), strict=True):
+        ends = [number(finished, "fidelity", name, f"fid_{end}") for end in ("low", "high")]
+        (patch,) = axis.patches
+        assert [patch.get_x(), patch.get_x() + patch.get_width()] == pytest.approx(ends)
+        low, high = axis.get_xlim()
+        assert low < ends[0] < ends[1] < high
+
+
+@pytest.mark.parametrize(("low", "high"), [(90, 110), (0.31, 0.33), (3, 4), (0.001, 2000), (1, 1000), (49, 51)])
+def test_an_axis_has_few_plain_labels(low: float, high: float) -> None:
+    """At least two, of 1, 2 and 5 times powers of ten, none so near to another that they overlap."""
+    axis = Figure().subplots()
+    axis.plot([low, high], [1, 2])
+    canvas.plain(axis, "x")
+    left, right = axis.get_xlim()
+    places = [place for place in axis.xaxis.get_major_locator()() if left <= place <= right]
+    assert 2 <= len(places) <= 13 and left <= low and right >= high
+    assert all(after / before > 1.9 for before, after in pairwise(places))
+    assert all(f"{place:e}"[0] in "125" for place in places)
+
+
+def with_steps(*steps: int) -> Grid:
+    """The grid with `ddim` of other lengths, and one cell alone."""
+    read = configured()
+    read["samplers"] = read["samplers"] | {f"ddim{n}": {"method": "ddim", "steps": n} for n in steps}
+    names = [f"ddim{n}" for n in steps]
+    read["grid"] = [
+        {"objective": ["eps"], "schedule": ["linear"], "guidance": ["none"], "sampler": names},
+        {"objective": ["score"], "schedule": ["cosine"], "guidance": ["none"], "sampler": names[:1]},
+        {"objective": ["eps"], "schedule": ["cosine"], "guidance": ["none"], "sampler": names[:1]},
+    ]
+    return config.check(read)
+
+
+def test_a_panel_of_steps_has_several() -> None:
+    """Networks that are sampled with one number of steps share one axis, and alone they are not drawn at all."""
+    grid = with_steps(2, 3)
+    found = []
+    for cells in grid.rows.values():
+        nfe = float(grid.axis("sampler", cells[0].sampler)["steps"])
+        found.append(Row("", tuple(cells), "by chance", (1.0,), 1.0, 1.0, {"nfe": nfe}, 1.0))
+    panels = charts.families(found, grid)
+    assert list(panels) == ["eps · linear · none", "all others"]
+    assert [row.number["nfe"] for row in panels["eps · linear · none"]["ddim eta 0.0"]] == [2, 3]
+    assert len(panels["all others"]["ddim eta 0.0"]) == 2
+    assert "steps" in grid.pictures and "steps" not in with_steps(2).pictures
