@@ -48,7 +48,7 @@ def start_up(repeats: int) -> None:
         "ddpm.stages.train",
         "ddpm.stages.sample",
         "ddpm.stages.fidelity",
-        "ddpm.tables",
+        "ddpm.tables.writing",
     ):
         times = []
         for _ in range(repeats):

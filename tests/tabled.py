@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ddpm import tables
 from ddpm.pipeline import config, records, verdict
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES
+from ddpm.tables.rows import collect
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,7 +82,7 @@ def layout(finished: Layout, tmp_path: Path) -> Layout:
 def table(finished: Layout, untrained: None) -> pd.DataFrame:
     results = Results(GRID, finished)
     assert set(results.todo) == {(name, "") for name in AGGREGATES}
-    return tables.collect(results)
+    return collect(results)
 
 
 def number(layout: Layout, stage: str, name: str, key: str) -> float:

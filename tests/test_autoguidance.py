@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from project import ROOT
 
-from ddpm import tables
 from ddpm.pipeline import config, records
 from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
+from ddpm.tables.rows import collect
 
 CELL = "eps/linear/auto/ddim/seed0"
 OWN, WORSE = "eps/linear/conditional/seed0", "eps/linear/conditional/small/seed0"
@@ -84,7 +84,7 @@ def test_a_guided_cell(tmp_path: Path) -> None:
     files = [layout.output("sample", name) for name in grid.runs]
     assert files[0].read_bytes() != files[1].read_bytes()
     results = Results(grid, layout)
-    row = tables.rows.collect(results).set_index("guidance").loc["auto"]
+    row = collect(results).set_index("guidance").loc["auto"]
     trained = [records.read_record(layout.record("train", name)) for name in (OWN, WORSE)]
     assert row["parameters"] == sum(of["result"]["parameters"] for of in trained)
     assert row["images_seen"] == 2 * 6 * grid.config["training"]["batch"]

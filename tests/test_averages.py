@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddpm import averaging, spot_checks, tables
+from ddpm import averaging, spot_checks
 from ddpm.networks.mlp import MLP
 from ddpm.pipeline import audit, config, records, status
 from ddpm.pipeline.checks import ConfigError
@@ -18,6 +18,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.stages import averages
 from ddpm.stages import train as training
+from ddpm.tables.rows import collect
 
 torch.set_num_threads(1)
 
@@ -192,7 +193,7 @@ def test_training_that_diverges(finished: Layout, tmp_path: Path, monkeypatch: p
 def test_one_table_has_every_length(finished: Layout) -> None:
     """Each row by itself, all of one training; what they differ in is said."""
     results = Results(expanded(), finished)
-    table = tables.rows.collect(results).dropna(subset=["schedule"])
+    table = collect(results).dropna(subset=["schedule"])
     assert table["network"].tolist() == ["mlp", "mlp-ema0.1", "mlp-ema0.15"]
     assert table["status"].isin(["ok", "degenerate"]).all() and table["fid"].nunique() == 3
     assert table["nll_bits_per_dim"].nunique() == 3 and table["images_seen"].nunique() == 1
@@ -209,7 +210,7 @@ def test_what_lacks_is_said_of_the_snapshots(finished: Layout, tmp_path: Path) -
 
     def said() -> set[tuple[str, str]]:
         results = Results(expanded(), layout)
-        table = tables.rows.collect(results).dropna(subset=["schedule"])
+        table = collect(results).dropna(subset=["schedule"])
         told = {(state, f"1 of 1 seeds; {reason}") for state, reason in status.states(results).values()}
         assert set(zip(table["status"], table["reason"], strict=True)) == told
         return told

@@ -8,7 +8,7 @@ from oracles import EVERY, randn
 from project import ROOT
 from safetensors.torch import load_file
 
-from ddpm import figures, networks, rng, spot_checks, tables
+from ddpm import figures, networks, rng, spot_checks
 from ddpm.cascade import Cascade, Downsampled, augmented, downsampled
 from ddpm.condition import NOTHING, Condition, LowResolution
 from ddpm.datasets import dataset as data
@@ -30,6 +30,7 @@ from ddpm.stages import cascade as stage
 from ddpm.stages.cascade import condition_of
 from ddpm.stages.sample import chain, load_denoiser
 from ddpm.stages.train import Batches, build
+from ddpm.tables.rows import collect
 
 torch.set_num_threads(1)
 
@@ -243,7 +244,7 @@ def test_samples_and_their_row(finished: Layout) -> None:
     images, space = load_file(finished.output("sample", CELL))["images"], data.read(finished.output("data")).space
     assert images.shape == (20, 1, 8, 8) and images.float().std() > 1
     assert (space.decode(x).float() - images[:12].float()).abs().max() <= 1  # bfloat16 in the one of them
-    table = tables.collect(Results(grid, finished)).set_index(["network", "guidance"])
+    table = collect(Results(grid, finished)).set_index(["network", "guidance"])
     row, plain, guided = (table.loc[key] for key in (("up", "none"), ("unet", "none"), ("up", "cfg-w1")))
     trained = [records.read_record(finished.record("train", name))["result"] for name in (SECOND, BASE)]
     assert row["nfe"] == 2 * plain["nfe"] == 8 and guided["nfe"] == 16

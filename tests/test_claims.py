@@ -13,7 +13,8 @@ from ddpm.errors import UserError
 from ddpm.pipeline import config
 from ddpm.pipeline.grid import Grid
 from ddpm.tables import claims, claims_text, verdicts
-from ddpm.tables.claims import Claim, Row
+from ddpm.tables.claims import Claim
+from ddpm.tables.selectors import Row
 
 
 def grid(overlay: str = "") -> Grid:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tabled import GRID, finished, untrained  # noqa: F401 - fixtures
 
-from ddpm import cli, tables
+from ddpm import cli
 from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
 from ddpm.pipeline import records
@@ -19,6 +19,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES, STAGES, external
 from ddpm.tables.markdown import reading
+from ddpm.tables.rows import collect
 
 torch.set_num_threads(1)
 COUNT = GRID.config["sampling"]["images"]
@@ -83,11 +84,11 @@ def test_every_form_gives_the_same_numbers(layout: Layout, digits: data.Data, tm
 
 def test_they_are_a_row_of_the_table(layout: Layout, digits: data.Data, tmp_path: Path) -> None:
     """The last one, under its name; cells stay as they are and are counted as before; the table knows of it."""
-    before = tables.collect(Results(GRID, layout))
+    before = collect(Results(GRID, layout))
     known = Results(GRID, layout).inputs("table")
     found = evaluate(layout, written(tmp_path, "npz", digits))
     results = Results(GRID, layout)
-    table = tables.collect(results)
+    table = collect(results)
     assert results.inputs("table") != known and not {job for job in results.todo if job[0] not in AGGREGATES}
     row = table.iloc[-1]
     assert list(table["objective"][:-1]) == list(before["objective"]) and row["objective"] == "mine"
@@ -105,7 +106,7 @@ def test_a_row_of_other_settings_says_so(layout: Layout, digits: data.Data, tmp_
     record = json.loads(path.read_text())
     record["inputs"]["extractor"] = "0" * 64
     records.write_json(path, record | {"digest": records.digest(record)})
-    row = tables.collect(Results(GRID, layout)).iloc[-1]
+    row = collect(Results(GRID, layout)).iloc[-1]
     assert row["status"] == "stale" and np.isnan(row["fid"]) and "run `ddpm evaluate` again" in row["reason"]
 
 
@@ -125,7 +126,7 @@ def test_constant_samples_are_marked(layout: Layout, digits: data.Data, tmp_path
     """One image again and again is measured, and its row is `degenerate`, with the reason."""
     np.savez(tmp_path / "one.npz", np.repeat(grey(digits, 1)[..., None], COUNT, 0))
     evaluate(layout, tmp_path / "one.npz", "one")
-    row = tables.collect(Results(GRID, layout)).iloc[-1]
+    row = collect(Results(GRID, layout)).iloc[-1]
     assert row["status"] == "degenerate" and "of the data's variance" in row["reason"]
 
 

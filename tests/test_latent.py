@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddpm import figures, latents, spot_checks, tables
+from ddpm import figures, latents, spot_checks
 from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
 from ddpm.figures.images import Images
@@ -23,6 +23,7 @@ from ddpm.pipeline.run import execute
 from ddpm.spaces import Pixels
 from ddpm.stages import autoencoder, fidelity
 from ddpm.stages import sample as sampling
+from ddpm.tables.rows import collect
 
 torch.set_num_threads(1)
 
@@ -130,7 +131,7 @@ def test_samples_are_decoded_latents(finished: Layout) -> None:
 
 def test_one_table_has_both(finished: Layout) -> None:
     """The row of reconstructions is the autoencoder's FID; rows in latents have no bits/dim, and say why."""
-    table = tables.collect(Results(expanded(), finished)).set_index(["objective", "guidance", "network"]).sort_index()
+    table = collect(Results(expanded(), finished)).set_index(["objective", "guidance", "network"]).sort_index()
     row = table.loc[("eps", "none", "latent")]
     assert row["fid"] > 0 and math.isnan(row["nll_bits_per_dim"]) and row["status"] in ("ok", "degenerate")
     assert table.loc[("eps", "none", "unet"), "nll_bits_per_dim"] > 0
@@ -276,7 +277,7 @@ def test_training_that_diverges_is_a_row(finished: Layout, tmp_path: Path) -> No
         execute(stage, *grid.job(stage, of), layout)
         if stage not in ("data", "classifier"):
             assert records.read_record(layout.record(stage, of))["status"] == "diverged", stage
-    row = tables.collect(Results(grid, layout)).iloc[2]
+    row = collect(Results(grid, layout)).iloc[2]
     assert row["status"] == "diverged" and row["reason"] == "autoencoder: training"
 
 

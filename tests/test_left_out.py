@@ -9,18 +9,18 @@ import pytest
 import torch
 from tabled import CELL, GRID, NETWORK, edit, finished, layout, row, untrained, write  # noqa: F401 - fixtures
 
-from ddpm import tables
 from ddpm.pipeline import records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import AGGREGATES
+from ddpm.tables.rows import collect
 
 torch.set_num_threads(1)
 
 
 def told(layout: Layout) -> dict[str, tuple[str, str]]:
     """Row → status and reason, where a result is left out."""
-    found = tables.collect(Results(GRID, layout)).astype(object)
+    found = collect(Results(GRID, layout)).astype(object)
     found = found.where(found.notna(), "")
     rows = found[~found["status"].isin(["ok", "n/a"])]
     assert (rows[["fid", "nll_bits_per_dim"]] == "").all(axis=None)
@@ -101,7 +101,7 @@ def test_a_table_says_how_many_cells_it_holds(layout: Layout) -> None:
 def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:
     """One of two seeds is no mean: the row says how many are missing, the others keep their numbers."""
     layout.record("fidelity", f"{CELL}/seed1").unlink()
-    found = tables.collect(Results(GRID, layout))
+    found = collect(Results(GRID, layout))
     spoilt = row(found, *CELL.split("/"))
     assert spoilt["status"] == "missing" and "1 of 2" in spoilt["reason"]
     assert pd.isna(spoilt["fid"])
@@ -110,7 +110,7 @@ def test_a_missing_seed_makes_the_row_missing(layout: Layout) -> None:
 
 def test_an_empty_folder_gives_a_table_of_missing_rows(tmp_path: Path) -> None:
     """Nothing was run: every row stands there as missing, but for those that never will be."""
-    found = tables.collect(Results(GRID, Layout(tmp_path)))
+    found = collect(Results(GRID, Layout(tmp_path)))
     assert found["status"].tolist() == ["missing"] * 7 + ["n/a"] + ["missing"] * 2
     assert found["fid"].isna().all()
 
@@ -121,7 +121,7 @@ def test_a_diverged_seed_makes_the_row_diverged(layout: Layout) -> None:
     edit(layout.record("train", network), lambda r: (r.update(status="diverged"), r["result"].update(steps=3)))
     for path in (layout.record("sample", cell), layout.record("fidelity", cell)):
         edit(path, lambda r: r.update(status="diverged"))
-    found = row(tables.collect(Results(GRID, layout)), *CELL.split("/"))
+    found = row(collect(Results(GRID, layout)), *CELL.split("/"))
     assert found["status"] == "diverged"
     assert "1 of 2" in found["reason"] and "seed 1" in found["reason"] and "step 3" in found["reason"]
     assert pd.isna(found["fid"]) and pd.isna(found["nll_bits_per_dim"])

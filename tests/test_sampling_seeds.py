@@ -9,7 +9,7 @@ import torch
 from project import ROOT
 from tabled import untrained  # noqa: F401 - a fixture
 
-from ddpm import spot_checks, tables
+from ddpm import spot_checks
 from ddpm.pipeline import config, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
@@ -17,6 +17,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES
 from ddpm.tables import markdown, paired, verdicts
+from ddpm.tables.rows import collect
 
 torch.set_num_threads(1)
 CELL = "score/cosine/cfg-w1/ddim"
@@ -108,7 +109,7 @@ def test_verify_draws_them_again(finished: Layout, tmp_path: Path) -> None:
 
 def test_rows_average_within_training_seeds(finished: Layout, tmp_path: Path) -> None:
     """Mean of means, their spread over two training seeds, the spread within one, and an interval of all six sets."""
-    found, values = tables.collect(Results(GRID, finished)), fids(finished, CELL)
+    found, values = collect(Results(GRID, finished)), fids(finished, CELL)
     (row,) = found[(found["objective"] == "score") & (found["sampler"] == "ddim")].to_dict("records")
     assert (row["seeds"], row["sampling_seeds"], row["status"]) == (2, 3, "ok")
     assert row["fid"] == pytest.approx(values.mean(), rel=1e-12)
@@ -123,7 +124,7 @@ def test_rows_average_within_training_seeds(finished: Layout, tmp_path: Path) ->
     assert row["fid_low"] == pytest.approx(values.mean() - away, rel=1e-9)
     text = markdown.reading(found, GRID)
     assert "| sampling_seeds |" in text and "| fid_sampling_std |" in text
-    alone = tables.collect(Results(configured(), finished))
+    alone = collect(Results(configured(), finished))
     assert not [column for column in alone if "sampling" in column]
     of_first = alone[(alone["objective"] == "score") & (alone["sampler"] == "ddim")]
     assert of_first["fid"].item() == pytest.approx(values[:, 0].mean(), rel=1e-12)

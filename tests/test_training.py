@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ddpm import tables
 from ddpm.pipeline import config, records
 from ddpm.pipeline import run as runs
 from ddpm.pipeline.grid import Grid
@@ -19,6 +18,7 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.stages import train as training
+from ddpm.tables.rows import collect
 
 torch.set_num_threads(1)
 
@@ -335,7 +335,7 @@ def test_a_loss_that_is_not_finite_is_a_result(layout: Layout, monkeypatch: pyte
 
     for baseline in grid.baselines:
         execute("fidelity", *grid.job("fidelity", baseline), layout)
-    table = tables.collect(Results(grid, layout)).set_index(["objective", "guidance", "sampler"])
+    table = collect(Results(grid, layout)).set_index(["objective", "guidance", "sampler"])
     row = table.loc[(cell.objective, cell.guidance, cell.sampler)]
     assert row["status"] == "diverged"
     assert "seed 0" in row["reason"] and "step 5" in row["reason"] and "1 of 1" in row["reason"]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tabled import GRID, edit, finished, row  # noqa: F401 - a fixture
 
-from ddpm import tables
 from ddpm.pipeline import status, verdict
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.verdict import degenerate
 from ddpm.stages.sample import reaches, variance
+from ddpm.tables.rows import collect
 
 FINE = {"reach": 1.0, "spread": 0.9}
 
@@ -71,13 +71,13 @@ def test_the_row_and_the_cell_say_so(finished: Layout, tmp_path: Path, monkeypat
     spoilt = "eps/linear/none/ddim/seed1"
     edit(layout.record("sample", spoilt), lambda record: record["result"].update(reach=55.5))
     results = Results(GRID, layout)
-    found = row(tables.collect(results), "eps", "linear", "none", "ddim")
+    found = row(collect(results), "eps", "linear", "none", "ddim")
     assert found["status"] == "degenerate" and found["fid"] > 0
     assert found["reason"] == "1 of 2 seeds (seed 1: samples reach 55.5 times as far as the data)"
-    assert row(tables.collect(results), "eps", "linear", "none", "ancestral")["status"] == "ok"
+    assert row(collect(results), "eps", "linear", "none", "ancestral")["status"] == "ok"
     states = status.states(results)
     assert states[spoilt] == ("degenerate", "samples reach 55.5 times as far as the data")
     assert states["eps/linear/none/ddim/seed0"] == ("finished", "")
     monkeypatch.setattr(verdict, "NOISE", 0.7)
-    found = row(tables.collect(Results(GRID, layout)), "score", "cosine", "cfg-w1", "ddim")
+    found = row(collect(Results(GRID, layout)), "score", "cosine", "cfg-w1", "ddim")
     assert found["status"] == "degenerate" and "2 of 2 seeds (seed 0: samples are" in found["reason"]

@@ -11,7 +11,7 @@ class TableStage(Aggregate):
     """The tables. Of both likelihoods it reads what every test image costs as well (`ddpm.tables.paired`)."""
 
     name = "table"
-    entry = ("ddpm.tables", "write")
+    entry = ("ddpm.tables.writing", "write")
     record = "table.json"
     files = {
         "table": "table.csv",

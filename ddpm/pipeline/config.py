@@ -76,8 +76,8 @@ def merge(base: dict, overlay: dict) -> dict:
     return merged
 
 
-def load(path: str | Path) -> dict:
-    """One file's mapping; UserError where it holds none."""
+def load(path: str | Path, what: str = "configuration") -> dict:
+    """One file's mapping; UserError where it holds none. what: what the file is, for the message."""
     try:
         loader = _Loader(Path(path).read_text(encoding="utf-8"))
         layer = loader.get_single_data()
@@ -89,11 +89,11 @@ def load(path: str | Path) -> dict:
         where = ""
         if isinstance(e, yaml.MarkedYAMLError) and e.problem_mark:
             where = f", line {e.problem_mark.line + 1}: {e.problem}"
-        raise UserError(f"{path}: is no configuration in YAML and UTF-8{where}") from None
+        raise UserError(f"{path}: is no {what} in YAML and UTF-8{where}") from None
     if loader.twice:
         raise UserError("\n".join(f"{path}: {text}" for text in loader.twice))
     if not isinstance(layer, dict):
-        raise UserError(f"{path}: holds {type(layer).__name__}; a configuration is a mapping of keys to values")
+        raise UserError(f"{path}: holds {type(layer).__name__}; a {what} is a mapping of keys to values")
     if _large(layer):
         raise UserError(f"{path}: holds more than {VALUES} values once its aliases (*) are written out; use fewer")
     return layer

@@ -11,20 +11,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddpm.errors import UserError
+from ddpm.pipeline import config
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.measures import metrics
-from ddpm.pipeline.registry import AXES, PARTS, Files, known
+from ddpm.pipeline.registry import AXES, Files
 from ddpm.pipeline.results import CLAIMS
 from ddpm.tables.columns import OURS
 from ddpm.tables.documents import DOCUMENTS, cited
+from ddpm.tables.selectors import ANY, Row, Selector, Values, fitting, mistakes, parameters, values_of
 
-Row = tuple[str, ...]  # the names on the axes
-Values = dict[str, dict[str, Any]]  # axis → parameter → value
-Selector = dict[str, dict[str, Any]]  # axis → parameter → its value, a list of values, or `any`
-ANY = "any"
 OVER = "_over_topline"
 REQUIRED = ("says", "sources", "compare", "column", "direction")
 KEYS = {*REQUIRED, "against", "along", "margin", "published", "note"}
@@ -66,7 +62,7 @@ def read(files: Files = (), folder: Path = CLAIMS) -> list[Claim]:
     found, wrong = {}, []
     for path in sorted(folder.glob("*.yaml")):
         try:
-            content = _content(path)
+            content = config.load(path, "file of claims")
         except UserError as e:
             wrong.append(str(e))
             continue
@@ -80,17 +76,6 @@ def read(files: Files = (), folder: Path = CLAIMS) -> list[Claim]:
     if wrong:
         raise UserError("\n".join(wrong))
     return list(found.values())
-
-
-def _content(path: Path) -> dict:
-    """Name → claim, as one file has them; UserError where it holds no mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: {type(content).__name__}; it must be a mapping of names to claims")
-    return content
 
 
 def _claim(name: str, entry: dict) -> Claim:
@@ -126,10 +111,10 @@ def _mistakes(entry: Any, files: Files) -> Iterator[tuple[str, str]]:
             yield key, f"{entry[key]!r}; it must be {wanted}"
     yield from _sources(entry.get("sources", []))
     for key in ("compare", "against"):
-        yield from _selector(key, entry.get(key, {}), files)
+        yield from mistakes(key, entry.get(key, {}), files)
     if "along" in entry:
         axis, _, parameter = str(entry["along"]).partition(".")
-        if axis not in AXES or parameter not in _parameters(axis, files):
+        if axis not in AXES or parameter not in parameters(axis, files):
             yield "along", f"{entry['along']!r}; it must be AXIS.PARAMETER, such as sampler.steps or guidance.weight"
 
 
@@ -152,52 +137,11 @@ def _sources(sources: Any) -> Iterator[tuple[str, str]]:
     for i, source in enumerate(sources):
         if source.keys() != {"paper", "document", "place"}:
             yield f"sources.{i}", f"has the keys {', '.join(map(str, source))}; it must have paper, document, place"
-        elif source["document"] not in DOCUMENTS:
+        elif source["document"] not in list(DOCUMENTS):
             yield (
                 f"sources.{i}.document",
                 f"{source['document']!r}; it must be one of {', '.join(DOCUMENTS)}, in quotes",
             )
-
-
-def _naming(axis: str) -> dict[str, str]:
-    """The parameters of an axis's values that name a method → the kind that it is of."""
-    return dict(zip(PARTS, PARTS, strict=True)) if axis == "objective" else {"method": axis}
-
-
-def _parameters(axis: str, files: Files) -> set[str]:
-    """The parameters that values of an axis can have."""
-    naming = _naming(axis)
-    sources = (source for kind in naming.values() for source in known(kind, files).values())
-    return set(naming).union(*(source.parameters for source in sources))
-
-
-def _selector(key: str, selector: Any, files: Files) -> Iterator[tuple[str, str]]:
-    """What is wrong with a choice of rows."""
-    if not isinstance(selector, dict) or not all(isinstance(value, dict) for value in selector.values()):
-        yield key, f"{selector!r}; it must be AXIS: {{PARAMETER: VALUE}}, such as sampler: {{method: ddim, eta: 0.0}}"
-        return
-    for axis, wanted in selector.items():
-        if axis in AXES:
-            for parameter, value in wanted.items():
-                for why in _choice(axis, parameter, value, files):
-                    yield f"{key}.{axis}.{parameter}", why
-        else:
-            yield f"{key}.{axis}", f"unknown axis; known are {', '.join(AXES)}"
-
-
-def _choice(axis: str, parameter: str, value: Any, files: Files) -> Iterator[str]:
-    """What is wrong with what a parameter is asked to be."""
-    if parameter not in (possible := _parameters(axis, files)):
-        yield f"unknown parameter; known are {', '.join(sorted(possible))}"
-    if kind := _naming(axis).get(parameter):
-        names = known(kind, files)
-        unknown = [name for name in _options(value) if name not in (*names, ANY)]
-        yield from (f"{name!r}; it must be one of {', '.join(names)}" for name in unknown)
-
-
-def _options(wanted: Any) -> list:
-    """What a parameter may be, by a selector's value for it."""
-    return wanted if isinstance(wanted, list) else [wanted]
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------
@@ -205,12 +149,12 @@ def _options(wanted: Any) -> list:
 
 def groups(claim: Claim, grid: Grid) -> list[list[Row]]:
     """What a claim is tested on: pairs (compare, against), or, `along` a parameter, rows in its order."""
-    rows = {cell.row: _values(cell.row, grid) for cell in grid.runs.values()}
-    chosen = _fitting(rows, claim.compare)
+    rows = {cell.row: values_of(cell.row, grid) for cell in grid.runs.values()}
+    chosen = fitting(rows, claim.compare)
     if claim.against is None:
         return _sequences(claim, chosen)
     free = _free(claim.compare, claim.against)
-    pairs = product(chosen.items(), _fitting(rows, claim.against).items())
+    pairs = product(chosen.items(), fitting(rows, claim.against).items())
     return [[row, other] for (row, a), (other, b) in pairs if row != other and _alike(a, b, free)]
 
 
@@ -227,20 +171,6 @@ def _sequences(claim: Claim, rows: dict[Row, Values]) -> list[list[Row]]:
         elif place[group[-1]] != place[row]:
             group.append(row)
     return [group for group in found if len(group) > 1]
-
-
-def _values(row: Row, grid: Grid) -> Values:
-    return {axis: grid.axis(axis, name) for axis, name in zip(AXES, row, strict=True)}
-
-
-def _fitting(rows: dict[Row, Values], selector: Selector) -> dict[Row, Values]:
-    """The rows whose axis values have the parameters that are asked for."""
-    asked = [(axis, k, _options(v)) for axis, wanted in selector.items() for k, v in wanted.items() if v != ANY]
-
-    def fits(values: Values) -> bool:
-        return all(k in values[axis] and values[axis][k] in options for axis, k, options in asked)
-
-    return {row: values for row, values in rows.items() if fits(values)}
 
 
 def _free(one: Selector, other: Selector) -> dict[str, set[str]]:

@@ -20,7 +20,8 @@ from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stage import Job
 from ddpm.pipeline.status import duration
-from ddpm.tables.claims import Row, groups
+from ddpm.tables.claims import groups
+from ddpm.tables.selectors import Row
 from ddpm.tables.verdicts import Verdict, at
 
 

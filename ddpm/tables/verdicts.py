@@ -28,11 +28,11 @@ from ddpm.pipeline import looks
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.looks import LEAST
 from ddpm.pipeline.measures import toplines
-from ddpm.pipeline.registry import files_of
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import STAGES
-from ddpm.tables.claims import OVER, Claim, Row, groups, read
+from ddpm.tables.claims import OVER, Claim, groups, read
 from ddpm.tables.columns import OURS
+from ddpm.tables.selectors import Row, files_of
 
 ALPHA = 0.05
 ABSENT = "not in this grid"
