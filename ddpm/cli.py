@@ -27,11 +27,12 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.running import fix_threads, run_stage
 from ddpm.pipeline.stage import Job
 from ddpm.pipeline.stages import STAGES, ExternalStage
+from ddpm.tables import declared
 
 
 def _grid(args: argparse.Namespace, here: bool = False) -> Grid:
     """The configuration's grid; `here`: checked for this machine too, or for the cluster that it belongs to."""
-    more = machine.checks(cluster=bool(shutil.which("sbatch"))) if here else []
+    more = [*machine.checks(cluster=bool(shutil.which("sbatch"))), declared.mistakes] if here else []
     return config.check(config.read("config.yaml", *args.configfile), *more)
 
 

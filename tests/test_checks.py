@@ -338,6 +338,23 @@ def test_snakemake_says_the_same_before_the_first_job(clone: Path) -> None:
     assert not (clone / "results").exists()
 
 
+def test_files_of_claims_and_tables_are_checked_before_the_first_job(clone: Path) -> None:
+    """By `ddpm check` and Snakemake, by file, key and value; nothing is made."""
+    files = {"published": "- a", "claims": "a: {column: label_acc}"}
+    for of, text in files.items():
+        (clone / f"workflow/{of}/mine.yaml").write_text(text)
+    check = subprocess.run([sys.executable, "-m", "ddpm", "check"], cwd=clone, capture_output=True, text=True)
+    run = snakemake_files(clone, "tests/tiny.yaml")
+    for of in files:
+        (clone / f"workflow/{of}/mine.yaml").unlink()
+    assert check.returncode == 2 and run.returncode != 0
+    for text in (check.stderr, run.stderr):
+        assert "Traceback" not in text
+        assert "workflow/published/mine.yaml: holds list; a published table is a mapping" in text
+        assert "workflow/claims/mine.yaml: a.column: 'label_acc'; it must be a measured column: fid," in text
+    assert not (clone / "results").exists()
+
+
 def test_snakemake_refuses_a_default_that_is_nested_deeply(clone: Path) -> None:
     """config.yaml is read by the Snakefile; without a traceback of Snakemake's own."""
     kept = (clone / "config.yaml").read_text()

@@ -29,14 +29,14 @@ from tabled import (  # noqa: F401 - fixtures
     write,
 )
 
-from ddpm import tables
 from ddpm.pipeline import config, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import AGGREGATES
 from ddpm.pipeline.validity import valid
-from ddpm.tables import markdown, paired, published, verdicts
+from ddpm.tables import markdown, paired, verdicts
 from ddpm.tables.columns import OURS
+from ddpm.tables.rows import collect
 
 torch.set_num_threads(1)
 
@@ -98,7 +98,7 @@ def test_mean_and_spread_over_seeds(
 def test_one_seed_has_no_spread(finished: Layout) -> None:
     """The standard deviation of one number is empty, not 0."""
     grid = config.check(config.merge(configured(), {"seeds": [1]}))
-    found = row(tables.collect(Results(grid, finished)), *CELL.split("/"))
+    found = row(collect(Results(grid, finished)), *CELL.split("/"))
     assert found["fid"] == number(finished, "fidelity", f"{CELL}/seed1", "fid")
     assert pd.isna(found["fid_std"]) and found["seeds"] == 1 and found["status"] == "ok"
 
@@ -124,7 +124,7 @@ def test_fid_is_given_as_a_multiple_of_the_topline(finished: Layout, table: pd.D
 def test_a_missing_topline_leaves_its_rows_without_a_ratio(layout: Layout) -> None:
     """Their own FID stays."""
     layout.record("fidelity", "real-by-chance").unlink()
-    found = tables.collect(Results(GRID, layout))
+    found = collect(Results(GRID, layout))
     for _, of in found[found["status"] == "ok"].iterrows():
         assert pd.notna(of["fid"]) and pd.isna(of["fid_over_topline"]) == (of["topline"] == "by chance")
     assert found.loc[1, "status"] == "missing"
@@ -135,7 +135,7 @@ def test_a_missing_topline_leaves_its_rows_without_a_ratio(layout: Layout) -> No
 def test_the_heading_says_by_what_rows_are_compared(layout: Layout) -> None:
     """The protocol, what the features are, what intervals leave out, and that one seed tells of no other network."""
     results = Results(GRID, layout)
-    found = tables.collect(results)
+    found = collect(results)
     of = records.read_record(layout.record("fidelity", "real"))["result"]
     said = f"classifier trained on the training split (hash `{of['extractor']}`), protocol {of['protocol']}."
     text = markdown.reading(found, GRID)
@@ -269,7 +269,7 @@ def test_reading_says_which_networks_are_worse_than_a_histogram(layout: Layout) 
             for seed in SEEDS:
                 path = layout.record("likelihood", f"{objective}/linear/unconditional/seed{seed}")
                 edit(path, lambda record, value=value: record["result"].update(bound_bits_per_dim=value))
-        return tables.collect(Results(GRID, layout))
+        return collect(Results(GRID, layout))
 
     best = markdown.against_histograms(measured(eps=5.0, learned=2.0), GRID)
     assert (
@@ -296,7 +296,7 @@ def test_reading_says_which_networks_are_worse_than_a_histogram(layout: Layout) 
 def test_without_the_histogram_nothing_is_said_of_it(layout: Layout) -> None:
     """A missing baseline is a row that says so."""
     layout.record("fidelity", "histogram").unlink()
-    found = tables.collect(Results(GRID, layout))
+    found = collect(Results(GRID, layout))
     assert found["nll_minus_histogram"].isna().all() and markdown.against_histograms(found, GRID) == ""
     assert found.loc[3, "status"] == "missing"
 
@@ -329,17 +329,17 @@ def test_rows_may_have_further_seeds(layout: Layout) -> None:
     grid = config.check(more)
     results = Results(grid, layout)
     assert set(results.todo) == {(name, "") for name in AGGREGATES}
-    found = tables.collect(results)
+    found = collect(results)
     assert row(found, *CELL.split("/"))["seeds"] == 2 and row(found, "eps", "linear", "none", "ancestral")["seeds"] == 1
     assert row(found, *CELL.split("/"))["fid_std"] > 0
     assert "| seeds |" in markdown.reading(found, grid) and "| seeds |" not in markdown.reading(
-        tables.collect(Results(GRID, layout)), GRID
+        collect(Results(GRID, layout)), GRID
     )
     pairs = paired.differences(results)
     assert pairs["seeds"].tolist() == [1] and pairs["difference"].notna().all()
 
 
-# ---- Markdown and published numbers -----------------------------------------------------------------------
+# ---- Markdown ---------------------------------------------------------------------------------------------
 
 
 def test_markdown_escapes_pipes() -> None:
@@ -349,27 +349,3 @@ def test_markdown_escapes_pipes() -> None:
     cells = [[cell.strip() for cell in line.replace("\\|", "@").strip("|").split("|")] for line in lines]
     assert cells == [["row", "fid", "n"], [":--", "--:", "--:"], ["s(x@y)", "1.23", "3"], ["b", "", ""]]
     assert len({len(line) for line in lines}) == 1
-
-
-def test_published_numbers_stand_beside_ours(table: pd.DataFrame) -> None:
-    """Each as its own multiple of its own topline; a row that this grid lacks says so."""
-    source = {
-        "topline": {"fid": 2.0, "fid_binarized": 0.5},
-        "rows": [
-            {
-                "label": "a",
-                "cell": {"objective": "eps", "schedule": "linear", "guidance": "none", "sampler": "ddim"},
-                "published": {"fid": 10.0, "nll_bits_per_dim": 1.5},
-            },
-            {"label": "b", "cell": {"objective": "nothing"}, "published": {"fid": 4.0, "fid_binarized": 1.0}},
-        ],
-    }
-    found, ours = published.published(table, source), row(table, *CELL.split("/"))
-    top, a, b = (found.iloc[i] for i in range(3))
-    assert (top["FID published"], top["FID/top published"], top["FID/top ours"]) == (2.0, 1.0, 1.0)
-    assert top["FID ours"] == table.loc[0, "fid"]
-    assert (a["FID published"], a["FID/top published"], a["NLL published"]) == (10.0, 5.0, 1.5)
-    assert (a["FID ours"], a["NLL ours"]) == (ours["fid"], ours["nll_bits_per_dim"])
-    assert a["FID/top ours"] == pytest.approx(ours["fid_over_topline"])
-    assert pd.isna(a["FID Bin. published"]) and a["status"] == "ok"
-    assert b["status"] == "not in this grid" and pd.isna(b["FID ours"]) and b["FID Bin./top published"] == 2.0

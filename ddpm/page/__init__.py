@@ -31,7 +31,7 @@ def write(run: Run) -> Outcome:
             "columns": content.columns(table, columns_of(results.grid.config)),
             "rows": rows,
             "figures": content.figures(results),
-            "published": content.published(table),
+            "published": content.published(table, results.grid),
             "costs": content.costs(costs(results)),
             "training": content.training(results),
         }

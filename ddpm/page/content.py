@@ -12,7 +12,7 @@ from PIL import Image
 from ddpm import __version__
 from ddpm.page import charts
 from ddpm.pipeline import project
-from ddpm.pipeline.grid import Cell
+from ddpm.pipeline.grid import Cell, Grid
 from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import STAGES
@@ -236,7 +236,7 @@ def figures(results: Results) -> list[dict[str, str]]:
     return found
 
 
-def published(table: pd.DataFrame) -> list[dict[str, Any]]:
+def published(table: pd.DataFrame, grid: Grid) -> list[dict[str, Any]]:
     """The documents' tables whole, ours beside them; those that this grid has rows of first."""
     return [
         {
@@ -246,7 +246,7 @@ def published(table: pd.DataFrame) -> list[dict[str, Any]]:
             "columns": list(of.frame.columns),
             "rows": [list(map(str, row)) for row in of.frame.itertuples(index=False)],
         }
-        for of in sorted(documents(table), key=lambda of: not of.here)
+        for of in sorted(documents(table, grid), key=lambda of: not of.here)
     ]
 
 

@@ -24,6 +24,7 @@ from ddpm.pipeline.records import canonical, write_json
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.pipeline.status import plan_lines
+from ddpm.tables import declared
 
 # Planning makes objects that all stay: looking among them for garbage would take a quarter of its time.
 gc.disable()
@@ -43,7 +44,8 @@ configfile: "config.yaml"
 CLUSTER = workflow.resource_settings.nodes is not None
 
 try:
-    GRID = configuration.check(config, *(machine.checks(CLUSTER) if workflow.is_main_process else ()))
+    CHECKS = [*machine.checks(CLUSTER), declared.mistakes] if workflow.is_main_process else []
+    GRID = configuration.check(config, *CHECKS)
 except UserError as e:
     raise WorkflowError(f"the configuration is wrong:\n{e}\n(`ddpm check` lists what it expands to)") from None
 
