@@ -1,10 +1,14 @@
 """Ours and its peers on equal terms: python benchmarks/peers.py names those that are there, and their sizes
 
+    python benchmarks/peers.py [--device cpu] [--threads 1]
+
 A contestant has a U-Net of the same number of parameters to within 5 %, without attention, trained to predict ε on the
 linear schedule; training and sampling are what its own documentation shows.
 """
 
+import argparse
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -34,6 +38,35 @@ Tensor = torch.Tensor
 SIZES = {8: ([1, 2], (24, 56), 17), 28: ([1, 2, 2], (28, 52, 52), 256)}
 SAMPLERS = ("ancestral", "ddim", "dpm-solver++")
 TOLERANCE = 0.05
+
+
+def arguments(about: str) -> argparse.ArgumentParser:
+    """The options of every benchmark that runs a contestant."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what all of them compute on")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of all of them")
+    return parser
+
+
+def prepare(device: str, threads: int) -> None:
+    """Have this process compute as a job does (`ddpm.pipeline.run`); end it where torch sees no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU here; --device cpu would run")
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def clock(device: str) -> Callable[[], float]:
+    """What tells seconds on a device. On one core they are CPU time, which other programs do not lengthen; on several,
+    which wait for one another, wall time; on a GPU wall time when all is done that it was given."""
+
+    def when_done() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    if device == "cuda":
+        return when_done
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def parameters(network: nn.Module) -> int:
@@ -73,58 +106,62 @@ def random_data(resolution: int, images: int = 512) -> Data:
 class Ours:
     """This package: a step of `ddpm.stages.train`, the samplers of `ddpm.stages.sample`, the bound."""
 
-    def __init__(self, grid: Grid, dataset: Data):
-        self.job, self.dataset = grid.job("train", next(iter(grid.networks)))[0], dataset
+    samplers = SAMPLERS
+
+    def __init__(self, grid: Grid, dataset: Data, device: str = "cpu"):
+        self.job, self.dataset, self.device = grid.job("train", next(iter(grid.networks)))[0], dataset, device
         settings = self.job["training"]
         self.batch, self.steps = settings["batch"], settings["steps"]
         self.schedule, self.objective = Schedule.make(self.job["schedule"]), Objective.make(self.job["objective"])
-        self.network = training.build(self.job, dataset)
-        self.batches = training.Batches(dataset, self.job, torch.device("cpu"), self.network)
+        self.network = training.build(self.job, dataset).to(device)
+        self.batches = training.Batches(dataset, self.job, torch.device(device), self.network)
         self.times = self.objective.times.on(self.schedule)
-        self.state = training.State(self.network, settings, self.times, "cpu")
-        self.computed = self._computed(self.network)
+        self.state = training.State(self.network, settings, self.times, device)
+        self.computed = self._computed(self.network, self.steps)
         self.loss = partial(self.objective.loss, self.computed, self.schedule, space=dataset.space)
+        self.drawn = grid.config["sampling"]
+        self.denoisers: dict[str, Denoiser] = {}
 
-    def _computed(self, network: nn.Module) -> Computed:
-        return Computed(network, self.job["compute"], self.dataset.space, "cpu", calls=1)
+    def _computed(self, network: nn.Module, calls: int) -> Computed:
+        return Computed(network, self.job["compute"], self.dataset.space, self.device, calls)
 
     @property
     def precision(self) -> str:
         return self.computed.precision
 
-    def train(self, step: int, share: float | None = None) -> float:
+    def train(self, step: int, share: float | None = None) -> Tensor:
         """A step of training and of the average, the loss; `share` of the run is behind, if its end is one of time."""
         settings = self.job["training"]
         x0, eps, u, condition = self.batches(step)
         t, weight = self.times.draw(u)
         batch = x0, eps, t.reshape(-1, 1, 1, 1), condition
-        losses = training.backward(
-            self.state.optimiser, self.loss, batch, lambda: None, weight.to(x0.dtype), self.batch
-        )
+        weight = weight.to(x0.device, x0.dtype, non_blocking=True)
+        losses = training.backward(self.state.optimiser, self.loss, batch, lambda: None, weight, self.batch)
         self.times.learn(t, losses)
         decay = settings["decay"] if share is None else "constant"
         rate = training.learning_rate(step, self.steps, settings["learning_rate"], settings["warmup"], decay)
         self.state.update(step, rate * fall(share or 0), settings["gradient_clip"])
-        return float(losses.mean())
+        return losses.mean()
 
-    def denoiser(self, computed: bool = True) -> Denoiser:
+    def denoiser(self) -> Denoiser:
         """The averaged weights."""
-        made = Denoiser(self.state.average.eval(), self.objective, self.schedule)
-        if computed:
-            made.call = self._computed(made.network)
-        return made
+        return Denoiser(self.state.average.eval(), self.objective, self.schedule)
 
     def sample(self, method: str, images: int, steps: int) -> Tensor:
-        """As the `sample` stage draws one batch."""
-        sampler, index = Sampler.make({"method": method, "steps": steps}), torch.arange(images)
-        for x in chain(self.denoiser(), sampler, self.job["name"], index, NOTHING, self.dataset.shape):
+        """As the `sample` stage draws one batch of a job, whose network is computed in one way throughout."""
+        if method not in self.denoisers:
+            made = self.denoisers[method] = self.denoiser()
+            made.call = self._computed(made.network, steps * self.drawn["images"] // self.drawn["batch"])
+        sampler, index = Sampler.make({"method": method, "steps": steps}), torch.arange(images, device=self.device)
+        for x in chain(self.denoisers[method], sampler, self.job["name"], index, NOTHING, self.dataset.shape):
             pass
-        return self.dataset.space.decode(x)
+        return self.dataset.space.decode(x).cpu()
 
     def likelihood(self, images: int, times: int, batch: int) -> Tensor:
         """As the `likelihood` stage does, in float32."""
-        x0 = self.dataset.space.encode(self.dataset.test.images[:images])
-        found = vlb(self.denoiser(False), x0, torch.arange(images), 0, self.dataset.space, times, False, batch)
+        x0 = self.dataset.space.encode(self.dataset.test.images[:images]).to(self.device)
+        index = torch.arange(images, device=self.device)
+        found = vlb(self.denoiser(), x0, index, 0, self.dataset.space, times, False, batch)
         return found["bound"]
 
 
@@ -132,9 +169,9 @@ class Diffusers:
     """diffusers: UNet2DModel, the loop of its training tutorial (AdamW, clipped gradients, a cosine with warm-up, no
     average), and its pipelines."""
 
-    name = "diffusers"
+    name, samplers = "diffusers", SAMPLERS
 
-    def __init__(self, resolution: int, dataset: Data, batch: int, precision: str = "float32"):
+    def __init__(self, resolution: int, dataset: Data, batch: int, precision: str = "float32", device: str = "cpu"):
         from diffusers import DDPMScheduler, UNet2DModel
 
         channels = SIZES[resolution][1]
@@ -149,28 +186,28 @@ class Diffusers:
             up_block_types=("UpBlock2D",) * len(channels),
             norm_num_groups=4,
             add_attention=False,
-        )
-        self.batch, self.precision = batch, precision
-        self.images = dataset.space.encode(dataset.train.images)
+        ).to(device)
+        self.batch, self.precision, self.device = batch, precision, device
+        self.images = dataset.space.encode(dataset.train.images).to(device)
         self.noise_schedule = DDPMScheduler(num_train_timesteps=1000)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
         self.epoch = iter(())  # of the training images
 
     def compute(self) -> torch.autocast | nullcontext:
         low = self.precision == "bfloat16"
-        return torch.autocast("cpu", torch.bfloat16) if low else nullcontext()
+        return torch.autocast(self.device, torch.bfloat16) if low else nullcontext()
 
     def _clean(self) -> Tensor:
         """A batch of a shuffled epoch; the last, smaller one is left out."""
         if (index := next(self.epoch, None)) is None or len(index) < self.batch:
             self.epoch = iter(torch.randperm(len(self.images)).split(self.batch))
             index = next(self.epoch)
-        return self.images[index]
+        return self.images[index.to(self.device)]
 
     def train(self, step: int, share: float | None = None) -> float:
         """One optimiser step; `share` of the run is behind, along which the learning rate falls."""
         clean = self._clean()
-        noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+        noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),), device=self.device)
         noisy = self.noise_schedule.add_noise(clean, noise, t)
         with self.compute():
             predicted = self.network(noisy, t, return_dict=False)[0]
@@ -206,9 +243,9 @@ class DenoisingDiffusionPytorch:
     """denoising-diffusion-pytorch: Unet and GaussianDiffusion, and the loop of its Trainer (Adam, clipped gradients, an
     average every tenth step)."""
 
-    name, precision = "denoising-diffusion-pytorch", "float32"
+    name, precision, samplers = "denoising-diffusion-pytorch", "float32", ("ancestral", "ddim")
 
-    def __init__(self, resolution: int, dataset: Data, batch: int):
+    def __init__(self, resolution: int, dataset: Data, batch: int, device: str = "cpu"):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         from ema_pytorch import EMA
 
@@ -222,15 +259,16 @@ class DenoisingDiffusionPytorch:
 
         widths = range(8, 65, 2)
         self.network = min(map(built, widths), key=lambda network: abs(parameters(network) - wanted))
-        self.batch, self.images = batch, dataset.space.encode(dataset.train.images) / 2 + 0.5
+        self.batch, self.device = batch, device
+        self.images = (dataset.space.encode(dataset.train.images) / 2 + 0.5).to(device)
         self.diffusion = partial(GaussianDiffusion, image_size=resolution)
-        self.trained = self.diffusion(self.network, timesteps=1000)
+        self.trained = self.diffusion(self.network, timesteps=1000).to(device)
         self.average = EMA(self.trained, beta=0.995, update_every=10)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=1e-4, betas=(0.9, 0.99))
 
     def train(self, step: int, share: float | None = None) -> float:
         """One optimiser step; the learning rate is constant."""
-        loss = self.trained(self.images[torch.randint(0, len(self.images), (self.batch,))])
+        loss = self.trained(self.images[torch.randint(0, len(self.images), (self.batch,), device=self.device)])
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
@@ -238,13 +276,10 @@ class DenoisingDiffusionPytorch:
         self.average.update()
         return loss.item()
 
-    def sample(self, method: str, images: int, steps: int) -> Tensor | None:
-        """By the averaged weights: DDIM on a subset of its times, the whole chain where T is the number of steps. It
-        has no DPM-Solver++."""
-        if method == "dpm-solver++":
-            return None
+    def sample(self, method: str, images: int, steps: int) -> Tensor:
+        """By the averaged weights: DDIM on a subset of its times, the whole chain where T is the number of steps."""
         times = {"timesteps": steps} if method == "ancestral" else {"timesteps": 1000, "sampling_timesteps": steps}
-        return self.diffusion(self.average.ema_model.model, **times).sample(batch_size=images)
+        return self.diffusion(self.average.ema_model.model, **times).to(self.device).sample(batch_size=images).cpu()
 
 
 def configured_job(resolution: int) -> dict:
@@ -253,22 +288,23 @@ def configured_job(resolution: int) -> dict:
     return grid.job("train", next(iter(grid.networks)))[0]
 
 
-def builders(resolution: int, batch: int) -> dict[str, Callable]:
+def builders(resolution: int, batch: int, device: str) -> dict[str, Callable]:
     """Name → what makes the contestant, ours first."""
     dataset = random_data(resolution)
+    theirs = {"dataset": dataset, "batch": batch, "device": device}
     found: dict[str, Callable] = {}
-    for precision in ("bfloat16", "float32") if has_bfloat16("cpu") else ("float32",):
-        found[f"ours, {precision}"] = partial(Ours, configured(resolution, precision, batch=batch), dataset)
-    found["diffusers"] = partial(Diffusers, resolution, dataset, batch)
-    if has_bfloat16("cpu"):
-        found["diffusers, autocast to bfloat16"] = partial(Diffusers, resolution, dataset, batch, "bfloat16")
-    return found | {DenoisingDiffusionPytorch.name: partial(DenoisingDiffusionPytorch, resolution, dataset, batch)}
+    for precision in ("bfloat16", "float32") if has_bfloat16(device) else ("float32",):
+        found[f"ours, {precision}"] = partial(Ours, configured(resolution, precision, batch=batch), dataset, device)
+    found["diffusers"] = partial(Diffusers, resolution, **theirs)
+    if has_bfloat16(device):
+        found["diffusers, autocast to bfloat16"] = partial(Diffusers, resolution, precision="bfloat16", **theirs)
+    return found | {DenoisingDiffusionPytorch.name: partial(DenoisingDiffusionPytorch, resolution, **theirs)}
 
 
-def contestants(resolution: int, batch: int) -> tuple[dict[str, object], dict[str, str]]:
+def contestants(resolution: int, batch: int, device: str) -> tuple[dict[str, object], dict[str, str]]:
     """Name → contestant, ours first, and name → why it is left out."""
     found, absent = {}, {}
-    for name, made in builders(resolution, batch).items():
+    for name, made in builders(resolution, batch, device).items():
         try:
             contestant = made()
         except ImportError as e:
@@ -289,8 +325,10 @@ def steps_of(contestant: object) -> Callable[[], None]:
 
 
 def main() -> None:
+    options = arguments(__doc__).parse_args()
+    prepare(options.device, options.threads)
     for resolution in SIZES:
-        found, absent = contestants(resolution, 2)
+        found, absent = contestants(resolution, 2, options.device)
         for name, contestant in found.items():
             print(f"{resolution}×{resolution} {name}: {parameters(contestant.network)} parameters")
         for name, why in absent.items():

@@ -1,16 +1,17 @@
 """Images per second of training, sampling and likelihood beside other packages, in one run: python benchmarks/speed.py
 
-    python benchmarks/speed.py [--resolutions 8 28] [--repeats 5] [--batch 64] [--steps 10] [--json FILE]
+    python benchmarks/speed.py [--device cpu] [--threads 1] [--resolutions 8 28] [--repeats 5] [--batch 64] [--steps 10]
+                               [--json FILE]
 
-Every contestant computes a little, in turn, `--repeats` times, by CPU time of this process on one core, so that another
-program's load falls on all alike; ratios are medians of those of single turns. A Markdown table is printed.
+Every contestant computes a little, in turn, `--repeats` times, so that another program's load falls on all alike: by
+CPU time on one core, by wall time on several and on a GPU. Ratios are medians of those of single turns. A Markdown
+table is printed.
 """
 
 import argparse
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -19,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from peers import SAMPLERS, SIZES, builders, contestants, parameters, steps_of
+from peers import SAMPLERS, SIZES, arguments, builders, clock, contestants, parameters, prepare, steps_of
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,47 +28,67 @@ from ddpm.compute import has_bfloat16
 from ddpm.pipeline import records
 
 AGAINST = "diffusers"
+SETTINGS = ("device", "threads", "batch", "steps", "repeats", "turn")
 TIMES = 40  # noise levels per image of the bound, as in config.yaml
+# What the peak is looked for in: channels, size and batch of 3×3 convolutions, and the order of products of matrices.
+PEAK = {
+    "cpu": (((64, 8, 64), (64, 16, 32), (128, 16, 16), (256, 16, 8)), (512,)),
+    "cuda": (((256, 64, 64), (512, 32, 64)), (4096, 8192)),
+}
 
 
-def seconds(run: Callable) -> float:
-    """CPU time of this process."""
-    start = time.process_time()
+def seconds(run: Callable, device: str = "cpu") -> float:
+    """What a run takes on this device."""
+    now = clock(device)
+    start = now()
     run()
-    return time.process_time() - start
+    return now() - start
 
 
-def peak(dtype: torch.dtype, budget: float) -> float:
-    """FLOP/s of the fastest of some 3×3 convolutions, forward: what this machine gives to a network at best."""
-    best = 0.0
-    for channels, size, batch in ((64, 8, 64), (64, 16, 32), (128, 16, 16), (256, 16, 8)):
-        x = torch.randn(batch, channels, size, size).to(dtype, memory_format=torch.channels_last)
-        weight = torch.randn(channels, channels, 3, 3).to(dtype, memory_format=torch.channels_last)
-        convolve = partial(F.conv2d, x, weight, padding=1)
-        end = time.process_time() + budget / 4
-        with torch.no_grad():
-            convolve()
-            while time.process_time() < end:
-                best = max(best, 2 * 9 * channels**2 * size**2 * batch / max(seconds(convolve), 1e-9))
+def kernels(dtype: torch.dtype, device: str) -> list[tuple[int, Callable]]:
+    """The FLOP of every kernel that the peak is looked for in, and the kernel."""
+    found: list[tuple[int, Callable]] = []
+    convolutions, products = PEAK[device]
+    for channels, size, batch in convolutions:
+        x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
+        weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+        x, weight = (tensor.to(memory_format=torch.channels_last) for tensor in (x, weight))
+        found.append((2 * 9 * channels**2 * size**2 * batch, partial(F.conv2d, x, weight, padding=1)))
+    for order in products:
+        a, b = torch.randn(2, order, order, device=device, dtype=dtype)
+        found.append((2 * order**3, partial(torch.mm, a, b)))
+    return found
+
+
+def peak(dtype: torch.dtype, budget: float, device: str) -> float:
+    """FLOP/s of the fastest of some large kernels: what this device gives to a network at best."""
+    best, now, tried = 0.0, clock(device), kernels(dtype, device)
+    with torch.no_grad():
+        for flop, kernel in tried:
+            kernel()
+            end = now() + budget / len(tried)
+            while now() < end:
+                best = max(best, flop / max(seconds(kernel, device), 1e-9))
     return best
 
 
 def flop(contestant: object, resolution: int) -> int:
     """FLOP of a forward pass of one image; a training step has about three times as many."""
-    x = torch.randn(1, 1, resolution, resolution)
+    device = next(contestant.network.parameters()).device
+    x = torch.randn(1, 1, resolution, resolution, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        contestant.network(x, torch.zeros(1))
+        contestant.network(x, torch.zeros(1, device=device))
     return counter.get_total_flops()
 
 
-def in_turn(runs: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+def in_turn(runs: dict[str, Callable], repeats: int, device: str) -> dict[str, list[float]]:
     """Seconds of every run, `repeats` times each, one after the other; each has run once before."""
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(repeats):
         for name, run in runs.items():
-            spent[name].append(seconds(run))
+            spent[name].append(seconds(run, device))
     return spent
 
 
@@ -81,32 +102,37 @@ def workloads(found: dict, options: argparse.Namespace) -> dict[str, tuple[int, 
     trained = {name: repeated(steps_of(contestant), options.turn) for name, contestant in found.items()}
     tasks = {"training": (batch * options.turn, 3, trained)}
     for method in SAMPLERS:
-        able = {n: c for n, c in found.items() if c.sample(method, 1, steps) is not None}
+        able = {name: contestant for name, contestant in found.items() if method in contestant.samplers}
         tasks[method] = batch, steps, {n: partial(c.sample, method, batch, steps) for n, c in able.items()}
     images = max(1, batch // 8)
     bound = {n: partial(c.likelihood, images, TIMES, 256) for n, c in found.items() if n == "ours, float32"}
     return tasks | {"likelihood": (images, 1 + TIMES, bound)}
 
 
-def memory(resolution: int, batch: int, name: str) -> float:
-    """The largest resident memory, in MiB, of a process that trains and samples one batch, its packages included."""
-    torch.set_num_threads(1)
-    contestant = builders(resolution, batch)[name]()
+def memory(resolution: int, batch: int, name: str, device: str, threads: int) -> float:
+    """The largest memory, in MiB, of a process that trains and samples one batch: what it holds, its packages included;
+    on a GPU what its tensors hold there."""
+    prepare(device, threads)
+    contestant = builders(resolution, batch, device)[name]()
     contestant.train(0)
     contestant.sample("ddim", batch, 2)
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 def measured(resolution: int, options: argparse.Namespace, peaks: dict[str, float]) -> tuple[list[dict], dict]:
     """Rows of the table of one resolution, and who is left out."""
-    found, absent = contestants(resolution, options.batch)
+    device = options.device
+    found, absent = contestants(resolution, options.batch, device)
     resident = {}
     for name in found if options.memory else ():  # each in a process of its own
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            resident[name] = pool.submit(memory, resolution, options.batch, name).result()
+            what = memory, resolution, options.batch, name, device, options.threads
+            resident[name] = pool.submit(*what).result()
     rows = []
     for task, (images, passes, runs) in workloads(found, options).items():
-        spent = in_turn(runs, options.repeats)
+        spent = in_turn(runs, options.repeats, device)
         for name, times in spent.items():
             contestant = found[name]
             # The bound is computed in float32, whatever else is.
@@ -154,14 +180,15 @@ def table(found: dict) -> str:
         lines += ["", *(f"Left out at {resolution}×{resolution}: {n}, {why}." for n, why in absent.items())]
     peaks = ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in found["peak"].items())
     about = found["about"]
-    lines += ["", f"Peak of one core, of convolutions: {peaks}. {about['hardware']}, torch {about['torch']}, load "]
-    lines[-1] += f"{about['load'][0]:.1f} → {about['load'][1]:.1f}, batch {about['batch']}, {about['steps']} sampling "
+    lines += ["", f"Peak, of convolutions and products of matrices: {peaks}. {about['hardware']} ({about['device']}, "]
+    lines[-1] += f"CPU threads: {about['threads']}), torch {about['torch']}, load {about['load'][0]:.1f} → "
+    lines[-1] += f"{about['load'][1]:.1f}, batch {about['batch']}, {about['steps']} sampling "
     lines[-1] += f"steps, {about['repeats']} turns, commit {(about['commit'] or 'unknown')[:12]}."
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--resolutions", nargs="+", type=int, choices=SIZES, default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contestant")
     parser.add_argument("--turn", type=int, default=4, help="optimiser steps of a turn of training")
@@ -170,17 +197,19 @@ def main() -> None:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all numbers too")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare(options.device, options.threads)
     load = os.getloadavg()[0]
     budget = 0.4 * options.repeats
-    dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if has_bfloat16("cpu") else {})
-    found: dict = {"peak": {name: peak(dtype, budget) for name, dtype in dtypes.items()}, "rows": [], "absent": {}}
+    dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if has_bfloat16(options.device) else {})
+    peaks = {name: peak(dtype, budget, options.device) for name, dtype in dtypes.items()}
+    found: dict = {"peak": peaks, "rows": [], "absent": {}}
     for resolution in options.resolutions:
         rows, absent = measured(resolution, options, found["peak"])
         found["rows"] += rows
         found["absent"][resolution] = absent
-    about = {"hardware": records.hardware("cpu"), "torch": torch.__version__, "load": [load, os.getloadavg()[0]]}
-    found["about"] = about | records.commit() | {k: getattr(options, k) for k in ("batch", "steps", "repeats", "turn")}
+    about = {"hardware": records.hardware(options.device), "torch": torch.__version__}
+    about["load"] = [load, os.getloadavg()[0]]
+    found["about"] = about | records.commit() | {key: getattr(options, key) for key in SETTINGS}
     if options.json:
         records.write_json(options.json, found)
     print(table(found))

@@ -5,7 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +67,7 @@ def parts(folder: Path) -> None:
 
 def peers(_: Path) -> None:
     """Who is there has as many parameters as ours; who is not is named."""
-    lines = said("peers.py").splitlines()
+    lines = said("peers.py", "--threads", "2").splitlines()
     for resolution in ("8×8", "28×28"):
         here = [line.removeprefix(resolution + " ") for line in lines if line.startswith(resolution)]
         there = {x[1]: int(x[2]) for line in here if (x := re.fullmatch(r"(.+): (\d+) parameters", line))}
@@ -77,6 +80,7 @@ def speed(folder: Path) -> None:
     """Rates, ratios and shares of the peak agree with one another, and the table says what the JSON does."""
     options = [*SMALLEST, "--batch", "4", "--steps", "2", "--no-memory", "--json"]
     printed, found = said("speed.py", *options, str(folder / "a.json")), json.loads((folder / "a.json").read_text())
+    assert (found["about"]["device"], found["about"]["threads"]) == ("cpu", 1)
     passes = {"training": 3, "ancestral": 2, "ddim": 2, "dpm-solver++": 2, "likelihood": 41}
     assert {row["task"] for row in found["rows"]} == passes.keys()
     for row in found["rows"]:
@@ -170,6 +174,62 @@ def test_ours_is_what_the_stage_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ours.train(step)
     for key, value in read_tensors(layout.output("train", name))[0].items():
         assert torch.equal(value, ours.state.average.state_dict()[key]), key
+
+
+def test_seconds_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the clock is read when all is done that was given to it, before and after; with several threads of a CPU
+    it is the wall's, with one the process's."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+    import speed
+
+    for threads, expected in ((1, time.process_time), (2, time.perf_counter)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert peers.clock("cpu") is expected
+    seen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append("done"))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: seen.append("read") or float(len(seen)))
+        assert speed.seconds(lambda: seen.append("run"), "cuda") == 3
+    assert seen == ["done", "read", "run", "done", "read"]
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said so, and what would run; where it is there, its own memory is what counts."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+    import speed
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"--device cuda: torch sees no GPU here; --device cpu would run"):
+        peers.prepare("cuda", 1)
+    contestant = SimpleNamespace(train=lambda step: None, sample=lambda *of: None)
+    monkeypatch.setattr(speed, "prepare", lambda device, threads: None)
+    monkeypatch.setattr(speed, "builders", lambda *of: {"any": lambda: contestant})
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    assert speed.memory(8, 4, "any", "cuda", 1) == 3 < speed.memory(8, 4, "any", "cpu", 1)
+
+
+def test_all_computes_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contestants on torch's device without numbers, in place of a GPU: a tensor that stayed on the CPU is refused, and
+    so is what waits for a number, of which ours has none in training and sampling."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+
+    adam, cpu = torch.optim.Adam, torch.Tensor.cpu
+    monkeypatch.setattr(torch.optim, "Adam", lambda *of, fused, **more: adam(*of, **more))
+    monkeypatch.setattr(torch, "autocast", lambda *of, **more: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr("ddpm.compute.COMPILING", float("inf"))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: torch.zeros(x.shape, dtype=x.dtype) if x.is_meta else cpu(x))
+    ours = peers.Ours(peers.configured(8, "auto", batch=4), peers.random_data(8), "meta")
+    assert [ours.train(step).device.type for step in (0, 1)] == ["meta", "meta"]
+    assert ours.likelihood(2, 5, 16).shape == (2,)
+    theirs = peers.Diffusers(8, peers.random_data(8), 4, "bfloat16", "meta")
+    for method in peers.SAMPLERS:
+        assert ours.sample(method, 4, 3).shape == (4, 1, 8, 8) and theirs.sample(method, 4, 3).shape == (4, 8, 8, 1)
+    monkeypatch.setattr(torch.Tensor, "item", lambda x: 1.0)  # which its own loop asks for at every step
+    assert theirs.train(0) == 1
 
 
 def test_real_images_are_judged_near_the_topline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
