@@ -245,6 +245,8 @@ def recomputed(results: Results, stage: str, name: str, scratch: Layout) -> Iter
     record, layout, code = results.known(stage, name), results.layout, results.grid.job(stage, name)[1]
     for parent in _read(results, stage, name):
         _link(layout, scratch, *parent)
+    if stage == "page" and (logs := layout.root / "logs").is_dir():
+        (scratch.root / "logs").symlink_to(logs.resolve())  # whose ends it shows
     try:
         execute(stage, record["job"], code, scratch)
     except UserError as e:  # such as data that are not here

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from browser import Browser
 from PIL import Image
 from tabled import CELL, GRID, NETWORK, build
 
-from ddpm import figures, page
+from ddpm import figures, page, spot_checks
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.figures.images import Images
@@ -23,7 +24,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.samplers import Sampler
 from ddpm.stages.sample import chain, load_denoiser
-from ddpm.tables import paired
+from ddpm.tables import paired, verdicts
 from ddpm.tables.columns import columns_of
 from ddpm.tables.rows import collect
 from ddpm.tables.winners import trainings, winners
@@ -41,6 +42,9 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
         made = build(tmp_path_factory.mktemp("page"))
         for name in GRID.runs:
             Image.new("L", (40, 40), 128).save(made.cell(name) / "samples.png")
+        for stage, name in (("train", f"{NETWORK}/seed1"), ("fidelity", f"{NETWORK}/seed1")):
+            made.log(stage, name).parent.mkdir(parents=True, exist_ok=True)
+            made.log(stage, name).write_text(f"{stage} started\n\r{stage}:  50%\r{stage}: 100%\n")
         execute("table", *GRID.job("table"), made)
         execute("page", *GRID.job("page"), made)
         yield made
@@ -85,7 +89,12 @@ def test_every_row_has_its_numbers(layout: Layout) -> None:
     assert [float(r["numbers"][at]["sort"] or "nan") for r in rows] == pytest.approx(table["fid"].tolist(), nan_ok=True)
     (row,) = (r for r in rows if r["name"] == CELL.replace("/", " · "))
     ours = table[(table["objective"] == "eps") & (table["sampler"] == "ddim")].iloc[0]
-    assert row["numbers"][at]["beside"] == f"± {ours['fid_std']:.2g}"
+    assert row["numbers"][at]["beside"] == f"± {ours['fid_std']:.3f}"
+    for r, (_, found) in zip(rows, table.iterrows(), strict=True):
+        ends = [found["fid_low"], found["fid_high"]]
+        assert r["numbers"][at]["range"] == ("{:.3f} – {:.3f}".format(*ends) if pd.notna(ends[0]) else "")
+    assert row["score"] == f"FID {ours['fid']:.3f} ({row['numbers'][at]['range']})"
+    assert all(re.fullmatch(r"(-?\d+\.\d{3}|\d*|[a-z ]+|n/a)", n["text"]) for r in rows for n in r["numbers"])
     best = [i for i, r in enumerate(rows) if r["numbers"][at]["best"]]
     assert best == winners(table, paired.differences(results), ["fid"], trainings(table, GRID))["fid"]
     assert shown[at] == {"name": "fid", "title": "FID", "better": "↓"}
@@ -101,15 +110,64 @@ def test_a_cell_has_its_jobs_records_and_commands(layout: Layout) -> None:
     assert set(jobs) == {"train", "likelihood", "sample", "fidelity"}
     assert jobs["sample"]["command"] == f"ddpm sample {CELL}/seed1" and jobs["sample"]["state"] == "ok"
     assert json.loads(jobs["sample"]["record"]) == records.read_record(layout.record("sample", f"{CELL}/seed1"))
-    assert jobs["fidelity"]["log"] == "logs/fidelity/eps/linear/unconditional/seed1.log"
+    assert jobs["fidelity"]["log"] == "fidelity started\nfidelity: 100%" and jobs["sample"]["log"] == ""
+    assert "train started\ntrain: 100%</pre>" in text(layout) and "logs/" not in text(layout)
+
+
+def test_of_a_log_the_end_is_shown(tmp_path: Path) -> None:
+    """As a terminal would show it, and no more than so many lines and characters, wherever a character is cut."""
+    path = tmp_path / "a.log"
+    assert content.tail(path) == ""
+    path.write_bytes(b"\x1b[31mred\x1b[0m\a \xff\tend\r\n")
+    assert content.tail(path) == "red \ufffd\tend"
+    path.write_text("".join(f"{i}\n" for i in range(9000)), encoding="utf-8")
+    assert content.tail(path).split("\n") == [str(i) for i in range(9000 - content.LINES, 9000)]
+    path.write_text("é" * 2**16, encoding="utf-8")
+    assert content.tail(path) == "é" * content.CHARACTERS
+
+
+def test_the_page_is_verified_with_its_logs(layout: Layout, tmp_path: Path) -> None:
+    """`ddpm verify` makes it again of the same logs, and sees that one has changed since."""
+    results, log = Results(GRID, layout), layout.log("train", f"{NETWORK}/seed1")
+
+    def found(folder: Path) -> list[str]:
+        for name in GRID.runs:  # no record has them here
+            shutil.copytree(layout.cell(name), Layout(folder).cell(name), ignore=shutil.ignore_patterns("*.json"))
+        return [finding.path.name for finding in spot_checks.recomputed(results, "page", "", Layout(folder))]
+
+    assert found(tmp_path / "a") == []
+    before = log.read_text()
+    log.write_text("another\n")
+    after = found(tmp_path / "b")
+    log.write_text(before)
+    assert "report.html" in after
+
+
+def test_the_heading_says_by_what_rows_are_compared(layout: Layout) -> None:
+    """Features and protocol; that two seeds decide no claim, which are folded; in what rows differ."""
+    found = " ".join(text(layout).split())
+    of = records.read_record(layout.record("fidelity", "real"))["result"]
+    assert f"a classifier trained on the training split (hash {of['extractor']}), protocol {of['protocol']};" in found
+    assert "can be decided yet: 3 training seeds are the least, and there are 2." in found
+    assert found.index("<summary>What they claim") < found.index('<div class="verdicts">')
+    assert "differs:" in found and "network evaluations per sample" in found
+
+
+@pytest.mark.parametrize(("seeds", "few"), [((1, 1), {"seeds": 1, "least": 3}), ((1, 3), None), ((), None)])
+def test_claims_are_folded_where_all_lack_seeds(seeds: tuple[int, ...], few: dict | None) -> None:
+    """One that has enough shows them all."""
+    assert content.few([verdicts.Verdict(None, "undecided", seeds=n) for n in seeds]) == few
 
 
 def test_an_interval_is_drawn_where_it_lies() -> None:
     """A ratio is symmetric about no effect in its logarithm; ends that are far out stop at the edge."""
     places = [float(x) for x in re.findall(r'(?:cx|x1|x2)="([\d.]+)"', charts.interval(0.5, 0.25, 1.0, 1.0, True))]
     low, high, dot = places[-3:]
-    assert high == 100 and dot == pytest.approx((low + high) / 2, abs=0.06) and low > 4
-    assert 'cx="8.0"' in charts.interval(1e-9, 1e-12, 1e-6, 1.0, True)
+    assert high == 100 and dot == pytest.approx((low + high) / 2, abs=0.06) and low > 20
+    assert 'cx="20.0"' in charts.interval(1e-9, 1e-12, 1e-6, 1.0, True)
+    ratio, difference = charts.interval(0.5, 0.25, 1.0, 1.0, True), charts.interval(0.3, 0.1, 0.45, 0.0, False)
+    assert re.findall("<text[^>]*>([^<]*)", ratio) == ["× 0.2", "× 1", "× 5"]
+    assert re.findall("<text[^>]*>([^<]*)", difference) == ["-0.5", "0", "+0.5"] and 'cx="148.0"' in difference
     assert charts.interval(float("nan"), float("nan"), float("nan"), 0.0, False) == ""
 
 
@@ -119,7 +177,10 @@ def test_a_loss_is_drawn_from_high_to_low() -> None:
     assert charts.loss(frame) == ""
     drawn = charts.loss(pd.DataFrame({"images": [100, 200], "loss": [2.0, 1.0]}))
     (points,) = re.findall(r'points="([^"]*)"', drawn)
-    assert points == "160.0,6.0 316.0,94.0" and "over 200 training images" in drawn
+    assert points == "180.0,6.0 316.0,94.0"
+    assert re.findall("<text[^>]*>([^<]*)", drawn) == ["1.5", "2", "0", "200 images"]  # running means of five
+    falls = charts.loss(pd.DataFrame({"images": range(1, 9), "loss": [30.0] + 7 * [0.2]}))
+    assert re.findall("<text[^>]*>([^<]*)", falls) == ["0.2", "1", "5", "20", "0", "8 images"]
 
 
 def test_points_lie_where_their_logarithms_are() -> None:
@@ -217,6 +278,7 @@ def test_on_a_phone_nothing_is_wider_than_the_window(layout: Layout, browser: Br
     browser.run("localStorage.clear()")
     browser.open(layout.output("page").as_uri())
     assert browser.run("document.documentElement.scrollWidth") == 390
+    assert re.fullmatch(r"[\d.]+ – [\d.]+", browser.run("document.querySelector('#rows .range').innerText"))
     ground, ink = (
         [int(c) for c in re.findall(r"\d+", browser.run(f"getComputedStyle(document.body).{key}"))[:3]]
         for key in ("backgroundColor", "color")
@@ -231,6 +293,7 @@ def test_printed_it_has_every_row(layout: Layout, browser: Browser) -> None:
     browser.call("Emulation.setEmulatedMedia", media="print")
     assert browser.run("getComputedStyle(document.querySelector('.tools')).display") == "none"
     assert browser.run("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
+    assert browser.run("document.querySelector('#rows .range').getBoundingClientRect().height") > 5
     browser.call("Emulation.setEmulatedMedia", media="")
 
 

@@ -49,6 +49,15 @@ def test_pictures(tree: Path) -> None:
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 500
 
 
+def test_snakemakes_own_report(tree: Path, tmp_path: Path) -> None:
+    """`snakemake --report` makes its page of a finished tree, with tables and every figure under their captions."""
+    run = snakemake(tree, "--report", str(tmp_path / "report.html"))
+    assert run.returncode == 0, run.stdout + run.stderr
+    made = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for name in ("table.csv", "published.md", "claims.md", *(p.name for p in tree.glob("results/tiny/figures/*.png"))):
+        assert f'"name": "{name}"' in made, name
+
+
 def test_same_bytes_on_other_cores(tree: Path, tmp_path: Path) -> None:
     """A second run from scratch, on one core, gives the same table and the same weights, byte for byte."""
     other = copy_project(tmp_path / "other")

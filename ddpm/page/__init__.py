@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddpm.page import content
+from ddpm.pipeline import audit
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import PAGE, Results
@@ -16,7 +17,10 @@ from ddpm.tables.verdicts import decide
 
 
 def write(run: Run) -> Outcome:
-    """The `page` stage: report.html of what is there, with no time but those of records: same inputs, same bytes."""
+    """The `page` stage: report.html of what is there, with no time but those of records and logs.
+
+    The same records, pictures and logs give the same bytes.
+    """
     results = Results(Grid(run.job["config"]), Layout(run.results))
     run.recorder.record["inputs"] = results.inputs("page")
     table = collect(results)
@@ -26,10 +30,12 @@ def write(run: Run) -> Outcome:
         {
             "head": content.head(results, table),
             "summary": summary(verdicts),
+            "few": content.few(verdicts),
             "verdicts": content.verdicts(verdicts),
             "absent": content.absent(verdicts),
             "columns": content.columns(table, columns_of(results.grid.config)),
             "rows": rows,
+            "audit": audit.text(audit.facts(results)),
             "figures": content.figures(results),
             "published": content.published(table, results.grid),
             "costs": content.costs(costs(results)),

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ddpm import __version__
 from ddpm.page import charts
 from ddpm.pipeline import project
 from ddpm.pipeline.grid import Cell, Grid
+from ddpm.pipeline.looks import LEAST
 from ddpm.pipeline.registry import AXES
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.stages import STAGES
@@ -20,11 +22,13 @@ from ddpm.pipeline.status import duration
 from ddpm.tables import paired
 from ddpm.tables.claims_text import ORDER, effect
 from ddpm.tables.columns import FINISHED, Columns, columns_of
+from ddpm.tables.markdown import features
 from ddpm.tables.published import documents
 from ddpm.tables.verdicts import ABSENT, Verdict
 from ddpm.tables.winners import trainings, winners
 
 WIDEST = 1500  # pixels of an embedded picture
+LINES, CHARACTERS = 40, 4000  # of the end of a log, at most
 # What explains a column and is shown beside its number, and what the page calls the others.
 BESIDE = ("_std", "_standard_error")
 CALLED = {
@@ -53,7 +57,8 @@ def head(results: Results, table: pd.DataFrame) -> dict[str, Any]:
         "seeds": seeds[0] if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
         "sampling_seeds": grid.sampling_seeds,
         "samples": None if pd.isna(real["samples"]) else int(real["samples"]),
-        "extractor": None if pd.isna(real["extractor"]) else real["extractor"],
+        "features": features(grid, real),
+        "several": int(runs["seeds"].max()) > 1,
         "version": __version__,
     }
 
@@ -76,6 +81,12 @@ def verdicts(found: list[Verdict]) -> list[dict[str, Any]]:
         }
         for v in here
     ]
+
+
+def few(found: list[Verdict]) -> dict[str, int] | None:
+    """The seeds that claims have here and the least that decide one, where every claim lacks some."""
+    most = max((v.seeds for v in found if v.verdict != ABSENT), default=LEAST)
+    return {"seeds": most, "least": LEAST} if most < LEAST else None
 
 
 def absent(found: list[Verdict]) -> list[str]:
@@ -112,8 +123,15 @@ def spread(row: pd.Series, column: str) -> str:
     for end in ("_std", "_standard_error"):
         value = row.get(f"{base}{end}")
         if value is not None and pd.notna(value) and value > 1e-9:  # what is known exactly has no error
-            return f"± {value:.2g}"
+            return f"± {rounded(float(value))}" if value >= 0.0005 else "± < 0.001"
     return ""
+
+
+def interval(row: pd.Series, column: str) -> str:
+    """`0.27 – 0.33`, the ends of 95 % of samples; empty where they are not known."""
+    ends = [row.get(f"{column}_{end}") for end in ("low", "high")]
+    known = all(end is not None and pd.notna(end) for end in ends)
+    return " – ".join(rounded(float(end)) for end in ends) if known else ""
 
 
 def cell_of(row: pd.Series, column: str, best: bool) -> dict[str, Any]:
@@ -122,24 +140,18 @@ def cell_of(row: pd.Series, column: str, best: bool) -> dict[str, Any]:
     if isinstance(value, str) or pd.isna(value):
         text = value if isinstance(value, str) else ""
         return {"text": text, "sort": text, "beside": "", "range": "", "best": False}
-    ends = [row.get(f"{column}_{end}") for end in ("low", "high")]
-    known = all(end is not None and pd.notna(end) for end in ends)
     return {
         "text": rounded(value),
         "sort": repr(float(value)),
         "beside": spread(row, column),
-        "range": "95 %: {:.3g} to {:.3g}".format(*ends) if known else "",
+        "range": interval(row, column),
         "best": best,
     }
 
 
 def rounded(value: Any) -> str:
-    """A number to three digits or to two decimals; a whole number of steps or images as it is."""
-    if not isinstance(value, float):
-        return f"{value:.0f}"
-    if 1 <= abs(value) < 1000:
-        return f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
-    return f"{value:.3g}"
+    """A number to the three decimals of table.md; a whole number of steps or images as it is."""
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:.0f}"
 
 
 def rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -171,8 +183,11 @@ def named(row: pd.Series, cells: list[Cell]) -> str:
 
 
 def score(row: pd.Series, metric: str, of: Columns) -> str:
-    """`FID 0.31`: what stands below a row's picture."""
-    return f"{of.metrics[metric]['title']} {row[metric]:.3g}" if pd.notna(row[metric]) else row["status"]
+    """`FID 0.306 (0.27 – 0.33)`: what stands below a row's picture."""
+    if pd.isna(row[metric]):
+        return row["status"]
+    ends = interval(row, metric)
+    return f"{of.metrics[metric]['title']} {rounded(float(row[metric]))}" + (f" ({ends})" if ends else "")
 
 
 def seed(results: Results, cell: Cell) -> dict[str, Any]:
@@ -192,18 +207,30 @@ def seed(results: Results, cell: Cell) -> dict[str, Any]:
 
 
 def job(results: Results, stage: str, name: str) -> dict[str, str]:
-    """One job: how it is run by hand, where its log lies, and its record."""
+    """One job: how it is run by hand, the end of its log, and its record."""
     layout, record = results.layout, results.record(stage, name)
     batch = results.grid.batch_of[name] if stage == "fidelity" else name
     return {
         "stage": stage,
         "name": name,
         "command": f"ddpm {stage} {name}" if STAGES[stage].called else "",
-        "log": layout.log(stage, batch).relative_to(layout.root).as_posix(),
+        "log": tail(layout.log(stage, batch)),
         "path": layout.record(stage, name).relative_to(layout.root).as_posix(),
         "state": "; ".join(map(str, results.todo.get((stage, name), ()))) or results.known(stage, name)["status"],
         "record": json.dumps(record, indent=1, ensure_ascii=False) if record else "",
     }
+
+
+def tail(path: Path) -> str:
+    """The last lines of a log as a terminal shows them, of a progress bar its last state; empty where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16))
+        text = file.read().decode("utf-8", errors="replace")
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip().split("\n")]
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]", "", "\n".join(lines[-LINES:]))
+    return shown[-CHARACTERS:]
 
 
 # ---- pictures, published tables, costs ----------------------------------------------------------------------
