@@ -42,7 +42,18 @@ Tensor = torch.Tensor
 # If this share of a cell's images is not what its weights draw, one of them is seen with at least this probability.
 SHARE, CHANCE = 0.03, 0.95
 # What is computed again as a whole, in this order: what is quick first.
-AGAIN = ("train", "fidelity", "paired", "likelihood", "ode_likelihood", "data", "classifier", "table", "page")
+AGAIN = (
+    "train",
+    "fidelity",
+    "paired",
+    "likelihood",
+    "ode_likelihood",
+    "data",
+    "classifier",
+    "table",
+    "figures",
+    "page",
+)
 # Relative difference up to which a number that was computed again is the same: CPUs of other kinds round otherwise.
 CLOSE = 1e-6
 # Looks at the result of one job, by its name.

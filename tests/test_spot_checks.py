@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from tabled import configured, untrained  # noqa: F401 - a fixture
 
@@ -30,14 +31,15 @@ BLOCKS = [
 ]
 SAMPLERS = configured()["samplers"] | {"ode-adaptive": {"method": "ode-adaptive"}}
 GRID = config.check(configured() | {"grid": BLOCKS, "seeds": [0], "samplers": SAMPLERS})
+DRAWN = [("table", ""), ("figures", "")]
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole results folder with its tables; read only."""
+    """A whole results folder with its tables and pictures; read only."""
     layout = Layout(tmp_path_factory.mktemp("audited"))
-    for stage, name in [*GRID.jobs, ("table", "")]:
+    for stage, name in [*GRID.jobs, *DRAWN]:
         execute(stage, *GRID.job(stage, name), layout)
     return layout.root
 
@@ -56,7 +58,7 @@ def replace(path: Path, text: str) -> None:
 def refit(root: Path) -> None:
     """Write every hash anew, as a forger would: of outputs, of what was read, and of the records."""
     layout = Layout(root)
-    for stage, name in [*GRID.jobs, ("table", "")]:
+    for stage, name in [*GRID.jobs, *DRAWN]:
         place = layout.record(stage, name)
         record = json.loads(place.read_text())
         for output in record["outputs"]:
@@ -184,6 +186,19 @@ def real(found: dict) -> dict:
     return found | {"images": found["images"].flip(0)}
 
 
+def forged(name: str) -> Callable[[Path], None]:
+    """A picture of the right kind and size, upside down."""
+
+    def tamper(root: Path) -> None:
+        path = root / "figures" / name
+        with Image.open(path) as found:
+            turned = found.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        path.unlink()
+        turned.save(path)
+
+    return tamper
+
+
 def other_job(root: Path) -> None:
     """A sampler of more steps than its record says."""
     path = Layout(root).record("sample", CELL)
@@ -226,6 +241,8 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a number of the table": (line("table", "", "table", 9, "0.0123"), "table.csv"),
     "a number of the tables' twin": (line("table", "", "differences", 3, "0.0123"), "differences.csv"),
+    "the picture that compares cells": (forged("comparison.png"), "figures/comparison.png"),
+    "the picture of samples": (forged("samples.png"), "figures/samples.png"),
     "the cells of the table": (record("table", "", cells=3), "table.json"),
 }
 
