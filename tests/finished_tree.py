@@ -70,7 +70,7 @@ EVERYTHING = of("data", "") | of("classifier", "") | trained(*NETWORKS) | of("fi
 MEASURED = of("fidelity", *BATCHES) | BOTH
 
 
-BOUND = of("likelihood", EPS, LEARNED) | TABLE
+BOUND = of("likelihood", EPS, LEARNED) | BOTH
 
 
 def status(folder: Path, *arguments: str, overlay: str = "", **environment: str) -> str:

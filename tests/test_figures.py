@@ -1,4 +1,4 @@
-"""What the charts show: means and intervals as in the table, no lucky seed, axes that can be read."""
+"""What the charts show: means and intervals as in the table, no lucky seed, the bound by time, readable axes."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from scipy import stats
-from tabled import CELL, GRID, configured, edit, finished, layout, number, table, untrained  # noqa: F401
+from tabled import CELL, GRID, NETWORK, configured, edit, finished, layout, number, table, untrained  # noqa: F401
 
 from ddpm import figures
 from ddpm.datasets import dataset as data
@@ -22,6 +22,8 @@ from ddpm.pipeline.layout import CHARTS, Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import STAGES
+from ddpm.schedules import Cosine, Linear
+from ddpm.stages import likelihood
 
 torch.set_num_threads(1)
 OTHER = "eps/linear/none/ancestral"
@@ -134,6 +136,7 @@ def test_charts_have_the_same_bytes(finished: Layout, tmp_path: Path) -> None:  
             getattr(charts, f"{name}_figure")(finished, GRID, "fid", "FID", tmp_path / folder / f"{name}.png")
         curves.schedules_figure(GRID, tmp_path / folder / "schedules.png")
         curves.training_figure(finished, GRID, tmp_path / folder / "training.png")
+        curves.bound_figure(finished, GRID, tmp_path / folder / "bound.png")
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == sorted(f"{name}.{end}" for name in CHARTS for end in ("png", "svg"))
     for name in files:
@@ -142,6 +145,7 @@ def test_charts_have_the_same_bytes(finished: Layout, tmp_path: Path) -> None:  
     assert "eps · linear · none · ddim" in texts["comparison"] and "10^" not in texts["comparison"]
     assert "real data: 95 % of sets" in texts["comparison"] and "classes by chance" in texts["comparison"]
     assert all(title in texts["guidance"] for title in ("FID", "Label accuracy", "Diversity"))
+    assert "eps · linear" in texts["bound"] and "score · cosine" not in texts["bound"]
 
 
 def test_the_band_is_of_real_data(finished: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
@@ -198,3 +202,60 @@ def test_a_panel_of_steps_has_several() -> None:
     assert [row.number["nfe"] for row in panels["eps · linear · none"]["ddim eta 0.0"]] == [2, 3]
     assert len(panels["all others"]["ddim eta 0.0"]) == 2
     assert "steps" in grid.pictures and "steps" not in with_steps(2).pictures
+
+
+# ---- the bound by time ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [Linear(40), Cosine(40), Linear(1000)])
+@pytest.mark.parametrize("times", [5, 39, 2000])
+def test_terms_are_a_density_in_time(schedule: Linear | Cosine, times: int) -> None:
+    """Every stratum's part of Σ_t L_t, spread over the time that it covers: constant terms stay constant, whatever the
+    strata, sums stay sums, and every edge lies within the times that the table names."""
+    steps = schedule.steps
+    count = min(times, steps - 1)
+    share = likelihood.time_shares(schedule).numpy()
+    if times >= steps - 1:
+        bits = np.full(steps - 1, 0.01)
+    else:  # the expectation of a stratum of equal shares: Σ_t (its part of q_t)/q_t · L_t
+        edges = np.concatenate([[0], share.cumsum()]) / share.sum()
+        cut = np.clip(np.arange(count + 1)[:, None] / count, edges[:-1], edges[1:])
+        bits = 0.01 * (np.diff(cut, axis=0) / np.diff(edges)).sum(1)
+    ranges = likelihood.strata(schedule, times)
+    lines = likelihood.terms_table(0.1, 0.2, torch.from_numpy(bits), ranges, steps).splitlines()
+    frame = pd.DataFrame([line.split(",") for line in lines[1:]], columns=lines[0].split(","))
+    edge, height = curves.terms(frame.astype({"bits_per_dim": float}), schedule)
+    np.testing.assert_allclose(height, 0.01, rtol=1e-6)
+    assert (edge[0], edge[-1]) == pytest.approx((1, steps)) and len(edge) == count + 1
+    for (first, last), low, high in zip(ranges, edge[:-1], edge[1:], strict=True):
+        assert first - 1 - 1e-6 <= low < high <= last + 1e-6
+
+
+def test_the_curve_ends_at_the_bound(finished: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
+    """The sum over all times, with the prior, is the mean over seeds of the bits/dim that the table has."""
+    kept: list = []
+    monkeypatch.setattr(canvas, "save_figure", lambda figure, path: kept.append(figure))
+    curves.bound_figure(finished, GRID, tmp_path / "bound.png")
+    steps, sums = kept[0].axes
+    assert [line.get_label() for line in steps.lines] == ["eps · linear", "learned · linear"]
+    both = (number(finished, "likelihood", f"{NETWORK}/seed{seed}", "bound_bits_per_dim") for seed in (0, 1))
+    assert sums.lines[0].get_ydata()[-1] == pytest.approx(sum(both) / 2, rel=1e-6)
+    assert sums.lines[0].get_xdata()[-1] == 1 and sums.get_xscale() == steps.get_yscale() == "log"
+    assert steps.get_xscale() == "linear"
+
+
+def test_the_bound_is_drawn_where_there_is_one() -> None:
+    """Not of a grid of guided cells alone."""
+    read = configured()
+    read["grid"] = read["grid"][-1:]
+    assert "bound" in GRID.pictures and "bound" not in config.check(read).pictures
+    assert ("likelihood", f"{NETWORK}/seed0") in Results(GRID, Layout(Path("unused"))).reads("figures")
+
+
+def test_a_term_that_is_not_finite_is_left_out(layout: Layout, tmp_path: Path) -> None:  # noqa: F811
+    """And so is a network that has diverged, whose table is empty."""
+    for seed, text in enumerate(("term,first,last,bits_per_dim\n", "term,first,last,bits_per_dim\ndecoder,1,1,nan\n")):
+        layout.output("likelihood", f"{NETWORK}/seed{seed}", "terms").write_text(text)
+    curves.bound_figure(layout, GRID, tmp_path / "bound.png")
+    drawn = (tmp_path / "bound.svg").read_text(encoding="utf-8")
+    assert "learned · linear" in drawn and "eps · linear" not in drawn

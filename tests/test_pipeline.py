@@ -41,6 +41,7 @@ def test_pictures(tree: Path) -> None:
         "forward.png",
         "denoising.png",
         "comparison.png",
+        "bound.png",
         "schedules.png",
         "neighbours.png",
     }

@@ -197,7 +197,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Layout], object], Jobs]] = {
         lambda folder, at: at.record("likelihood", EPS).write_text(
             at.record("likelihood", EPS).read_text().replace('"times": ', '"times": 1')
         ),
-        of("likelihood", EPS) | TABLE,
+        of("likelihood", EPS) | BOTH,
     ),
     "a newer version": (
         lambda folder, at: rewrite(at.record("train", LEARNED), lambda r: r.update(format=99)),

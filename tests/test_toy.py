@@ -259,7 +259,7 @@ def test_samples_are_points_outside_of_any_range(tree: Path) -> None:
 def test_figures_of_points(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every figure is there, and the documents' own come out the same bytes a second time."""
     found = {p.stem for p in (tree / "figures").glob("*.png")}
-    usual = {"comparison", "samples", "denoising", "steps", "schedules", "forward", "training"}
+    usual = {"comparison", "samples", "denoising", "bound", "schedules", "forward", "training"}
     assert found == {*usual, "scores", "langevin", "trajectories"}
     for path in tree.rglob("*.png"):
         pixels = np.asarray(Image.open(path).convert("L"))

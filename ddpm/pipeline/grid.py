@@ -263,7 +263,7 @@ class Grid:
     @property
     def pictures(self) -> list[str]:
         """The figures by name: those of every grid, and the source documents' own of points in the plane."""
-        some = {"steps": self.lengths, "guidance": self.weights}
+        some = {"steps": self.lengths, "guidance": self.weights, "bound": bool(self.names["likelihood"])}
         usual = ["comparison", "samples", "denoising", *(name for name, there in some.items() if there)]
         own = ["scores", "langevin", "trajectories"] if continuous(self.config) else ["neighbours"]
         cascade = ["cascade"] * any(map(self.base_network, self.runs.values()))
