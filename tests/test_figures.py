@@ -132,7 +132,7 @@ def test_samples_of_elsewhere_are_drawn(layout: Layout, tmp_path: Path) -> None:
 def test_charts_have_the_same_bytes(finished: Layout, tmp_path: Path) -> None:  # noqa: F811
     """As PNG and as SVG, whose text is text; logarithms are labelled with plain numbers."""
     for folder in ("a", "b"):
-        for name in ("comparison", "steps", "guidance"):
+        for name in ("comparison", "steps", "guidance", "seconds"):
             getattr(charts, f"{name}_figure")(finished, GRID, "fid", "FID", tmp_path / folder / f"{name}.png")
         curves.schedules_figure(GRID, tmp_path / folder / "schedules.png")
         curves.training_figure(finished, GRID, tmp_path / folder / "training.png")
@@ -259,3 +259,37 @@ def test_a_term_that_is_not_finite_is_left_out(layout: Layout, tmp_path: Path) -
     curves.bound_figure(layout, GRID, tmp_path / "bound.png")
     drawn = (tmp_path / "bound.svg").read_text(encoding="utf-8")
     assert "learned · linear" in drawn and "eps · linear" not in drawn
+
+
+# ---- training time ----------------------------------------------------------------------------------------
+
+
+def two_networks() -> Grid:
+    """The first two rows, and the same of a second architecture."""
+    read = configured()
+    read["networks"] = read.get("networks", {}) | {"wide": {"method": "mlp", "width": 12, "depth": 1}}
+    read["grid"] = [read["grid"][0] | {"network": ["mlp", "wide"], "sampler": ["ddim"]}]
+    return config.check(read)
+
+
+def test_seconds_are_means_of_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dot per row over its seeds' mean, its bar from the least to the most; drawn where networks differ in more than
+    their objective, and again where a training took another time."""
+    grid, made = two_networks(), Layout(tmp_path / "results")
+    assert "seconds" in grid.pictures and "seconds" not in GRID.pictures
+    for stage, name in grid.jobs:
+        execute(stage, *grid.job(stage, name), made)
+    names = [f"{NETWORK}/seed{seed}" for seed in (0, 1)] + [f"{NETWORK}/wide/seed{seed}" for seed in (0, 1)]
+    for name, seconds in zip(names, (10.0, 30.0, 50.0, 70.0), strict=True):
+        edit(made.record("train", name), lambda record, s=seconds: record["costs"].update(seconds=s))  # type: ignore[misc]
+    kept: list = []
+    monkeypatch.setattr(canvas, "save_figure", lambda figure, path: kept.append(figure))
+    charts.seconds_figure(made, grid, "fid", "FID", tmp_path / "seconds.png")
+    (axis,) = kept[0].axes
+    dots = {float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "o"}
+    ranges = {tuple(map(float, line.get_xdata())) for line in axis.lines if line.get_marker() == "None"}
+    assert dots == {20.0, 60.0} and {(10.0, 30.0), (50.0, 70.0)} <= ranges
+    assert sorted(text.get_text() for text in axis.texts) == ["mlp", "wide"]
+    before = Results(grid, made).inputs("figures")
+    edit(made.record("train", names[0]), lambda record: record["costs"].update(seconds=11.0))
+    assert Results(grid, made).inputs("figures") != before

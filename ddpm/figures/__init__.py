@@ -12,7 +12,7 @@ from ddpm.datasets import dataset as data
 from ddpm.denoiser import Denoiser
 from ddpm.figures import plane
 from ddpm.figures.canvas import table
-from ddpm.figures.charts import comparison_figure, guidance_figure, steps_figure
+from ddpm.figures.charts import comparison_figure, guidance_figure, seconds_figure, steps_figure
 from ddpm.figures.curves import bound_figure, schedules_figure, training_figure
 from ddpm.figures.images import Images
 from ddpm.figures.points import Clouds
@@ -168,6 +168,8 @@ def write(run: Run) -> Outcome:
         steps_figure(layout, grid, metric, title, folder / "steps.png")
     if "guidance" in grid.pictures:
         guidance_figure(layout, grid, metric, title, folder / "guidance.png")
+    if "seconds" in grid.pictures:
+        seconds_figure(layout, grid, metric, title, folder / "seconds.png")
     if "bound" in grid.pictures:
         bound_figure(layout, grid, folder / "bound.png")
     schedules_figure(grid, folder / "schedules.png")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ from ddpm.figures.rows import Row, best_first, ceilings, ranking, rows
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.measures import metrics
+from ddpm.pipeline.results import Results
 
 Points = Sequence[tuple[float, float]]
 # How the classes of a panel's rows come, and of the real images that it shows.
@@ -171,3 +173,34 @@ def guidance_figure(layout: Layout, grid: Grid, metric: str, title: str, path: P
                 axis.axhline(real[key], color=GREY, linestyle="--", linewidth=1, label="real training images")
             axis.set(xlabel="weight w", ylabel=titles[key])
         legend(figure, list(axes[0]), 3)
+
+
+# ---- training -----------------------------------------------------------------------------------------------
+
+
+def seconds_figure(layout: Layout, grid: Grid, metric: str, title: str, path: Path) -> None:
+    """Every row's mean with its 95 % interval against the seconds that its networks were trained for, the mean over
+    seeds with the range; a colour per guidance and sampler, and the network's name beside its best row."""
+    results, named = Results(grid, layout), set()
+    found = [row for row in best_first(layout, grid, metric, ranking(grid)[2]) if row.cells and not row.bad]
+    kinds = list(dict.fromkeys(row.cells[0].parts[2:4] for row in found))
+    one = len({row.cells[0].parts[:2] for row in found}) == 1
+    with drawing(path, 1, 1, figsize=(7.5, 4.4)) as (figure, ((axis,),)):
+        for row in found:
+            spent = [results.trained(cell)["seconds"] for cell in row.cells]
+            at, value, parts = fmean(spent), row.number[metric], row.cells[0].parts
+            i = kinds.index(parts[2:4])
+            bars: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linewidth": 1.2, "alpha": 0.5}
+            axis.plot([at, at], [max(row.low, 0.5 * min(row.seeds)), row.high], **bars)
+            axis.plot([min(spent), max(spent)], [value, value], **bars)
+            line(axis, i, [(at, value)], linestyle="", markersize=5, label=" · ".join(parts[2:4]))
+            name = " · ".join([*([] if one else parts[:2]), row.cells[0].network])
+            if name not in named:
+                near: dict[str, Any] = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 8, "va": "top"}
+                axis.annotate(name, (at, value), **near)
+            named.add(name)
+        axis.margins(x=0.12)
+        axis.set(xlabel="seconds of training", ylabel=title)
+        if all(value > 0 for row in found for value in row.seeds):
+            plain(axis, "y")
+        legend(figure, [axis], 4, "outside upper center")

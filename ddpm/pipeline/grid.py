@@ -264,10 +264,16 @@ class Grid:
     def pictures(self) -> list[str]:
         """The figures by name: those of every grid, and the source documents' own of points in the plane."""
         some = {"steps": self.lengths, "guidance": self.weights, "bound": bool(self.names["likelihood"])}
+        some["seconds"] = self.architectures > 1
         usual = ["comparison", "samples", "denoising", *(name for name, there in some.items() if there)]
         own = ["scores", "langevin", "trajectories"] if continuous(self.config) else ["neighbours"]
         cascade = ["cascade"] * any(map(self.base_network, self.runs.values()))
         return [*usual, "schedules", "forward", "training", *own, *cascade]
+
+    @property
+    def architectures(self) -> int:
+        """How many architectures are trained for cells; the others are averages of their weights."""
+        return len({self.trained_as(self.network(cell)).architecture for cell in self.runs.values()})
 
     @property
     def lengths(self) -> bool:

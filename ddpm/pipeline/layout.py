@@ -8,7 +8,7 @@ from ddpm.pipeline.records import Result
 from ddpm.pipeline.stages import STAGES
 
 # The figures that are drawn as SVG too.
-CHARTS = ("comparison", "steps", "guidance", "schedules", "training", "bound")
+CHARTS = ("comparison", "steps", "guidance", "schedules", "training", "bound", "seconds")
 
 
 @dataclass(frozen=True)

@@ -124,12 +124,15 @@ class Results:
 
     def _inputs_of_aggregate(self, stage: str) -> dict[str, str | None]:
         """The same of a stage that reads all records of its kinds, by one hash."""
-        # The pictures show no costs, so that a result that was made again as it was changes nothing.
+        # Most pictures show no costs, so that a result that was made again as it was changes nothing.
         keys = ("status", "outputs", "result") if stage == "figures" else ("digest",)
         # Samples made elsewhere have rows and dots too, where there are any.
         others = [("fidelity", name) for name in self.external] if stage in ("table", "figures") else []
         records = [self.record(*job) or {} for job in (*self.reads(stage), *others)]
         read = [[record.get(key) for key in keys] for record in records]
+        if stage == "figures" and "seconds" in self.grid.pictures:
+            jobs = [job for job in self.reads(stage) if job[0] in TRAINED]
+            read.append([(self.record(*job) or {}).get("costs", {}).get("seconds") for job in jobs])
         texts = {"table": {"published": (PUBLISHED, CLAIMS)}, "page": {"template": (PAGE, REPORT)}}.get(stage, {})
         found: dict[str, str | None] = {"records": hashlib.sha256(canonical(read).encode()).hexdigest()}
         return found | {name: hashed(*folders) for name, folders in texts.items()}
