@@ -19,9 +19,9 @@ from ddpm.figures.rows import Row, best_first, rows
 from ddpm.pipeline import config
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import CHARTS, Layout
-from ddpm.pipeline.results import Results
+from ddpm.pipeline.results import TRAINED, Results
 from ddpm.pipeline.run import execute
-from ddpm.pipeline.stages import STAGES
+from ddpm.pipeline.stages import AGGREGATES, STAGES
 from ddpm.schedules import Cosine, Linear
 from ddpm.stages import likelihood
 
@@ -293,3 +293,8 @@ def test_seconds_are_means_of_what_was_trained(tmp_path: Path, monkeypatch: pyte
     before = Results(grid, made).inputs("figures")
     edit(made.record("train", names[0]), lambda record: record["costs"].update(seconds=11.0))
     assert Results(grid, made).inputs("figures") != before
+
+
+def test_the_pictures_read_all_whose_seconds_they_show() -> None:
+    """What `Results.trained` sums is linked where pictures are drawn again."""
+    assert set(TRAINED) <= set(AGGREGATES["figures"].reads)

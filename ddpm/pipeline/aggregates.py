@@ -47,7 +47,7 @@ class FiguresStage(Aggregate):
     name = "figures"
     entry = ("ddpm.figures", "write")
     record = "figures/record.json"
-    reads = ("data", "autoencoder", "train", "guide", "likelihood", "sample", "fidelity")
+    reads = ("data", "autoencoder", "snapshots", "train", "guide", "likelihood", "sample", "fidelity")
     unused = ("likelihood", "ode_likelihood", "fidelity", "classifier")
 
 
