@@ -2,7 +2,7 @@
 features, and what corruptions do to them."""
 
 from functools import cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -159,6 +159,59 @@ def test_copies_are_memorised() -> None:
     assert found[-1]["memorised"] == 1 and abs(found[0]["memorised_z"]) < 3 and found[-1]["memorised_z"] < -15
     assert sorted(found, key=lambda f: -f["memorised_z"]) == found
     assert numbers(evaluator, Samples(copies, topline="by chance"), "memorised") == {}
+
+
+def copied(evaluator: Evaluator, points: Tensor) -> tuple[float, float]:
+    """`copied` and its z."""
+    return tuple(numbers(evaluator, Samples(points.float()), "copied").values())
+
+
+def test_copied_counts_what_is_nearest() -> None:
+    """By scipy's tree of both splits: the excess of training points among the nearest; z by all 792 ways to make 7 of
+    12 points the training split."""
+    train, test, ours = randn(0, 7, 6), randn(1, 5, 6), randn(2, 90, 6).float()
+    nearest_of = cKDTree(np.concatenate([train, test])).query(ours)[1]
+    share, p = (nearest_of < 7).mean(), 7 / 12
+    shares = [np.isin(nearest_of, chosen).mean() for chosen in combinations(range(12), 7)]
+    found = copied(Evaluator(Data(Split(train), Split(test), PLANE, 0), IDENTITY, None), ours)
+    assert np.mean(shares) == pytest.approx(p)
+    assert found == pytest.approx(((share - p) / (1 - p), (share - p) / np.std(shares)), rel=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(400, 400), (900, 300), (300, 600)])
+def test_copies_are_copied(sizes: tuple[int, int]) -> None:
+    """Of samples of which a share are copies of training points that share, whatever the sizes of the splits."""
+    train, test, fresh = (randn(i, n, 6) for i, n in enumerate((*sizes, 300)))
+    evaluator = Evaluator(Data(Split(train), Split(test), PLANE, 0), IDENTITY, None)
+    for share in (0, 60, 150, 300):
+        found, z = copied(evaluator, torch.cat([train[:share], fresh[share:]]))
+        error = 3 * (sizes[0] / sizes[1] * (1 - share / 300) / 100) ** 0.5
+        assert found == pytest.approx(share / 300, abs=error) and (abs(z) < 3 if not share else z > share / 60)
+    assert found == 1
+
+
+def test_contracted_samples_are_near_and_not_copied() -> None:
+    """Points of neither split, pulled to the mean of their class as guidance pulls: the distances to the training split
+    call them memorised, their nearest neighbours do not. All of them at one place say nothing at all."""
+    label = torch.arange(900) % 3
+    means = 6 * torch.eye(6)[label]
+    train, test, fresh = (means + randn(i, 900, 6) for i in range(3))
+    evaluator = Evaluator(Data(Split(train), Split(test), PLANE, 0), IDENTITY, None)
+    contracted = means + 0.4 * (fresh - means)
+    near = numbers(evaluator, Samples(contracted.float()), "memorised")
+    assert near["memorised"] > 0.1 and near["memorised_z"] < -10
+    found, z = copied(evaluator, contracted)
+    assert abs(found) < 0.15 and abs(z) < 2.5
+    assert abs(copied(evaluator, means[:1].expand(900, -1) + 0.01)[1]) < 1.1
+
+
+def test_real_rows_leave_the_image_itself_out() -> None:
+    """0 where the splits are alike, also where they are of unlike sizes, and more where they are not; no z."""
+    train, test = randn(0, 600, 6), randn(1, 300, 6)
+    for shift, low, high in ((0.0, -0.25, 0.25), (1.5, 0.5, 1.0)):
+        evaluator = Evaluator(Data(Split(train), Split(test + shift), PLANE, 0), IDENTITY, None)
+        found = numbers(evaluator, Samples(train[:400].float(), topline="stratified"), "copied")
+        assert list(found) == ["copied"] and low < found["copied"] < high
 
 
 def test_vendi_is_of_the_kernels_eigenvalues() -> None:

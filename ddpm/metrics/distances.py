@@ -35,16 +35,23 @@ def in_order(features: Tensor) -> Tensor:
     return features[(features @ direction).argsort(stable=True)]
 
 
-def nearest(features: Tensor, to: Tensor, k: int = 1, rows: int = 1000) -> Tensor:
-    """The distance (N,) of every row of features (N, D) to the k-th nearest of `to` (M, D).
+def neighbours(features: Tensor, to: Tensor, k: int = 1, rows: int = 1000) -> tuple[Tensor, Tensor]:
+    """The distance (N,) of every row of features (N, D) to the k-th nearest of `to` (M, D), and its place there (N,).
 
     |a|² + |b|² − 2 a·b finds the k nearest; their distances are those of exact differences, 0 for equal rows.
     """
-    found = []
+    distances, places = [], []
     for part in features.split(rows):
         index = torch.cdist(part, to).topk(k, largest=False).indices
-        found.append((part[:, None] - to[index]).norm(dim=2).amax(1))
-    return torch.cat(found)
+        last = (part[:, None] - to[index]).norm(dim=2).max(1)
+        distances.append(last.values)
+        places.append(index.gather(1, last.indices[:, None])[:, 0])
+    return torch.cat(distances), torch.cat(places)
+
+
+def nearest(features: Tensor, to: Tensor, k: int = 1, rows: int = 1000) -> Tensor:
+    """The distance (N,) alone of `neighbours`."""
+    return neighbours(features, to, k, rows)[0]
 
 
 def within_classes(features: Tensor, labels: Tensor) -> float:
