@@ -290,7 +290,7 @@ def configured_job(resolution: int) -> dict:
 
 def builders(resolution: int, batch: int, device: str) -> dict[str, Callable]:
     """Name → what makes the contestant, ours first."""
-    dataset = random_data(resolution)
+    dataset = random_data(resolution, max(512, batch))
     theirs = {"dataset": dataset, "batch": batch, "device": device}
     found: dict[str, Callable] = {}
     for precision in ("bfloat16", "float32") if has_bfloat16(device) else ("float32",):

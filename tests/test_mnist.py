@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from project import copy_project, snakemake_files
+from project import ROOT, copy_project, snakemake_files
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm import networks
@@ -39,12 +42,18 @@ def mnist() -> str:
     return folder
 
 
-def test_short_run(mnist: str, tmp_path: Path) -> None:
-    """Data, classifier, training, sampling, FID and bits/dim on 28×28 images of 256 grey levels."""
-    folder = copy_project(tmp_path)
+@pytest.fixture(scope="module")
+def finished(mnist: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which mnist.yaml has run, with few steps."""
+    folder = copy_project(tmp_path_factory.mktemp("mnist"))
     run = snakemake_files(folder, "workflow/config/mnist.yaml", "tests/tiny-mnist.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
-    results = folder / "results/tiny-mnist"
+    return folder
+
+
+def test_short_run(finished: Path) -> None:
+    """Data, classifier, training, sampling, FID and bits/dim on 28×28 images of 256 grey levels."""
+    results = finished / "results/tiny-mnist"
     table = pd.read_csv(results / "table.csv")
     assert list(table["status"]) == [*["ok"] * 5, "degenerate"]
     assert table["fid"].idxmin() == 0
@@ -56,6 +65,35 @@ def test_short_run(mnist: str, tmp_path: Path) -> None:
     assert table.loc[[2, 3, 4], "nll_bits_per_dim"].tolist() == [8, 1.6888, 1.6037]
     # Hardly trained: far above the 1.1 of the poster, below the 8 bits of uniform grey levels.
     assert 1.5 < table.loc[5, "nll_bits_per_dim"] < 8
+
+
+def test_the_script_for_a_gpu(finished: Path) -> None:
+    """It makes the table of mnist-gpu.yaml, here with few steps on a CPU, then speed.json; run again after it was
+    killed, it does what is left and nothing else."""
+    shutil.copytree(ROOT / "benchmarks", finished / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    speed, results = finished / "results/speed/cpu.json", finished / "results/tiny-mnist"
+    small = "--resolutions 8 --repeats 1 --turn 1 --batch 4 --steps 2 --no-memory"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    about = {"PATH": path, "PYTHONPATH": str(finished), "CORES": "2", "DEVICE": "cpu", "SPEED": small}
+
+    def script() -> str:
+        (finished / ".snakemake/locks").mkdir(parents=True, exist_ok=True)  # as a killed Snakemake leaves it
+        (finished / ".snakemake/locks/0.output.lock").write_text("results/tiny-mnist/table.csv\n")
+        run = ["sh", "benchmarks/gpu.sh", "tests/tiny-mnist.yaml"]
+        found = subprocess.run(run, cwd=finished, env=os.environ | about, capture_output=True, text=True, timeout=600)
+        assert found.returncode == 0, found.stdout + found.stderr
+        return found.stdout + found.stderr
+
+    data = (results / "data/record.json").read_bytes()
+    script()
+    job = json.loads((results / "networks/learned/linear/unconditional/seed0/record.json").read_text())["job"]
+    assert job["network"]["multipliers"] == [1, 2, 3] and job["training"]["learning_rate"] == 1e-3
+    assert (results / "data/record.json").read_bytes() == data
+    table = pd.read_csv(results / "table.csv")
+    assert len(table) == 6 and 1.5 < table.loc[5, "nll_bits_per_dim"] < 8
+    assert {row["task"] for row in json.loads(speed.read_text())["rows"]} >= {"training", "ancestral", "likelihood"}
+    speed.write_text("kept")
+    assert "Nothing to be done" in script() and speed.read_text() == "kept"
 
 
 def configured(*overlays: str) -> Grid:
