@@ -3,8 +3,9 @@
 Hashes show that files are those of their records, not that the records are true: who changes an image can write its
 hash anew. So everything that is cheaper than training is computed again and compared. An image depends on its
 network's weights, its cell and its index alone, and comes out the same byte for byte in a batch of any size on the same
-kind of CPU; so a few images of every cell stand for all, drawn by chance, so that nobody knows which before. Of
-samplers that choose the steps of a batch together, whole batches are drawn.
+kind of CPU, and up to what `ddpm.rounding` allows on other hardware; so a few images of every cell stand for all, drawn
+by chance, so that nobody knows which before. Of samplers that choose the steps of a batch together, whole batches are
+drawn.
 
 Networks and guides are not trained again, but averages of a training's snapshots are taken: whoever puts other weights
 in their place and samples, measures and tables with these has made a whole tree of his own, which only `ddpm train …
@@ -22,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-from ddpm import latents, rng
+from ddpm import latents, rng, rounding
+from ddpm.compute import Computed, has_bfloat16
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
@@ -54,7 +56,9 @@ AGAIN = (
     "figures",
     "page",
 )
-# Relative difference up to which a number that was computed again is the same: CPUs of other kinds round otherwise.
+# What is computed in float64 from other results, or not computed: the same on any hardware, and to be so.
+EXACT = ("data", "table", "page")
+# Relative difference up to which a number that was computed again on the same hardware is the same.
 CLOSE = 1e-6
 # Looks at the result of one job, by its name.
 Look = Callable[[Results, str], Iterator["Finding"]]
@@ -193,6 +197,11 @@ class _Redrawing:
         self.count, takes_labels = self.job["sampling"]["images"], self.denoiser.network.classes or "guide" in self.job
         self.given = draw_labels(self.dataset, noise(self.job), self.count) if takes_labels else None
         computed(self.denoiser, self.sampler, self.job["compute"], self.dataset.space, "cpu")
+        precision = self.record["result"].get("compute", {}).get("precision")
+        if elsewhere(self.record) and precision in ("float32", "bfloat16"):  # as it was, if slowly
+            for part in self.denoiser.parts():
+                if isinstance(part.call, Computed):
+                    part.call.precision = precision
 
     def draw(self, index: Tensor) -> Tensor:
         """x_0 of the images with these numbers."""
@@ -219,6 +228,10 @@ class _Redrawing:
         said = f"labels of {self.cell} are not those that its network's name draws, image {first} first"
         return [Finding(self.path, said)]
 
+    def _level(self, span: float) -> float:
+        """A grey level of the stored images, or 1/255 of the span of points."""
+        return span / 255 if self.images.is_floating_point() else 1.0
+
     def _other_images(self, chosen: Tensor) -> Iterator[Finding]:
         """Whether these images are not what the weights draw, and what the record says of all."""
         parts = (chosen.sort().values,)
@@ -227,11 +240,20 @@ class _Redrawing:
             parts = tuple(batch for batch in batches if torch.isin(batch, chosen).any())
         index, x = torch.cat(parts), torch.cat([self.draw(part) for part in parts])
         drawn, stored = self.dataset.space.decode(x), self.images[index]
-        if (bad := (drawn != stored).flatten(1).any(1)).any():
+        bad, shift = (drawn != stored).flatten(1).any(1), 0.0
+        if elsewhere(self.record):
+            span = float(self.dataset.train.images.max()) - float(self.dataset.train.images.min())
+            bad, shift = rounding.unlike(stored, drawn, span), rounding.shift(stored, drawn, self._level(span))
+        if bad.any():
             which, by = index[bad].tolist(), float((drawn.double() - stored.double()).abs().max())
             shown = ", ".join(map(str, which[:8])) + ", …" * (len(which) > 8)
             text = f"{len(which)} of {len(index)} images of {self.cell} are not what its weights draw, by up to {by:g}"
             yield Finding(self.path, f"{text}: {shown}{_elsewhere(self.record)}")
+        elif shift:
+            text = (
+                f"images of {self.cell} are brighter by {shift:.2g} grey levels on average than its weights draw them"
+            )
+            yield Finding(self.path, f"{text}{_elsewhere(self.record)}")
         said = {
             "images": self.count,
             "steps": self.sampler.steps,
@@ -242,10 +264,16 @@ class _Redrawing:
         yield from _numbers(self.place, self.record, {k: self.record["result"].get(k) for k in said}, said)
 
 
+def elsewhere(record: dict) -> bool:
+    """Whether a result was made on other hardware than this: another processor, or one of other instructions."""
+    precision = (record["result"].get("compute") or {}).get("precision", "")
+    return record["hardware"] != records.hardware("cpu") or ("bfloat16" in precision and not has_bfloat16("cpu"))
+
+
 def _elsewhere(record: dict) -> str:
-    """Where another processor may be the reason."""
+    """Where other hardware has been allowed for."""
     here, there = records.hardware("cpu"), record["hardware"]
-    return "" if there == here else f" (made on {there}, which may round otherwise than {here})"
+    return f" (made on {there}: more than rounding on {here} explains)" if elsewhere(record) else ""
 
 
 # ---- what is computed again as a whole ----------------------------------------------------------------------
@@ -269,6 +297,13 @@ def recomputed(results: Results, stage: str, name: str, scratch: Layout) -> Iter
     for output in again["outputs"]:
         if record["outputs"].get(output) != again["outputs"][output]:
             theirs, ours = place.parent / output, scratch.record(stage, name).parent / output
+            if (
+                elsewhere(record)
+                and stage not in EXACT
+                and output in record["outputs"]
+                and rounding.alike(theirs, ours)
+            ):
+                continue
             text = f"is not what {f'{stage} {name}'.strip()} makes{_first(theirs, ours)}{_elsewhere(record)}"
             yield Finding(theirs, text)
 
@@ -294,9 +329,11 @@ def _link(layout: Layout, scratch: Layout, stage: str, name: str) -> None:
 
 def _numbers(place: Path, record: dict, found: dict, again: dict) -> Iterator[Finding]:
     """The numbers of a record that are not those that were computed again."""
+    same: Callable[[float, float], bool] = partial(math.isclose, rel_tol=CLOSE)
+    if elsewhere(record) and record["stage"] not in EXACT:
+        same = partial(rounding.close, trained=record["stage"] == "classifier")
     for key, was, now in changes(found, again):
-        numbers = isinstance(was, int | float) and isinstance(now, int | float)
-        if not numbers or not math.isclose(was, now, rel_tol=CLOSE):  # type: ignore[arg-type]
+        if not (isinstance(was, int | float) and isinstance(now, int | float) and same(was, now)):
             yield Finding(place, f"result {key} of {record['job'].get('name', '')} is {was}; computed again: {now}")
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 from scipy import stats
 from tabled import configured, untrained  # noqa: F401 - a fixture
 
-from ddpm import rng, spot_checks
+from ddpm import rng, rounding, spot_checks
 from ddpm.cli import main
+from ddpm.compute import Computed
 from ddpm.pipeline import config, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
@@ -283,3 +284,116 @@ def test_one_tampered_image_is_named(copy: Path) -> None:
     found = list(spot_checks.redrawn(Results(GRID, Layout(copy)), CELL, looks))
     assert f"1 of 23 images of {CELL} are not what its weights draw, by up to 16: 11" in str(found[0])
     assert STAGES["sample"].files["images"].format(name=CELL) in str(found[0].path)
+
+
+# ---- other hardware ---------------------------------------------------------------------------------------
+
+
+def rounded(self: Computed, function: Callable, x: torch.Tensor, *rest: object) -> torch.Tensor:
+    """A network whose output is off by half a unit in the last place of bfloat16, 2⁻⁹, up or down."""
+    out = RUN(self, function, x, *rest)
+    return out + out * 2**-9 * torch.sin(1e4 * out)
+
+
+RUN = Computed._run
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other hardware than that which the records name."""
+    monkeypatch.setattr(records, "hardware", lambda _: "another processor")
+
+
+def test_rounding_passes_on_other_hardware_alone(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that round otherwise, of convolutions and of networks: the whole tree holds; on the hardware that records
+    name the same is refused."""
+    monkeypatch.setattr(Computed, "_run", rounded)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert "not what its weights draw" in str(first(tree))
+        monkeypatch.setattr(records, "hardware", lambda _: "another processor")
+        assert [str(finding) for finding in findings(tree)] == []
+
+
+def brighter(found: dict) -> None:
+    found["images"] = (found["images"].int() + 1).clamp(max=16).to(torch.uint8)
+
+
+def swapped_images(found: dict) -> None:
+    """Every image in its neighbour's place."""
+    found["images"] = found["images"].roll(1, 0)
+
+
+NAMES = [
+    "weights of another network",
+    "images in another order",
+    "images of another cell",
+    "labels",
+    "no labels",
+    "FID",
+]
+NAMES += ["bits/dim", "real images", "the feature extractor", "a number of the table", "the picture of samples"]
+GROSS = {name: TAMPERED[name] for name in NAMES} | {
+    "a level in all pixels": (tensors("sample", CELL, brighter), f"{CELL}/{SAMPLES}"),
+    "images in each other's place": (tensors("sample", CELL, swapped_images), f"{CELL}/{SAMPLES}"),
+}
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(("tamper", "where"), GROSS.values(), ids=GROSS.keys())
+def test_on_other_hardware_tampering_is_found_too(copy: Path, tamper: Callable[[Path], None], where: str) -> None:
+    """What rounding does not explain."""
+    test_what_was_tampered_with_is_found(copy, tamper, where)
+
+
+@pytest.mark.parametrize("name", ["a level in all pixels", "images in each other's place"])
+def test_on_the_same_hardware_it_is_found_as_well(copy: Path, name: str) -> None:
+    test_what_was_tampered_with_is_found(copy, *GROSS[name])
+
+
+def test_one_other_image_is_named_on_other_hardware(copy: Path, elsewhere: None) -> None:
+    """Among 24, by its number; its neighbours, which are within rounding, are not."""
+
+    def change(found: dict) -> None:
+        found["images"][11] = found["images"][12]
+        found["images"][5, 0, 0, 0] ^= 1
+
+    tensors("sample", CELL, change)(copy)
+    refit(copy)
+    looks = next(s for s in range(100) if 11 in rng.permutation(24, "verify", s, CELL)[: spot_checks.needed(24)])
+    found = list(spot_checks.redrawn(Results(GRID, Layout(copy)), CELL, looks))
+    assert f"1 of 23 images of {CELL} are not what its weights draw" in str(found[0]) and ": 11 (made on" in str(
+        found[0]
+    )
+    assert "more than rounding on another processor explains" in str(found[0])
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_shift_in_one_direction_is_found(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though each image by itself is within its bounds, as of 256 levels it would be."""
+    monkeypatch.setattr(rounding, "MEAN", 1)
+    tensors("sample", CELL, brighter)(copy)
+    refit(copy)
+    found = str(next(spot_checks.redrawn(Results(GRID, Layout(copy)), CELL, 0)))
+    assert f"images of {CELL} are brighter by" in found and "grey levels on average" in found
+
+
+def test_what_rounding_is(tmp_path: Path) -> None:
+    """Images by size and share, all by their mean, metrics relatively, counts not at all; pictures by parts."""
+    images = torch.randint(0, 255, (8, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    flips = images + (torch.arange(28) % 2).to(torch.uint8)  # half of the pixels by a level
+    assert not rounding.unlike(images, flips, 255).any() and rounding.shift(flips, images, 1) == pytest.approx(0.5)
+    assert rounding.shift(images, images, 1) == 0
+    patch = images.clone()
+    patch[3, :, :5, :5] = 255 - patch[3, :, :5, :5]
+    assert rounding.unlike(images, patch, 255).tolist() == [i == 3 for i in range(8)]
+    assert rounding.close(0.46, 0.461) and not rounding.close(0.46, 0.47)
+    assert rounding.close(-1e-4, 2e-4) and not rounding.close(100, 101)
+    for name, last in (("one", "1.0000"), ("rounded", "1.0004"), ("other", "1.2"), ("text", "1.0000,x")):
+        (tmp_path / f"{name}.csv").write_text(f"image,nll\n0,{last}\n")
+        Image.fromarray(patch[3 if name == "other" else 2, 0].numpy()).save(tmp_path / f"{name}.png")
+    alike = {
+        name: rounding.alike(tmp_path / "one.csv", tmp_path / f"{name}.csv") for name in ("rounded", "other", "text")
+    }
+    assert alike == {"rounded": True, "other": False, "text": False}
+    assert rounding.alike(tmp_path / "one.png", tmp_path / "text.png")
+    assert not rounding.alike(tmp_path / "one.png", tmp_path / "other.png")
