@@ -126,7 +126,7 @@ def test_verify_names_all_at_once(made: dict[str, Path], tmp_path: Path) -> None
         Path(os.path.normpath(layout.record(*job).parent / name)) for job in records for name in records[job]["outputs"]
     }
     hit = outputs | set((run.root / "code").glob("*.json"))
-    assert len(outputs) == 53
+    assert len(outputs) == 54
     for path in hit:
         KINDS["flip"](path, random.Random(SEED))
     assert set(run.results().todo) == {("table", ""), ("page", "")}  # the tables are always hashed

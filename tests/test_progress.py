@@ -180,14 +180,15 @@ def test_make_table_shows_one_line_and_what_is_wrong(tree: Path, tmp_path: Path)
     """As `make table` runs Snakemake: nothing of its rules, the log of what fails, and how far all is in the end."""
     quiet, copy = ("--quiet", "progress", "rules", "host"), shutil.copytree(tree, tmp_path / "copy")
     assert f"--{' '.join(quiet)[2:]}" in (ROOT / "Makefile").read_text()
-    broken = copy / "workflow" / "claims" / "broken.yaml"
-    broken.write_text("{")
+    template = copy / "workflow" / "page" / "report.html.j2"
+    text = template.read_text()
+    template.write_text("{% broken %}")
     try:
         failed = snakemake(copy, *quiet)
     finally:
-        broken.unlink()
-    assert failed.returncode == 1 and "table failed; its log is results/tiny/logs/table.log:\nddpm: " in failed.stderr
-    assert "broken.yaml" in failed.stderr and "Error in rule" not in failed.stderr
+        template.write_text(text)
+    assert failed.returncode == 1 and "page failed; its log is results/tiny/logs/page.log:\n" in failed.stderr
+    assert "unknown tag 'broken'" in failed.stderr and "Error in rule" not in failed.stderr
     assert "python -m ddpm job" not in failed.stderr
     (copy / "results" / "tiny" / "table.csv").unlink()
     done = snakemake(copy, *quiet)

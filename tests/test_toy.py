@@ -238,7 +238,8 @@ def test_table_of_points(tree: Path) -> None:
     done = table.loc[[3, 5, 6]]
     assert done[["nll_bits_per_dim", "nll_ode_bits_per_dim", "sliced_wasserstein", "diversity"]].notna().all(axis=None)
     assert table["fid_binarized"].isna().all() and set(table["extractor"].dropna()) == {"identity"}
-    assert table["sliced_wasserstein"].idxmin() == 0 and table["fid"].idxmin() == 0
+    real = table.index[:2]  # of proportional classes, and of classes by chance
+    assert table["sliced_wasserstein"].idxmin() in real and table["fid"].idxmin() in real
     assert list(done["nfe"]) == [10, 4, 8]
 
 

@@ -19,7 +19,7 @@ from ddpm.figures.points import Clouds
 from ddpm.figures.rows import Row, best_first, ceilings, ranking
 from ddpm.networks.super_resolution import enlarged
 from ddpm.pipeline.grid import Cell, Grid
-from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.layout import SOME, Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.samplers import Sampler
@@ -158,6 +158,8 @@ def write(run: Run) -> Outcome:
     folder, dataset = layout.root / "figures", data.read(layout.output("data"))
     run.recorder.record["inputs"] = Results(grid, layout).inputs("figures")
     run.files = layout.pictures(grid.pictures, grid.runs)
+    for path in {*layout.pictures(SOME, [])} - {*run.files}:  # of a former configuration
+        path.unlink(missing_ok=True)
     renderer = Images(dataset) if dataset.space.images else Clouds(dataset, grid.job("data")[0]["data"])
     samples = {name: samples_of(layout, cell) for name, cell in grid.runs.items()}
     for name, path in zip(grid.runs, layout.pictures([], grid.runs), strict=True):

@@ -9,6 +9,8 @@ from ddpm.pipeline.stages import STAGES
 
 # The figures that are drawn as SVG too.
 CHARTS = ("comparison", "steps", "guidance", "schedules", "training", "bound", "seconds")
+# Those that not every grid has (`Grid.pictures`).
+SOME = ("steps", "guidance", "bound", "seconds", "cascade", "neighbours", "scores", "langevin", "trajectories")
 
 
 @dataclass(frozen=True)
