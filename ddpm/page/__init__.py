@@ -39,7 +39,6 @@ def write(run: Run) -> Outcome:
             "figures": content.figures(results),
             "published": content.published(table, results.grid),
             "costs": content.costs(costs(results)),
-            "training": content.training(results),
         }
     )
     run.write("page", html)

@@ -1,7 +1,6 @@
 """Small drawings as SVG that stand in the page itself and take its colours."""
 
 import math
-from html import escape
 
 import pandas as pd
 
@@ -83,37 +82,3 @@ def ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten between two positive numbers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [value for p in powers for k in (1, 2, 5) if low <= (value := k * 10.0**p) <= high]
-
-
-def scatter(points: list[tuple[float, float, str]], across: str, up: str) -> str:
-    """Labelled points (x, y, name), both positive, on logarithmic axes; empty where there is none."""
-    points = [point for point in points if point[0] > 0 and point[1] > 0]
-    if not points:
-        return ""
-    ends = [(min(values) / 1.3, max(values) * 1.3) for values in ([p[0] for p in points], [p[1] for p in points])]
-
-    def place(value: float, axis: int) -> float:
-        low, high = ends[axis]
-        share = (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
-        return 56 + 560 * share if axis == 0 else 256 - 236 * share
-
-    lines = [
-        f'<line class="axis" x1="{place(t, 0):.1f}" x2="{place(t, 0):.1f}" y1="20" y2="256"/>'
-        f'<text x="{place(t, 0):.1f}" y="272" text-anchor="middle">{t:g}</text>'
-        for t in ticks(*ends[0])
-    ]
-    lines += [
-        f'<line class="axis" x1="56" x2="616" y1="{place(t, 1):.1f}" y2="{place(t, 1):.1f}"/>'
-        f'<text x="48" y="{place(t, 1) + 4:.1f}" text-anchor="end">{t:g}</text>'
-        for t in ticks(*ends[1])
-    ]
-    dots = [
-        f'<circle class="dot" cx="{place(x, 0):.1f}" cy="{place(y, 1):.1f}" r="4.5">'
-        f"<title>{escape(name)}: {up} {y:.3g}, {x:.3g} s</title></circle>"
-        for x, y, name in points
-    ]
-    return (
-        f'<svg class="scatter" viewBox="0 0 640 300" role="img" aria-label="{escape(up)} against {escape(across)}">'
-        f'{"".join(lines)}{"".join(dots)}<text x="336" y="294" text-anchor="middle">{escape(across)}</text>'
-        f'<text x="56" y="12">{escape(up)}</text></svg>'
-    )

@@ -277,21 +277,6 @@ def published(table: pd.DataFrame, grid: Grid) -> list[dict[str, Any]]:
     ]
 
 
-def training(results: Results) -> str:
-    """The best cell of every network against the seconds that what it is sampled with was trained for, drawn."""
-    grid, of = results.grid, columns_of(results.grid.config)
-    metric = next(iter(of.metrics))
-    best: dict[str, tuple[float, str]] = {}
-    keep = min if of.metrics[metric]["direction"] == "↓" else max
-    for name, cell in grid.runs.items():
-        record, network = results.valid("fidelity", name), grid.network(cell).name
-        if record and (value := record["result"].get(metric)) is not None:
-            best[network] = keep((value, name), best.get(network, (value, name)))
-    seconds = {network: results.trained(grid.runs[cell])["seconds"] for network, (_, cell) in best.items()}
-    points = [(seconds[network], value, network) for network, (value, _) in best.items()]
-    return charts.scatter(points, "seconds of training", f"{titled(metric, of)} of the best cell of each network")
-
-
 def costs(table: pd.DataFrame) -> dict[str, Any]:
     """What all jobs cost, by stage."""
     by = table.groupby("stage", sort=False)
