@@ -15,13 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import parse
 import torch
 from peers import Ours, configured, parameters, random_data, steps_of
 from speed import repeated, seconds
 
-from ddpm.figures.canvas import save_figure, save_vector
+from ddpm.figures import canvas
 from ddpm.pipeline import records
 
 SIZE, BATCH, WIDTH = 8, 64, 32
@@ -81,16 +80,18 @@ def table(found: dict[str, list[dict]]) -> str:
 
 
 def draw(found: dict[str, list[dict]], folder: Path) -> None:
-    """One panel per axis, both of its axes logarithmic."""
-    figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3), layout="constrained")
-    for axis, (name, rows) in zip(axes, found.items(), strict=True):
-        for task in ("status", "dry run") if name == "cells" else TASKS:
-            factor = 1 if name == "cells" else 1000
-            axis.plot([r["value"] for r in rows], [factor * r[task] for r in rows], marker="o", label=task)
-        axis.set(xscale="log", yscale="log", xlabel=name, ylabel="CPU s" if name == "cells" else "CPU ms per image")
-        axis.legend(fontsize=8)
-    save_vector(figure, folder / "growth.svg")
-    save_figure(figure, folder / "growth.png")
+    """One panel per axis, both of its axes logarithmic, with a tick at each value that was measured."""
+    with canvas.drawing(folder / "growth.png", 1, len(found), figsize=(3.2 * len(found), 2.8)) as (_, axes):
+        for axis, (name, rows) in zip(axes.flat, found.items(), strict=True):
+            values, factor = [row["value"] for row in rows], 1 if name == "cells" else 1000
+            tasks = ("status", "dry run") if name == "cells" else TASKS
+            for task, colour, mark in zip(tasks, canvas.COLOURS, canvas.MARKS, strict=False):
+                axis.plot(values, [factor * row[task] for row in rows], color=colour, marker=mark, label=task)
+            axis.set(xscale="log", xlabel=name, ylabel="CPU s" if name == "cells" else "CPU ms per image")
+            axis.set_xticks(values, [f"{value:,}" if value < 1e5 else f"{value / 1e6:.2g} M" for value in values])
+            axis.minorticks_off()
+            canvas.plain(axis, "y")
+            axis.legend()
 
 
 def main() -> None:
