@@ -16,8 +16,7 @@ import tempfile
 from pathlib import Path
 
 import parse
-import torch
-from peers import Ours, configured, parameters, random_data, steps_of
+from peers import Ours, configured, parameters, prepare, random_data, steps_of
 from speed import repeated, seconds
 
 from ddpm.figures import canvas
@@ -103,7 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="optimiser and sampling steps that are timed")
     parser.add_argument("--folder", type=Path, default=Path("results/growth"))
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare("cpu", 1)
     found = measured(options)
     records.write_json(options.folder / "growth.json", found)
     draw(found, options.folder)

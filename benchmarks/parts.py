@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from peers import prepare
 from torch import nn
 
 from ddpm import rng
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--imports", type=int, default=3, help="how often each module is imported")
     options = parser.parse_args()
     grid = config.check(config.read("config.yaml", *options.configfile))
-    torch.set_num_threads(grid.config["threads"])
+    prepare("cpu", grid.config["threads"])
     dataset, (job, _) = stored(grid), grid.job("train", next(iter(grid.networks)))
     start_up(options.imports)
     sampling(job, training_step(job, dataset, options.steps), dataset, grid.config["sampling"]["batch"])

@@ -26,6 +26,7 @@ from ddpm.denoiser import Denoiser
 from ddpm.objectives import Objective
 from ddpm.pipeline import config, project
 from ddpm.pipeline.grid import Grid
+from ddpm.pipeline.running import keep_freed_memory
 from ddpm.samplers import Sampler
 from ddpm.schedules import Schedule
 from ddpm.spaces import Pixels
@@ -53,6 +54,7 @@ def prepare(device: str, threads: int) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here; --device cpu would run")
     torch.set_num_threads(threads)
+    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False
 
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from peers import DenoisingDiffusionPytorch, Diffusers, Ours, configured
+from peers import DenoisingDiffusionPytorch, Diffusers, Ours, configured, prepare
 from torch import nn
 
 from ddpm import networks
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="N; 898 of digits, 1000 of MNIST if left out")
     parser.add_argument("--folder", type=Path, default=Path("results/quality"), help="where runs are kept")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare("cpu", 1)
     for name in options.data:
         print(table(name, contest(name, options)), flush=True)
 
