@@ -9,7 +9,7 @@ its own documentation does (batch, optimiser, learning rate, average), and its l
 All are judged alike: 25 steps of DDIM in float32, N images, the classifier's FID against the test split. Ours and
 diffusers' networks predict ε on the linear schedule, and our DDIM draws from both; denoising-diffusion-pytorch keeps
 its own v, sigmoid schedule and DDIM. What is finished stands in FOLDER/quality.json and is not done again: stop and
-start it at will, at the cost of the run that was under way.
+start it at will, at the cost of the run that was under way; run it several times at once, each with other --only.
 """
 
 import argparse
@@ -103,6 +103,11 @@ def trained(contestant: Contestant, budget: float) -> dict[str, float]:
     return {"seconds": spent, "steps": step, "images_seen": step * contestant.batch}
 
 
+def finished(path: Path) -> dict[str, dict]:
+    """What is done, by its name."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def contest(name: str, options: argparse.Namespace) -> dict[str, list[dict]]:
     """Contestant → its runs, the shortest first."""
     resolution, overlays, images, target = DATA[name]
@@ -112,19 +117,19 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, list[dict]]:
     for who in options.only:
         found[who], budget = [], options.first
         while budget <= options.budget:
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             key = f"{name} {who} {budget:g} s, {images} images"
-            if key not in known:
+            if key not in finished(path):
                 try:
                     contestant = MAKERS[who](resolution, grid, measure.dataset)
                 except ImportError:
                     print(f"{who}: left out, it is not installed")
                     break
                 entry = {"budget": budget, "target": target} | trained(contestant, budget)
-                known[key] = entry | judged(drawn(contestant, measure, images, grid), measure)
-                records.write_json(path, known)
-            found[who].append(known[key])
-            if known[key]["ratio"] <= target:
+                entry |= judged(drawn(contestant, measure, images, grid), measure)
+                records.write_json(path, finished(path) | {key: entry})  # another process may have ended one meanwhile
+            run = finished(path)[key]
+            found[who].append(run)
+            if run["ratio"] <= target:
                 break
             budget *= 2
     return found
