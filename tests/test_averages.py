@@ -150,7 +150,7 @@ def test_what_is_kept_are_the_averages(finished: Layout, tmp_path: Path, monkeyp
 
 
 def test_a_kill_leaves_the_same_snapshots(finished: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped twice, with and without the files of its snapshots: the same bytes, and nothing left beside them."""
+    """Stopped twice, with its snapshots, without one, with a corrupt one: the same bytes, and nothing beside them."""
     grid, real, expected = expanded(), training.learning_rate, finished.output("snapshots", USUAL).read_bytes()
     job = grid.job("snapshots", USUAL)
 
@@ -165,16 +165,24 @@ def test_a_kill_leaves_the_same_snapshots(finished: Layout, tmp_path: Path, monk
             with pytest.raises(KeyboardInterrupt):
                 execute("snapshots", *job, layout, checkpoint_seconds=0)
 
-    for lost in (False, True):
-        layout = Layout(tmp_path / str(lost))
+    def lose(path: Path) -> None:
+        path.unlink()
+
+    def shorten(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-10])
+
+    def change(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    for damage in (Path.touch, lose, shorten, change):
+        layout = Layout(tmp_path / damage.__name__)
         shutil.copytree(finished.root / "data", layout.root / "data")
         attempt(layout, 12)
         work = layout.work("snapshots", USUAL)
         assert {path.stem for path in work.glob("snapshot-*")} == {"snapshot-5", "snapshot-10"}
         attempt(layout, 23)
         assert len(list(work.glob("snapshot-*"))) == 4
-        if lost:
-            (work / "snapshot-10.safetensors").unlink()
+        damage(work / "snapshot-10.safetensors")
         execute("snapshots", *job, layout)
         assert layout.output("snapshots", USUAL).read_bytes() == expected
         assert not list(work.glob("*.safetensors"))

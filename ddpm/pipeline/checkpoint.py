@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.pipeline.records import Recorder, canonical, changes, read_tensors, write_tensors
+from ddpm.pipeline.records import Recorder, canonical, changes, read_tensors, sha256, write_tensors
 
 # Seconds between two checkpoints of a job: what an interruption costs at most, or a batch that takes longer.
 SECONDS = 60.0
@@ -28,8 +28,8 @@ class Checkpoint:
     """The checkpoint of the job that `recorder` times.
 
     It belongs to this job, code, inputs, kind of device, and these versions of packages (`Stage.environment`).
-    A file that is truncated, corrupt or belongs to anything else, or lacks one that its state lists as `beside` it, is
-    discarded with a message that says why; the one before it is kept as `previous` and stands in for it.
+    A file that is truncated, corrupt or belongs to anything else is discarded with a message that says why, and so is
+    one without the files that its state lists as `beside` it; the one before it, `previous`, stands in for it.
     """
 
     def __init__(self, path: Path, recorder: Recorder, versions: dict[str, str], seconds: float = SECONDS):
@@ -70,8 +70,11 @@ class Checkpoint:
         if reasons := list(_differences(json.loads(about["identity"]), self.identity)):
             raise UserError("; ".join(reasons))
         state = json.loads(about["state"])
-        if lost := [name for name in state.get("beside", []) if not path.with_name(name).exists()]:
-            raise UserError(f"{lost[0]}, which belongs to it, is missing")
+        for name, found in state.get("beside", {}).items():
+            if not (beside := path.with_name(name)).exists():
+                raise UserError(f"{name}, which belongs to it, is missing")
+            if sha256(beside) != found:
+                raise UserError(f"{name}, which belongs to it, is corrupt: its content is not that of its hash")
         return tensors, state
 
     def due(self) -> bool:
@@ -81,7 +84,8 @@ class Checkpoint:
     def save(self, tensors: dict, state: dict) -> None:
         """Keep these tensors and this JSON state; a full disk is said, and survived.
 
-        `at` of the state is the position, `beside` the names of other files of this folder without which it is nothing.
+        `at` of the state is the position, `beside` the files of this folder without which it is nothing: name →
+        SHA-256.
         """
         about = {
             "identity": canonical(self.identity),

@@ -10,7 +10,7 @@ from torch import nn
 
 from ddpm.averaging import KEPT, coefficients, decay, moments
 from ddpm.pipeline.checkpoint import Checkpoint
-from ddpm.pipeline.records import read_tensors, write_tensors
+from ddpm.pipeline.records import read_tensors, sha256, write_tensors
 from ddpm.pipeline.run import Outcome, Run
 from ddpm.stages import cascade
 from ddpm.stages import train as training
@@ -56,8 +56,9 @@ class Averaged(training.State):
 
     def keep(self, checkpoint: Checkpoint, done: int) -> None:
         if done in self.at:
-            self.beside.append(f"snapshot-{done}.safetensors")
-            write_tensors(checkpoint.path.with_name(self.beside[-1]), self.snapshot())
+            path = checkpoint.path.with_name(f"snapshot-{done}.safetensors")
+            write_tensors(path, self.snapshot())
+            self.beside[path.name] = sha256(path)
         super().keep(checkpoint, done)
 
     def write(self, run: Run, status: str) -> None:

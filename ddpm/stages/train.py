@@ -120,7 +120,7 @@ class State:
     """Everything of a training run that its step and its draws do not give: what a checkpoint keeps.
 
     network θ, its average θ_ema, Adam's moments, what the distribution of times (where there is one) has learned, the
-    loss since the last `row`, the precisions that were used, and the files that belong to it, beside the checkpoint.
+    loss since the last `row`, the precisions that were used, and the SHA-256 of the files beside the checkpoint.
     """
 
     def __init__(self, network: nn.Module, settings: dict, times: Draws | None, device: str):
@@ -131,7 +131,7 @@ class State:
         self.total = torch.zeros((), device=device)
         self.rows: list[list[float]] = []
         self.precisions: list[str] = []
-        self.beside: list[str] = []
+        self.beside: dict[str, str] = {}
 
     def pack(self) -> dict[str, Tensor]:
         """All of it as tensors by name; the rows are no tensors, and go beside them."""
