@@ -32,6 +32,7 @@ from ddpm.objectives import Objective
 from ddpm.pipeline import records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.locks import held
 from ddpm.pipeline.running import run_stage
 from ddpm.samplers import DDIM
 from ddpm.schedules import Schedule
@@ -126,7 +127,8 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, list[dict]]:
                     break
                 entry = {"budget": budget, "target": target} | trained(contestant, budget)
                 entry |= judged(drawn(contestant, measure, images, grid), measure)
-                records.write_json(path, finished(path) | {key: entry})  # another process may have ended one meanwhile
+                with held(options.folder / "writing"):  # several processes fill the file
+                    records.write_json(path, finished(path) | {key: entry | records.commit()})
             run = finished(path)[key]
             found[who].append(run)
             if run["ratio"] <= target:
@@ -140,14 +142,14 @@ def table(name: str, found: dict[str, list[dict]]) -> str:
     lines = [
         f"**{name}**",
         "",
-        "| | CPU seconds | steps | images seen | FID | × topline |",
-        "|---|---|---|---|---|---|",
+        "| | CPU seconds | steps | images seen | FID | × topline | commit |",
+        "|---|---|---|---|---|---|---|",
     ]
     said = []
     for who, runs in found.items():
         for run in runs:
             numbers = f"{run['seconds']:.1f} | {run['steps']} | {run['images_seen']} | {run['fid']:.3f}"
-            lines.append(f"| {who} | {numbers} | {run['ratio']:.2f} |")
+            lines.append(f"| {who} | {numbers} | {run['ratio']:.2f} | {(run.get('commit') or 'unknown')[:7]} |")
         if runs:
             last = runs[-1]
             reached = last["ratio"] <= last["target"]

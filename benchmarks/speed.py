@@ -10,8 +10,6 @@ table is printed.
 
 import argparse
 import os
-import resource
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -111,14 +109,14 @@ def workloads(found: dict, options: argparse.Namespace) -> dict[str, tuple[int, 
 
 def memory(resolution: int, batch: int, name: str, device: str, threads: int) -> float:
     """The largest memory, in MiB, of a process that trains and samples one batch: what it holds, its packages included;
-    on a GPU what its tensors hold there."""
+    on a GPU what its tensors hold there. Each is the only one in its process."""
     prepare(device, threads)
     contestant = builders(resolution, batch, device)[name]()
     contestant.train(0)
     contestant.sample("ddim", batch, 2)
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
+    return records.peak_memory_mb()
 
 
 def measured(resolution: int, options: argparse.Namespace, peaks: dict[str, float]) -> tuple[list[dict], dict]:

@@ -1,4 +1,4 @@
-"""How networks are computed: in bfloat16 where that is twice as fast, compiled where that saves more than it costs.
+"""How networks are computed: in bfloat16 where that is faster, compiled where that saves more than it costs.
 
 Only the network itself is: its weights, its output, losses, schedules and samplers' steps stay in float32 or float64
 (torch's autocast). An 8-bit image has no more digits than bfloat16, and samples of a finished network get the same FID
@@ -21,7 +21,8 @@ Result = TypeVar("Result")
 
 # What `compile: auto` assumes of a GPU, whose launches cost more than the arithmetic of small networks: a compiled
 # network with CUDA graphs takes half the time, and compiling takes a minute. What is compiled is timed, and left where
-# it is no faster. On a CPU compiling gains a tenth at most, and nothing in training (docs/speed.md).
+# it is no faster. On a CPU compiling gains nothing in training and a fifth in sampling, less than it costs
+# (docs/speed.md).
 SAVED, COMPILING = 0.5, 60.0
 TRIALS = 3
 # How far a compiled network's output and gradient may be from the network's own, of their norm: twice what another
@@ -72,23 +73,24 @@ class Computed:
         return output if function is self.network else output.clone()  # CUDA graphs write over their outputs
 
     def forget(self) -> None:
-        """Give back the memory that compiled code holds, and decide anew."""
+        """Give back the memory that compiled code holds; from now on the network runs as it is. In CUDA graphs the
+        pieces of a batch would write over each other's gradients."""
+        self.wanted = False
         if self.record()["compiled"]:
-            self.functions.clear()
             torch.compiler.reset()
+        self.functions.clear()
 
     def _run(self, function: Callable, x: Tensor, *rest: Any) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return function(x, *rest).to(x.dtype)
 
     def _trial(self, function: Callable, *inputs: Any) -> list[Tensor]:
-        """A call, with its gradient where one is taken, that leaves no trace: both."""
-        output = self._run(function, *inputs)
-        if not output.requires_grad:
-            return [output.clone()]
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
-        return [output.detach().clone(), *(gradient for gradient in gradients if gradient is not None)]
+        """A call, with its gradient where one is taken, that leaves no trace: copies of both."""
+        found = [output := self._run(function, *inputs)]
+        if output.requires_grad:
+            parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+            found += torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+        return [tensor.detach().clone() for tensor in found if tensor is not None]
 
     def _decided(self, *inputs: Any) -> Callable:
         """The network, or its compiled form, where that is asked for or pays. Where compiling fails (no C++ compiler, a
@@ -102,6 +104,8 @@ class Computed:
         mode = "reduce-overhead" if self.device == "cuda" else "default"
         compiled = torch.compile(self.network, mode=mode, dynamic=False)
         try:
+            for _ in range(2):  # of CUDA graphs the first call warms up, the second records, all others replay
+                self._trial(compiled, *inputs)
             found, expected = (self._trial(function, *inputs) for function in (compiled, self.network))
             taken = self._seconds(compiled, *inputs) if auto else 0.0
         except Exception as e:  # whatever a compiler may raise
@@ -146,7 +150,7 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
         of = norm([a - b for a, b in zip(found[part], expected[part], strict=True)])
         return of / norm(expected[part]) if of else 0.0
 
-    return max(error(slice(1)), error(slice(1, None)))
+    return float(torch.tensor([error(slice(1)), error(slice(1, None))]).max())  # NaN where one of them is
 
 
 def _precision(wanted: str, space: Space, device: str) -> str:

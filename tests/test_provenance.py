@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -110,6 +112,17 @@ def test_a_record_holds_what_the_result_depends_on(tmp_path: Path) -> None:
     assert record["status"] == "ok" and record["result"] == {"steps": 3}
     assert 0 <= record["costs"]["seconds"] < 60 and record["costs"]["peak_memory_mb"] > 1
     assert record["versions"]["python"].count(".") == 2 and "torch" in record["versions"]
+
+
+def test_peak_memory_is_of_this_process_alone() -> None:
+    """Not of the one that started it, which may have been larger."""
+    says = "from ddpm.pipeline.records import peak_memory_mb; print(peak_memory_mb())"
+    starts = f"large = b'1' * 3 * 10**8; import subprocess, sys; subprocess.run([sys.executable, '-c', {says!r}])"
+    small, large = (
+        float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        for code in (says, starts)
+    )
+    assert small > 5 and large == pytest.approx(small, abs=20)
 
 
 @pytest.mark.parametrize(

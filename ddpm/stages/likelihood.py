@@ -11,7 +11,6 @@ between them are paired and small (ddpm/tables/paired.py), while seeds share not
 """
 
 import math
-from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -152,19 +151,23 @@ def evaluate(run: Run) -> Outcome:
     # ---- what an interrupted job has already
     total, at = run.checkpoint.load() or ({}, {"at": 0})
     done, batch = at["at"], settings["batch"]
-    # ---- the bound of every image; some thirty full batches at once: the unit of a resumed job, small enough for its
-    # noise to fit
-    together = max(1, 32 * settings["batch"] // per_image)
+    # ---- the bound of every image
     run.phase("bound")
     with run.progress(len(x0) * per_image, "eval", done * per_image) as progress:
-        for start in range(done, len(x0), together):
-            index = torch.arange(start, min(start + together, len(x0)))
-            images, large = x0[index].to(device), settings["variance"] == "large"
-            bound = partial(vlb, denoiser, images, index.to(device), key, dataset.space, settings["times"], large)
-            part, batch = fitting(batch, partial(bound, progress=progress), "likelihood.batch")
+
+        def bound(size: int) -> dict[str, Tensor]:
+            """Of the images, with their noise, of the next thirty or so full batches: the unit of a resumed job."""
+            index = torch.arange(done, min(done + max(1, 32 * size // per_image), len(x0)))
+            images, numbers, large = x0[index].to(device), index.to(device), settings["variance"] == "large"
+            progress.n = done * per_image  # where an attempt has failed
+            return vlb(denoiser, images, numbers, key, dataset.space, settings["times"], large, size, progress)
+
+        while done < len(x0):
+            part, batch = fitting(batch, bound, "likelihood.batch")
             total = {k: torch.cat([total[k], v]) if total else v for k, v in part.items()}
+            done += len(part["bound"])
             if run.checkpoint.due():
-                run.checkpoint.save(total, {"at": start + len(index)})
+                run.checkpoint.save(total, {"at": done})
     # ---- what is kept
     terms = total.pop("terms").mean(0)
     result = {f"{k}_bits_per_dim": float(v.mean()) for k, v in total.items()}

@@ -48,15 +48,15 @@ def load_guided(job: dict, parents: dict[str, Result], device: str = "cpu") -> D
 
 def computed(
     denoiser: Denoiser, sampler: Sampler, settings: dict, space: Space, device: str, calls: int = 0
-) -> Computed:
-    """Have the networks of a denoiser computed as `compute` in the configuration says, some `calls` times each; how the
-    first of them is."""
+) -> list[Computed]:
+    """Have the networks of a denoiser computed as `compute` in the configuration says, at least `calls` times each; how
+    each of them is, that which is guided first."""
     settings = settings | ({"precision": "float32"} if sampler.adaptive else {})
     parts = denoiser.parts()
     made = [Computed(part.network, settings, space, device, calls) for part in parts]
     for part, call in zip(parts, made, strict=True):
         part.call = call
-    return made[0]
+    return made
 
 
 def noise(job: dict) -> str:
@@ -114,14 +114,13 @@ def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> 
     sampler = Sampler.make(job["sampler"])
     wanted = settings["images"] if status == "ok" else 0
     labels = draw_labels(dataset, name, wanted) if denoiser.network.classes or "guide" in job else None
-    calls = sampler.steps * wanted // settings["batch"]
-    network_of = computed(denoiser, sampler, job["compute"], dataset.space, device, calls)
     # ---- what an interrupted job has already
     had, at = run.checkpoint.load() or nothing(dataset)
     images, reach, evaluated = [had["images"]], [had["reach"]], at["evaluated"]
-    precisions = with_last(at["precisions"], network_of.precision)
     first, each = len(images[0]), sampler.steps + 1
-    drawn = first
+    drawn, calls = first, sampler.steps * (wanted - first) // settings["batch"]
+    networks_of = computed(denoiser, sampler, job["compute"], dataset.space, device, calls)
+    precisions = with_last(at["precisions"], networks_of[0].precision)
     # ---- the chains, one batch after another
     run.phase("sampling")
     with run.progress(wanted * each, "step", first * each) as progress:
@@ -135,9 +134,13 @@ def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> 
                 progress.update(len(index))
             return x
 
+        def forget() -> None:
+            for network_of in networks_of:
+                network_of.forget()
+
         size = settings["batch"]
         while drawn < wanted:
-            x, size = fitting(size, batch, "sampling.batch", forget=network_of.forget)
+            x, size = fitting(size, batch, "sampling.batch", forget=forget)
             drawn, evaluated = drawn + len(x), denoiser.evaluated
             if not x.isfinite().all():
                 status, images, labels = "diverged", [images[0][:0]], None
@@ -153,7 +156,7 @@ def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> 
     samples = torch.cat(images)
     run.write("images", {"images": samples} | ({} if labels is None else {"labels": labels}))
     result = {"images": len(samples), "steps": sampler.steps, "nfe": round(evaluated / max(1, drawn))}
-    result["compute"] = network_of.record(precisions) | {"images_at_once": size}
+    result["compute"] = networks_of[0].record(precisions) | {"images_at_once": size}
     if len(samples):
         result["reach"] = float(torch.cat(reach).max())
         result["spread"] = variance(dataset.space.encode(samples)) / dataset.variance

@@ -63,7 +63,8 @@ class Batches:
         self.space, self.device, self.x = dataset.space, device, None
         if isinstance(self.space, Latents) and 4 * len(stored) * math.prod(self.space.shape) <= RESIDENT:
             self.x = self.space.encode(stored).to(device)
-        self.stored = stored.to(device) if stored.nbytes <= RESIDENT and self.x is None else stored
+        self.resident = stored.nbytes <= RESIDENT and self.x is None
+        self.stored = stored.to(device) if self.resident else stored
         self.name = job["name"]
         self.size, self.null = job["training"]["batch"], network.null
         self.dropout = job["training"].get("label_dropout")
@@ -87,7 +88,7 @@ class Batches:
         if self.x is not None:
             x0 = self.x[there]
         else:
-            chosen = self.stored[there if self.stored.device == self.device else index]
+            chosen = self.stored[there if self.resident else index]
             x0 = self.space.encode(chosen.to(self.device, non_blocking=True))
         position = torch.arange(self.size)
         eps = rng.normal(self.key, position.to(self.device, non_blocking=True), 2 * step, tuple(x0.shape[1:]))
