@@ -384,11 +384,11 @@ def test_a_bound_with_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
     grid = config.check(config.merge(read, {"likelihood": {"batch": 3}}))  # 32 · 3 // 6 = 16 images at once
 
-    def short(denoiser: Denoiser, images: torch.Tensor, *rest: object) -> dict[str, torch.Tensor]:
+    def short(denoiser: Denoiser, images: torch.Tensor, *rest: object, progress: object) -> dict[str, torch.Tensor]:
         fewest.append(len(images))
         if len(images) > 5:
             raise RuntimeError("CUDA out of memory")
-        return real(denoiser, images, *rest)
+        return real(denoiser, images, *rest, progress)
 
     for vlb in (real, short):
         layout = Layout(tmp_path / vlb.__name__)

@@ -160,7 +160,7 @@ def evaluate(run: Run) -> Outcome:
             index = torch.arange(done, min(done + max(1, 32 * size // per_image), len(x0)))
             images, numbers, large = x0[index].to(device), index.to(device), settings["variance"] == "large"
             progress.n = done * per_image  # where an attempt has failed
-            return vlb(denoiser, images, numbers, key, dataset.space, settings["times"], large, size, progress)
+            return vlb(denoiser, images, numbers, key, dataset.space, settings["times"], large, size, progress=progress)
 
         while done < len(x0):
             part, batch = fitting(batch, bound, "likelihood.batch")
