@@ -2,9 +2,9 @@
 
     python benchmarks/peers.py [--device cpu] [--threads 1]
 
-A contestant has a U-Net of the same number of parameters to within 5 %, without attention (denoising-diffusion-pytorch
-has linear attention at every resolution, which it cannot leave out), trained to predict ε on the linear schedule (its
-own v and sigmoid schedule); training and sampling are what its own documentation shows.
+A contestant has a U-Net of the same number of parameters to within 5 %, without attention, trained to predict ε on the
+linear schedule; training and sampling are what its own documentation shows. denoising-diffusion-pytorch keeps its
+linear attention, which cannot be left out, and predicts v on its sigmoid schedule.
 """
 
 import argparse

@@ -115,11 +115,8 @@ def quality(folder: Path) -> None:
     options = ["--first", "0.5", "--budget", "1", "--images", "80", "--folder", str(folder)]
     printed = said("quality.py", *options)
     found = json.loads((folder / "quality.json").read_text())
-    there = [
-        "ours",
-        "diffusers",
-        *(["denoising-diffusion-pytorch"] if find_spec("denoising_diffusion_pytorch") else []),
-    ]
+    other = ["denoising-diffusion-pytorch"] if find_spec("denoising_diffusion_pytorch") else []
+    there = ["ours", "diffusers", *other]
     assert set(found) == {f"digits {who} {budget} s, 80 images" for who in there for budget in ("0.5", "1")}
     for run in found.values():
         assert run["commit"] == commit()["commit"]
