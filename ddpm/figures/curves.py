@@ -105,7 +105,8 @@ def bound_figure(layout: Layout, grid: Grid, path: Path) -> None:
             }
             axes[0, 0].plot((edges[1:] + edges[:-1]) / (2 * schedule.steps), height, label=label, **style)
             axes[0, 1].plot(places, total, **style)
-        axes[0, 0].set(xlabel="t/T", ylabel="bits/dim of one step", xlim=(0, 1))
+        axes[0, 0].set(xlabel="t/T", ylabel="bits/dim of one step")
+        plain(axes[0, 0], "x")
         plain(axes[0, 0], "y")
         axes[0, 1].set(xlabel="t/T", ylabel="bits/dim of all steps up to t")
         plain(axes[0, 1], "x")
