@@ -190,9 +190,34 @@ def test_a_checkpoint_of_another_configuration(
     capsys.readouterr()
     run("sample", CELL, one, grid())
     said = capsys.readouterr().err
-    assert f"{kept}: checkpoint discarded" in said and reason in said
+    assert f"{kept}: checkpoint of another job" in said and reason in said
     run("sample", CELL, two, grid())
     assert result("sample", CELL, one) == result("sample", CELL, two)
+
+
+@pytest.mark.parametrize("stop", [None, 0, 3])
+def test_a_checkpoint_of_another_configuration_is_kept(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stop: int | None
+) -> None:
+    """A change that is taken back costs no batch, whether the other job ended (None), began, or left a checkpoint."""
+    one, two = layouts
+    kept = interrupt("sample", CELL, one, 2)
+    if stop is None:
+        run("sample", CELL, one, other_sampler())
+        one.record("sample", CELL).unlink()
+    else:
+        interrupt("sample", CELL, one, stop, grid=other_sampler())
+    seen = counted(monkeypatch, "sample")
+    run("sample", CELL, one)
+    assert len(seen) == BATCHES["sample"] - 2
+    run("sample", CELL, two)
+    assert result("sample", CELL, one) == result("sample", CELL, two)
+    left = {path.parent for path in (one.root / "work").rglob("*.safetensors")}
+    assert not kept.exists() and len(left) == (stop == 3)  # the other job's own
+    if stop == 3:
+        seen.clear()
+        run("sample", CELL, one, other_sampler())
+        assert len(seen) == BATCHES["sample"] - 3 and not list((one.root / "work").rglob("*.safetensors"))
 
 
 def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: pytest.CaptureFixture) -> None:
@@ -204,9 +229,8 @@ def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: p
     capsys.readouterr()
     run("sample", CELL, one)
     said = capsys.readouterr().err
-    assert (
-        "checkpoint discarded: it was made from other weights" in said and "the job starts from the beginning" in said
-    )
+    assert "checkpoint of another job" in said and "it was made from other weights" in said
+    assert "the job starts from the beginning" in said
 
 
 def test_a_checkpoint_of_other_packages(
@@ -216,13 +240,14 @@ def test_a_checkpoint_of_other_packages(
     one, _ = layouts
     now = records.versions()
     for package, discarded in (("torch-fidelity", False), ("torch", True)):
+        shutil.rmtree(one.work("sample", CELL), ignore_errors=True)
         with monkeypatch.context() as patch:
             patch.setattr("ddpm.pipeline.stage.versions", lambda package=package: now | {package: "0.1"})
             interrupt("sample", CELL, one, 2)
         capsys.readouterr()
         interrupt("sample", CELL, one, 0)
         said = capsys.readouterr().err
-        assert (f"discarded: it was made with torch 0.1, this is {now['torch']}" in said) == discarded
+        assert (f": it was made with torch 0.1, this is {now['torch']}" in said) == discarded
         assert ("going on from this checkpoint" in said) != discarded
 
 
@@ -343,3 +368,36 @@ def test_less_memory_than_a_batch_needs(
         assert (images[0] - images[1]).abs().mean() < 0.05 * images[0].std()
     else:
         assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "name", "size"), [("sample", CELL, 6), ("train", NETWORK, 32)])
+def test_a_resumed_job_knows_how_much_memory_there_is(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stage: str, name: str, size: int
+) -> None:
+    """What was found to be too large is not tried again, so that the same images come together as without a stop."""
+    module, attribute = {"sample": (sampling, "chain"), "train": (training, "backward")}[stage]
+    real, tried, stops = getattr(module, attribute), list[int](), [3]
+
+    def starved(*arguments: object) -> object:
+        at_once = arguments[-1] if stage == "train" else len(arguments[3])
+        tried.append(at_once)
+        if at_once > size:
+            raise MemoryError
+        if len(tried) == stops[0]:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, attribute, starved)
+    grid, found = small(training={"batch": 64}), []
+    for layout, stop in zip(layouts, (4, -1), strict=True):
+        layout.record(stage, name).unlink(missing_ok=True)
+        tried.clear()
+        stops[0] = stop
+        with suppress(KeyboardInterrupt):
+            run(stage, name, layout, grid)
+        if stop > 0:
+            run(stage, name, layout, grid)
+        found.append((result(stage, name, layout), [*tried]))
+    (one, with_stop), (two, without) = found
+    assert one == two and one[0]["compute"]["images_at_once"] == size
+    assert sum(at > size for at in with_stop) == sum(at > size for at in without) == 1

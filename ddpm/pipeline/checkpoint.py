@@ -6,6 +6,7 @@ is to keep. Clusters may kill without a signal, hence checkpoints by the clock.
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,14 @@ from ddpm.pipeline.records import Recorder, canonical, changes, read_tensors, sh
 SECONDS = 60.0
 
 
+class OfAnotherJob(UserError):
+    """A checkpoint that is whole, and of another job, code, inputs, device or packages: whose, `identity` says."""
+
+    def __init__(self, reasons: str, identity: dict):
+        super().__init__(reasons)
+        self.identity = identity
+
+
 def previous(path: Path) -> Path:
     """The checkpoint before the one at `path`."""
     return path.with_suffix(f".previous{path.suffix}")
@@ -27,9 +36,10 @@ def previous(path: Path) -> Path:
 class Checkpoint:
     """The checkpoint of the job that `recorder` times.
 
-    It belongs to this job, code, inputs, kind of device, and these versions of packages (`Stage.environment`).
-    A file that is truncated, corrupt or belongs to anything else is discarded with a message that says why, and so is
-    one without the files that its state lists as `beside` it; the one before it, `previous`, stands in for it.
+    It belongs to this job, code, inputs, kind of device, and these versions of packages (`Stage.environment`). One that
+    belongs to anything else is moved to a folder of its own, `other-…`, with a message that says why, and taken back
+    when that job runs again. A file that is truncated or corrupt is discarded with a message, and so is one without the
+    files that its state lists as `beside` it; the one before it, `previous`, stands in for it.
     """
 
     def __init__(self, path: Path, recorder: Recorder, versions: dict[str, str], seconds: float = SECONDS):
@@ -42,23 +52,53 @@ class Checkpoint:
 
     def load(self) -> tuple[dict, dict] | None:
         """The tensors and the state that were saved last; None where there is nothing to go on from."""
-        discarded = False
+        there = any(path.exists() for path in (self.path, self.previous, self._aside(self.identity)))
+        if (found := self._load()) is None and self._take_back():
+            found = self._load()
+        if found is None and there:
+            print(f"{self.path.parent}: nothing to go on from, the job starts from the beginning", file=sys.stderr)
+        return found
+
+    def _load(self) -> tuple[dict, dict] | None:
         for path in (self.path, self.previous):
             if not path.exists():
                 continue
             try:
                 tensors, state = self._read(path)
+            except OfAnotherJob as e:
+                folder = self._aside(e.identity)
+                with suppress(OSError):  # a full disk: then it is lost with the next checkpoint
+                    folder.mkdir(exist_ok=True)
+                    for file in self._files():
+                        file.replace(folder / file.name)
+                print(f"{path}: checkpoint of another job, kept in {folder}: {e}", file=sys.stderr)
+                return None
             except UserError as e:
                 print(f"{path}: checkpoint discarded: {e}", file=sys.stderr)
-                discarded = True
                 continue
             self.whole = path == self.path
             self.recorder.spent = state.pop("seconds")
             print(f"{path}: going on from this checkpoint, {state.get('at', 0)} done", file=sys.stderr)
             return tensors, state
-        if discarded:
-            print(f"{self.path.parent}: nothing to go on from, the job starts from the beginning", file=sys.stderr)
         return None
+
+    def _files(self) -> list[Path]:
+        """Every checkpoint of the job's folder, and what is beside them."""
+        return [*self.path.parent.glob(f"*{self.path.suffix}")]
+
+    def _aside(self, identity: dict) -> Path:
+        """Where the checkpoint of another job is kept."""
+        return self.path.parent / f"other-{hashlib.sha256(canonical(identity).encode()).hexdigest()[:8]}"
+
+    def _take_back(self) -> bool:
+        """Whether this job's checkpoint was kept while another job had its place; it is in its place again."""
+        folder = self._aside(self.identity)
+        if not folder.is_dir():
+            return False
+        for file in sorted(folder.iterdir(), key=lambda file: file.name != self.path.name):  # the checkpoint first
+            file.replace(self.path.parent / file.name)
+        folder.rmdir()
+        return True
 
     def _read(self, path: Path) -> tuple[dict, dict]:
         """Tensors and state of one file; UserError where it is truncated or another job's."""
@@ -67,8 +107,9 @@ class Checkpoint:
             raise UserError("it does not say what it belongs to")
         if about["digest"] != digest(tensors, about):
             raise UserError("corrupt: its content is not that of its digest")
-        if reasons := list(_differences(json.loads(about["identity"]), self.identity)):
-            raise UserError("; ".join(reasons))
+        identity = json.loads(about["identity"])
+        if reasons := list(_differences(identity, self.identity)):
+            raise OfAnotherJob("; ".join(reasons), identity)
         state = json.loads(about["state"])
         for name, found in state.get("beside", {}).items():
             if not (beside := path.with_name(name)).exists():
@@ -104,8 +145,9 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The result is there: nothing is left to go on from, and no file beside it."""
-        for path in self.path.parent.glob(f"*{self.path.suffix}"):
+        for path in self._files():
             path.unlink(missing_ok=True)
+        shutil.rmtree(self._aside(self.identity), ignore_errors=True)
 
 
 def digest(tensors: dict, about: dict[str, str]) -> str:

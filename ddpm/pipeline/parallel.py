@@ -7,6 +7,7 @@ losses and hence weights are the mean over the parts: those of one process, up t
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,17 @@ class Group:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, its gradients averaged over the processes."""
-        return network if self.size == 1 else nn.parallel.DistributedDataParallel(network)
+        if self.size == 1:
+            return network
+        # Buffers are constants: exchanging them would make every forward pass wait for all processes, also those that
+        # a process makes alone to try how it computes best (`ddpm.compute`).
+        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+    def in_turn(self, act: Callable[[], int]) -> int:
+        """What `act` gives, which the first process does before all others."""
+        found = act() if self.first else 0
+        self.whole(torch.zeros(1))  # which waits for all of them
+        return found if self.first else act()
 
     def agree(self, value: int, what: str) -> None:
         """UserError where the processes do not have the same value."""

@@ -121,7 +121,8 @@ class State:
     """Everything of a training run that its step and its draws do not give: what a checkpoint keeps.
 
     network θ, its average θ_ema, Adam's moments, what the distribution of times (where there is one) has learned, the
-    loss since the last `row`, the precisions that were used, and the SHA-256 of the files beside the checkpoint.
+    loss since the last `row`, the precisions that were used, how many images came at once, and the SHA-256 of the files
+    beside the checkpoint.
     """
 
     def __init__(self, network: nn.Module, settings: dict, times: Draws | None, device: str):
@@ -132,6 +133,7 @@ class State:
         self.total = torch.zeros((), device=device)
         self.rows: list[list[float]] = []
         self.precisions: list[str] = []
+        self.at_once: int = settings["batch"]  # images, of as many as memory bears
         self.beside: dict[str, str] = {}
 
     def pack(self) -> dict[str, Tensor]:
@@ -169,14 +171,15 @@ class State:
         if (found := checkpoint.load()) is None:
             return 0
         self.unpack(found[0])
-        self.rows, self.precisions, self.beside = (found[1][key] for key in ("rows", "precisions", "beside"))
+        for key in ("rows", "precisions", "at_once", "beside"):
+            setattr(self, key, found[1][key])
         return found[1]["at"]
 
     def keep(self, checkpoint: Checkpoint, done: int) -> None:
         """Leave what `resume` puts back, after `done` steps, where a checkpoint is due."""
         if checkpoint.due():
-            state = {"at": done, "rows": self.rows, "precisions": self.precisions, "beside": self.beside}
-            checkpoint.save(self.pack(), state)
+            kept = {key: getattr(self, key) for key in ("rows", "precisions", "at_once", "beside")}
+            checkpoint.save(self.pack(), {"at": done} | kept)
 
     def update(self, step: int, rate: float, gradient_clip: float) -> None:
         """One step of Adam down the gradient, its norm clipped, and of the average after it; `step` counts from 0."""
@@ -256,10 +259,10 @@ def train(
     network, times = build(run.job, dataset).to(device), objective.times.on(schedule)
     batches, state = kind(dataset, run.job, torch.device(device), network), keeping(network, settings, times, device)
     # ---- what an interrupted job has already
-    first = state.resume(run.checkpoint)
+    first = group.in_turn(lambda: state.resume(run.checkpoint))
     group.agree(first, f"{run.checkpoint.path}: first step")
     # ---- Ho et al. 2020, algorithm 1
-    steps, at_once = settings["steps"], settings["batch"] // group.size
+    steps = settings["steps"]
     computed = Computed(group.wrap(state.network), run.job["compute"], dataset.space, device, steps - first)
     state.precisions = with_last(state.precisions, computed.precision)
     loss = partial(objective.loss, computed, schedule, space=dataset.space)
@@ -275,8 +278,9 @@ def train(
             signs, weight = partial(batches.signs, step, group), weight.to(x0.device, x0.dtype, non_blocking=True)
             # The loss of every image, and the gradient of their mean with the weights that make the times even.
             attempt = partial(backward, state.optimiser, loss, (x0, eps, at, condition), signs, group.part(weight))
-            least = at_once if group.size > 1 else 1  # processes must exchange gradients equally often
-            losses, at_once = fitting(at_once, attempt, "training.batch", least, computed.forget)
+            # Processes must exchange gradients equally often.
+            size, least = (state.at_once, 1) if group.size == 1 else (settings["batch"] // group.size,) * 2
+            losses, state.at_once = fitting(size, attempt, "training.batch", least, computed.forget)
             times.learn(t, losses := group.whole(losses))
             rate = learning_rate(step, steps, settings["learning_rate"], settings["warmup"], settings["decay"])
             state.update(step, rate, settings["gradient_clip"])
@@ -298,5 +302,5 @@ def train(
         "final_loss": state.rows[-1][-1] if state.rows else None,
         "space": dataset.space.spec,
         "classes": dataset.classes,
-        "compute": computed.record(state.precisions) | {"images_at_once": at_once},
+        "compute": computed.record(state.precisions) | {"images_at_once": state.at_once},
     }
