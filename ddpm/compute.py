@@ -7,7 +7,8 @@ to within its spread; likelihoods do not bear it (up to 0.6 bits/dim), and are c
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ TRIALS = 3
 # How far a compiled network's output and gradient may be from the network's own, of their norm: twice what another
 # order of sums changes in bfloat16, and far more than it does in float32.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 4e-2}
+NOISE = 0.05  # the standard deviation of what is added to the weights while the two are compared
 LACKING = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
@@ -56,11 +58,11 @@ class Computed:
         self.wanted: bool | str = settings["compile"]
         self.precision = _precision(settings["precision"], space, device)
         self.functions: dict[torch.Size, Callable] = {}  # by the shape of x: the network, or its compiled form
+        self.tried = self.compiled = False  # whether anything was given to a compiler, and used
 
     def record(self, precisions: Sequence[str] = ()) -> dict[str, object]:
         """What was used; `precisions` by all attempts of the job, if several machines had a part in it."""
-        compiled = any(function is not self.network for function in self.functions.values())
-        return {"precision": ", then ".join(precisions or [self.precision]), "compiled": compiled}
+        return {"precision": ", then ".join(precisions or [self.precision]), "compiled": self.compiled}
 
     def __call__(self, x: Tensor, *rest: Any) -> Tensor:
         if x.requires_grad:  # a gradient of a gradient follows, which compiled code has not (sliced score matching)
@@ -76,7 +78,7 @@ class Computed:
         """Give back the memory that compiled code holds; from now on the network runs as it is. In CUDA graphs the
         pieces of a batch would write over each other's gradients."""
         self.wanted = False
-        if self.record()["compiled"]:
+        if self.tried:
             torch.compiler.reset()
         self.functions.clear()
 
@@ -102,11 +104,13 @@ class Computed:
         if auto and not self._pays(own):
             return self.network
         mode = "reduce-overhead" if self.device == "cuda" else "default"
+        self.tried = True
         compiled = torch.compile(self.network, mode=mode, dynamic=False)
         try:
-            for _ in range(2):  # of CUDA graphs the first call warms up, the second records, all others replay
-                self._trial(compiled, *inputs)
-            found, expected = (self._trial(function, *inputs) for function in (compiled, self.network))
+            with self._other_weights():
+                for _ in range(2):  # of CUDA graphs the first call warms up, the second records, all others replay
+                    self._trial(compiled, *inputs)
+                found, expected = (self._trial(function, *inputs) for function in (compiled, self.network))
             taken = self._seconds(compiled, *inputs) if auto else 0.0
         except Exception as e:  # whatever a compiler may raise
             if is_out_of_memory(e):
@@ -120,7 +124,22 @@ class Computed:
         if auto and taken >= own:
             _say(f"compute.compile: a call takes {1000 * taken:.3g} ms compiled, {1000 * own:.3g} ms as it is: left")
             return self.network
+        self.compiled = True
         return compiled
+
+    @contextmanager
+    def _other_weights(self) -> Iterator[None]:
+        """Noise on the weights that are trained, in place, taken back afterwards: at first the last layers of networks
+        and of their residual branches are 0, which would hide whatever lies before them."""
+        weights = [weight.detach() for weight in self.network.parameters() if weight.requires_grad]
+        kept, generator = [weight.clone() for weight in weights], torch.Generator().manual_seed(0)
+        try:
+            for weight in weights:
+                weight += (NOISE * torch.randn(weight.shape, generator=generator)).to(weight)
+            yield
+        finally:
+            for weight, was in zip(weights, kept, strict=True):
+                weight.copy_(was)
 
     def _pays(self, own: float) -> bool:
         """Whether compiling is likely to save more time than it takes, where a call takes `own` seconds."""

@@ -1,16 +1,23 @@
 """Autoguidance in the graph: a cell with two networks of the grid."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from project import ROOT
+from torch import nn
 
+from ddpm.denoiser import Denoiser
 from ddpm.pipeline import config, records
 from ddpm.pipeline.checks import ConfigError
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
+from ddpm.samplers import Sampler
+from ddpm.stages import sample
 from ddpm.tables.rows import collect
 
 CELL = "eps/linear/auto/ddim/seed0"
@@ -91,3 +98,36 @@ def test_a_guided_cell(tmp_path: Path) -> None:
     assert results.trained(grid.runs[CELL])["seconds"] == sum(of["costs"]["seconds"] for of in trained)
     without = results.trained(grid.runs["eps/linear/cfg-w0/ddim/seed0"])
     assert without["parameters"] == trained[0]["result"]["parameters"] < row["parameters"]
+
+
+def test_neither_network_stays_compiled_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of torch's compiler: one that notes whose compiled form is called."""
+    used: set[nn.Module] = set()
+    found: list[set] = []
+    real = sample.chain
+
+    def compile(network: nn.Module, **options: object) -> Callable:
+        return lambda *given: used.add(network) or network(*given)
+
+    def short(denoiser: Denoiser, sampler: Sampler, name: str, index: torch.Tensor, *rest: Any) -> Iterator:
+        used.clear()
+        for k, x in enumerate(real(denoiser, sampler, name, index, *rest)):
+            if len(index) > 8 and k == 2:
+                found.append({*used})
+                raise MemoryError
+            yield x
+        found.append({*used})
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(sample, "chain", short)
+    small = {
+        "training": {"steps": 2, "warmup": 0},
+        "sampling": {"images": 16, "batch": 16},
+        "classifier": {"features": 8},
+    }
+    grid, layout = tiny(**small, compute={"compile": True}), Layout(tmp_path)
+    for stage, name in grid.needed("sample", CELL):
+        execute(stage, *grid.job(stage, name), layout)
+    assert [len(networks) for networks in found] == [2, 0, 0]
+    used_then = records.read_record(layout.record("sample", CELL))["result"]["compute"]
+    assert used_then["images_at_once"] == 8 and used_then["compiled"] is True  # it was, once

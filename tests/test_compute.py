@@ -4,6 +4,7 @@ import copy
 import itertools
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -298,7 +299,53 @@ def test_after_too_little_memory_nothing_is_compiled(monkeypatch: pytest.MonkeyP
     computed.forget()
     for size in (2, 4):
         computed(*inputs(size))
-    assert not computed.record()["compiled"] and len(asked) == 1
+        assert computed.functions[torch.Size((size, 1, 8, 8))] is computed.network
+    assert computed.record()["compiled"] and len(asked) == 1  # it was, once
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_was_compiled_is_given_back(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where memory ended while it was tried; where nothing was, the compiler is not even loaded."""
+    resets: list[bool] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+
+    def short(network: nn.Module, *given: object) -> None:
+        raise MemoryError
+
+    fake(monkeypatch, short)
+    computed = Computed(unet(), COMPILED | {"compile": compiled}, IMAGES, "cpu", 10)
+    with pytest.raises(MemoryError) if compiled else nullcontext():
+        computed(*inputs())
+    computed.forget()
+    assert resets == [True] * compiled
+
+
+def test_a_new_network_is_compared_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Its last layers are 0, which hides what lies before them: it is compared with noise on its weights, which are
+    themselves again, to the bit, when it is called."""
+
+    def compiled(network: nn.Module, *given: object) -> torch.Tensor:
+        return functional_call(network, {"first.weight": 1.5 * network.get_parameter("first.weight")}, given)
+
+    for wrong in (False, True):
+        network = networks.build({"method": "unet", "width": 16}, (1, 8, 8), 1, 0)
+        assert not network(*inputs()).any()
+        fake(monkeypatch, compiled if wrong else lambda network, *given: network(*given))
+        before = [weight.clone() for weight in network.parameters()]
+        computed = Computed(network, {"precision": "float32", "compile": True}, IMAGES, "cpu", 1)
+        assert not computed(*inputs()).any() and computed.record()["compiled"] is not wrong
+        assert all(map(torch.equal, before, network.parameters()))
+    assert "gives something else" in capsys.readouterr().err
+
+
+def test_a_job_rounds_no_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To TF32, on a GPU: whatever was set before."""
+    for of in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        monkeypatch.setattr(of, "allow_tf32", True)
+    grid = config.check(config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"))
+    execute("data", *grid.job("data"), Layout(tmp_path))
+    execute("train", *grid.job("train", next(iter(grid.networks))), Layout(tmp_path))
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++ on a CPU")

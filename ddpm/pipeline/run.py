@@ -107,8 +107,9 @@ def execute(
         import torch
 
         torch.set_num_threads(job["threads"])
-        # On a GPU convolutions would round float32 to the 10 bits of TF32, which likelihoods do not bear.
-        torch.backends.cudnn.allow_tf32 = False
+        # On a GPU convolutions would round float32 to the 10 bits of TF32, and products of matrices where the
+        # environment asks for it, which likelihoods do not bear.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     run = prepare(stage, job, code, layout, device, checkpoint_seconds)
     outcome = compute(run)
     if outcome is None:
