@@ -29,6 +29,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(devices, "LEASES", tmp_path / "ddpm-gpus")
+    monkeypatch.setattr(devices, "_OPENED", set())
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "")  # put back afterwards, whatever a lease sets
         monkeypatch.delenv(name)
@@ -41,7 +42,8 @@ def holder(count: int = 1, share: int = 1) -> subprocess.Popen:
     code = (
         "import os, sys, types\nfrom pathlib import Path\nfrom ddpm.pipeline import devices\n"
         f"devices.LEASES = Path({str(devices.LEASES)!r})\n"
-        "sys.modules['torch'] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: True))\n"
+        "cuda = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: False)\n"
+        "sys.modules['torch'] = types.SimpleNamespace(cuda=cuda)\n"
         f"with devices.leased('auto', {count}, {share}):\n"
         "    print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n    sys.stdin.read()\n"
     )
@@ -150,6 +152,18 @@ def test_a_job_sees_only_its_gpu(machine: Path, monkeypatch: pytest.MonkeyPatch)
     with devices.leased("auto") as kind:
         assert kind == "cuda" and os.environ["CUDA_VISIBLE_DEVICES"] == C
         assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2" and "CUDA_DEVICE_ORDER" not in os.environ
+
+
+def test_jobs_of_one_process_lease_anew(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One GPU, then two, then one again: that which torch has opened, though another is free."""
+    with devices._lease([A], 1, 1), devices.leased("auto"):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == B
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with devices.leased("auto", 2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == f"{A},{B}"
+    with devices.leased("auto"):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == B
 
 
 def test_the_cpu_leases_nothing(machine: Path) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ddpm.datasets.folder import Folder, pixels
 from ddpm.errors import UserError
 from ddpm.pipeline import config, folders, machine
+from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
+from ddpm.pipeline.running import run_stage
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,6 +132,23 @@ def test_what_cannot_be_used_says_why(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError) as caught:
         pixels(tmp_path / name, 8, 3)
     assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "raised", [struct.error("unpack requires a buffer"), TypeError("an integer is required"), zlib.error("x")]
+)
+def test_whatever_pillow_raises_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    """Malformed EXIF makes it raise much."""
+    grey(3).save(tmp_path / "odd.png")
+
+    def broken(image: Image.Image) -> None:
+        raise raised
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
+    with pytest.raises(ValueError, match=r"cannot be read \("):
+        pixels(tmp_path / "odd.png", 8, 3)
 
 
 def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
@@ -252,15 +271,19 @@ def test_too_few_images_are_said_before_the_first_job(tmp_path: Path) -> None:
 # ---- what makes it read again -----------------------------------------------------------------------------
 
 
+def grid_of_mine() -> Grid:
+    read = config.read(ROOT / "config.yaml", ROOT / "tests/tiny.yaml")
+    read |= {"data": {"name": "folder", "path": "mine", "size": 8, "channels": 1, "labels": True}}
+    return config.check(read)
+
+
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Callable[[], list[str]]]:
     """The data's job done, in a folder of its own; and what a plan says of it then."""
     monkeypatch.chdir(tmp_path)
     numbered(tmp_path / "mine" / "a", 20)
     numbered(tmp_path / "mine" / "b", 20, 100)
-    read = config.read(ROOT / "config.yaml", ROOT / "tests/tiny.yaml")
-    read |= {"data": {"name": "folder", "path": "mine", "size": 8, "channels": 1, "labels": True}}
-    grid = config.check(read)
+    grid = grid_of_mine()
     results = Results(grid)
     execute("data", *grid.job("data"), results.layout)
     return tmp_path, lambda: [str(reason) for reason in Results(grid).reasons("data")]
@@ -314,6 +337,11 @@ def test_a_folder_is_read_again_if_its_content_changes_and_only_then(
     assert reasons() == []
     mine.rename(folder / "elsewhere")
     assert reasons() == []  # what was made of it is there
+    job, code = grid_of_mine().job("data")
+    record = Results(grid_of_mine()).layout.record("data")
+    before = record.read_bytes()
+    run_stage("data", job, code, grid_of_mine().results, "cpu")  # and neither a job of the command reads it
+    assert record.read_bytes() == before
 
 
 def grey_bytes(level: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
 from ddpm import rng
@@ -49,6 +49,11 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
+def is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether an image that has just been opened has more than 8 bits per channel: Pillow calls some of them RGB."""
+    return image.mode[0] in "IF" or bool(re.search(";16[BLN]", str([tile[3] for tile in image.tile])))
+
+
 def pixels(path: Path | Entry, size: int, channels: int, box: Box | None = None) -> np.ndarray:
     """One image as uint8 (channels, size, size): the largest square in its middle, or `box`, resized by a bicubic
     filter that is as wide as the pixels it joins; a picture of that very size stays as it is.
@@ -60,7 +65,7 @@ def pixels(path: Path | Entry, size: int, channels: int, box: Box | None = None)
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a photograph with a preview beside it
                 raise ValueError(f"has {frames} frames or pages")
-            if image.mode[0] in "IF" or re.search(";16[BLN]", str([tile[3] for tile in image.tile])):
+            if is_deep(image):
                 raise ValueError("has more than 8 bits per channel")
             if min(image.size) < size:
                 raise ValueError(f"has {image.width} × {image.height} pixels, fewer than data.size")
@@ -69,7 +74,9 @@ def pixels(path: Path | Entry, size: int, channels: int, box: Box | None = None)
             left, top = (whole.width - side) // 2, (whole.height - side) // 2
             square = whole.crop(box or (left, top, left + side, top + side))
             square = square.resize((size, size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+    except (ValueError, MemoryError):
+        raise
+    except Exception as e:  # whatever a damaged file makes Pillow raise
         said = re.sub("<_io.*?>", path.name, str(e).replace(str(path), path.name))
         raise ValueError(f"cannot be read ({' '.join(said.split())})") from None
     found = np.asarray(square)

@@ -103,6 +103,17 @@ def _lease(found: list[str], count: int, share: int) -> Iterator[list[str]]:
         time.sleep(1)
 
 
+_OPENED: set[str] = set()  # the GPU that this process has computed on, if it has
+
+
+def _opened(found: list[str]) -> list[str]:
+    """Those of these GPUs that this process can compute on: once torch has opened one, no other."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return found
+    return [gpu for gpu in found if gpu in _OPENED] or found
+
+
 def _check_torch(found: list[str]) -> None:
     """UserError where there are GPUs that torch cannot use."""
     import warnings
@@ -150,10 +161,21 @@ def leased(device: str, count: int = 1, share: int = 1) -> Iterator[str]:
         _check_torch(found)
         yield "cuda"
         return
-    with _lease(found, count, share) as taken:
+    with _lease(_opened(found) if count == 1 else found, count, share) as taken:
+        before = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")}
         os.environ.update(CUDA_VISIBLE_DEVICES=",".join(taken), CUDA_DEVICE_ORDER="PCI_BUS_ID")
-        _check_torch(taken)
-        yield "cuda"
+        try:
+            _check_torch(taken)
+            if not sys.modules["torch"].cuda.is_initialized():
+                _OPENED.clear()
+            _OPENED.update(taken if count == 1 else ())
+            yield "cuda"
+        finally:  # what follows in this process may lease others
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 @contextmanager

@@ -48,6 +48,7 @@ def run_stage(
     """Run one job, alone: a second live copy of it waits. A valid result is left as it is, unless `again`."""
     fix_threads(job)
     keep_freed_memory()
+    device = device if STAGES[stage].gpu else "cpu"
     layout, name = Layout(Path(results)), job.get("name", "")
     files = fingerprints.snapshot(STAGES[stage].roots(job))
     if (now := fingerprints.fingerprint(STAGES[stage].roots(job))) != code:
@@ -178,7 +179,10 @@ def _sweep(layout: Layout, stage: str, name: str) -> None:
 
 def _matches(record: Path, layout: Layout, stage: str, name: str, job: dict, code: str) -> bool:
     """Whether the record of a valid result of this very job lies there."""
-    inputs, files = layout.inputs(stage, name, job), {path.name for path in layout.outputs(stage, name)}
+    # What the user has taken away since it was read, a folder of images, is not asked for.
+    own = STAGES[stage].sources(job)
+    inputs = {of: path for of, path in layout.inputs(stage, name, job).items() if of not in own or path.exists()}
+    files = {path.name for path in layout.outputs(stage, name)}
     return valid(record, job, code, inputs, STAGES[stage].environment(job), stage, files)
 
 
