@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 - arguments are called as the fixtures that they ask for
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import torch_fidelity
 from measuring import FEATURES, digits, evaluator, grid, layout, measure, prepared  # noqa: F401 - fixtures
 from oracles import DIGITS
+from project import ROOT
 from torch.utils.data import Dataset
 from torch_fidelity import registry
 
@@ -17,8 +19,9 @@ from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
 from ddpm.metrics import distances, extractors
 from ddpm.metrics.evaluator import Evaluator
-from ddpm.pipeline import records
+from ddpm.pipeline import config, records
 from ddpm.pipeline.layout import Layout
+from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 
 torch.set_num_threads(1)
@@ -150,6 +153,20 @@ def test_missing_inception_weights_are_named(prepared: Layout, digits: data.Data
     message = str(caught.value)
     assert "fidelity.weights" in message and path in message and "Inception" in message
     assert len(message.splitlines()) <= 3
+
+
+def test_other_weights_in_the_same_file(tmp_path: Path) -> None:
+    """Count by their content: what was measured with the former ones runs again."""
+    file = tmp_path / "weights.pth"
+    read = config.read(ROOT / "config.yaml", ROOT / "workflow/config/mnist.yaml")  # more images than features
+    grid = config.check(config.merge(read, {"fidelity": {"extractor": "inception", "weights": str(file)}}))
+    cell, found = next(iter(grid.runs)), []
+    for content in (None, b"one", b"two"):
+        if content:
+            file.write_bytes(content)
+        found.append(Results(grid, Layout(tmp_path / "results")).inputs("fidelity", cell).get("weights"))
+    assert found == [None, *(hashlib.sha256(content).hexdigest() for content in (b"one", b"two"))]
+    assert Layout(tmp_path).inputs("fidelity", cell, grid.job("fidelity", cell)[0])["weights"] == file
 
 
 @pytest.mark.parametrize("content", ["text", "torn", "another network"])

@@ -1,6 +1,7 @@
 """A U-Net of diffusers as a network that is imported: the same outputs, the same samples, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,20 @@ def test_the_job_only_reads(saved: Path, layout: Layout) -> None:
     finally:
         (saved / WEIGHTS).write_bytes(content)
     assert Results(grid, layout).reasons("train", NAME) == []
+
+
+def test_another_architecture_makes_other_weights(saved: Path, layout: Layout, tmp_path: Path) -> None:
+    """It is read again wherever the weights are, so that what was made with the former one is no longer valid."""
+    folder, again = tmp_path / "unet", Layout(tmp_path / "results")
+    shutil.copytree(saved, folder)
+    shutil.copytree(layout.root, again.root)
+    grid, made = expanded(folder), []
+    for flipped in (True, False):
+        about = json.loads((folder / "config.json").read_text()) | {"flip_sin_to_cos": flipped}
+        (folder / "config.json").write_text(json.dumps(about))
+        execute("train", *grid.job("train", NAME), again)
+        made.append(records.sha256(again.output("train", NAME)))
+    assert made[0] != made[1]
 
 
 def test_only_cells_that_it_can_serve_are_run(saved: Path) -> None:

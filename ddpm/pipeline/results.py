@@ -149,9 +149,10 @@ class Results:
                 return known["hash"]
         except (OSError, ValueError, LookupError, TypeError):
             pass
-        found = records.sha256(path)
         # What changes within the clock's next tick would have the same stamp.
-        if time.time_ns() - latest > 2 * 10**9:
+        settled = time.time_ns() - latest > 2 * 10**9
+        found = _content(path, canonical(now)) if settled else records.sha256(path)
+        if settled:
             with suppress(OSError):  # results that may only be read
                 records.write_json(memo, {"stamp": now, "hash": found})
         return found
@@ -260,6 +261,12 @@ class Results:
     def noise(self) -> dict | None:
         """What uniform noise has in the metrics, by which samples are told from it; None where that is not known."""
         return (self.valid("fidelity", "noise") or {}).get("result")
+
+
+@cache
+def _content(path: Path, stamp: str) -> str:
+    """The hash of a file or folder that has this stamp: once for all jobs that read it."""
+    return records.sha256(path)
 
 
 def hashed(*folders: Path) -> str:

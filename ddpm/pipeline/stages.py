@@ -320,6 +320,11 @@ class FidelityStage(Stage):
         decoded = {"autoencoder": ("autoencoder", "")} if name == RECONSTRUCTIONS else {}
         return {"data": ("data", "")} | samples | decoded | extractor
 
+    def sources(self, job: dict) -> dict[str, Path]:
+        """The file of the extractor's weights, where one is named; the extractor says where there is none."""
+        path = Path(job["fidelity"].get("weights") or ".")
+        return {"weights": path} if path.is_file() else {}
+
     def extractor(self, job: dict) -> Root:
         """The class of the feature extractor."""
         source = known("extractor", tuple(job["fidelity"].get("modules", ())))[job["fidelity"]["extractor"]]

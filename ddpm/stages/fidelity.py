@@ -49,7 +49,7 @@ def bits_per_dim(bits: Tensor | None) -> dict[str, float]:
 
 def measuring(run: Run) -> Evaluator:
     """The evaluator of a job."""
-    hashes = tuple(run.recorder.record["inputs"][of] for of in ("data", "extractor") if of in run.inputs)
+    hashes = tuple(run.recorder.record["inputs"][of] for of in ("data", "extractor", "weights") if of in run.inputs)
     files = run.inputs["data"], run.inputs.get("extractor")
     return evaluator(hashes, *files, canonical(run.settings), run.device, store(run))
 

@@ -20,7 +20,8 @@ def read(run: Run) -> Outcome:
     if other := sorted(wanted.keys() ^ tensors.keys()) or [k for k in wanted if wanted[k].shape != tensors[k].shape]:
         raise UserError(f"{source}: not the weights of its config.json: {len(other)} tensors differ, {other[0]} first")
     network.unet.load_state_dict(tensors)
-    run.write("weights", network.state_dict())
+    # The architecture is read again wherever the weights are: where it has changed, their file has too.
+    run.write("weights", network.state_dict(), {"architecture": run.recorder.record["inputs"]["architecture"]})
     run.write("loss", "step,images,learning_rate,loss\n")
     return "ok", {
         "imported": {"path": source.as_posix(), "sha256": run.recorder.record["inputs"]["network"]},
