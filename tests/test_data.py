@@ -166,6 +166,22 @@ def test_mnist_is_torchvisions(mnist: Path) -> None:
     assert (MNIST.space, MNIST.classes) == ({"method": "pixels", "levels": 256}, 10)
 
 
+def test_mnist_is_what_was_checked(copied: Path) -> None:
+    """Not what an older torchvision has made of it, which it would read in their place, unchecked."""
+    processed = copied.parent / "processed"
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(3, 28, 28, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)), processed / name)
+    train, test = MNIST().load()
+    assert (len(train.images), len(test.labels)) == (60000, 10000)
+
+
+def test_mnists_images_are_those_that_torchvision_reads(mnist: Path) -> None:
+    for split, of in zip(MNIST().load(), (True, False), strict=True):
+        theirs = torchvision.datasets.MNIST(mnist.parent.parent, train=of)
+        assert torch.equal(split.images[:, 0], theirs.data) and torch.equal(split.labels, theirs.targets)
+
+
 @pytest.mark.parametrize("name", MNIST_FILES)
 def test_mnists_files_are_the_published_ones(mnist: Path, name: str) -> None:
     """The checksums in the code are those of the real files."""

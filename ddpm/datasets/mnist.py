@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ddpm.datasets.dataset import Dataset, Split
-from ddpm.datasets.downloads import fetched, root
+from ddpm.datasets.downloads import fetched
 
 Tensor = torch.Tensor
 
@@ -39,14 +39,27 @@ class MNIST(Dataset):
     def load(self) -> tuple[Split, Split]:
         from torchvision.datasets import MNIST as Torchvision
 
-        fetched("MNIST", "MNIST/raw", MNIST_FILES, partial(Torchvision, download=True))
-        train, test = Torchvision(root(), train=True), Torchvision(root(), train=False)
-        return Split(train.data[:, None], train.targets), Split(test.data[:, None], test.targets)
+        raw = fetched("MNIST", "MNIST/raw", MNIST_FILES, partial(Torchvision, download=True))
+        return read(raw, self.shape, "")
+
+
+def read(raw: Path, shape: tuple[int, ...], end: str) -> tuple[Split, Split]:
+    """The training and the test split of a folder of MNIST's format: the very files that were checked, not what
+    torchvision may have made of them."""
+    train, test = (
+        Split(
+            idx(raw / f"{name}-images-idx3-ubyte{end}", 16, shape),
+            idx(raw / f"{name}-labels-idx1-ubyte{end}", 8, ()).long(),
+        )
+        for name in ("train", "t10k")
+    )
+    return train, test
 
 
 def idx(path: Path, header: int, shape: tuple[int, ...]) -> Tensor:
-    """What follows the header of a gzipped file of MNIST's format, uint8 (N, *shape)."""
-    content = gzip.decompress(path.read_bytes())
+    """What follows the header of a file of MNIST's format, gzipped or not, uint8 (N, *shape)."""
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy()).reshape(-1, *shape)
 
 
@@ -69,12 +82,4 @@ class FashionMNIST(Dataset):
 
         files = dict(Torchvision.resources)
         raw = fetched("Fashion-MNIST", "FashionMNIST/raw", files, partial(Torchvision, download=True))
-        splits = (
-            Split(
-                idx(raw / f"{name}-images-idx3-ubyte.gz", 16, self.shape),
-                idx(raw / f"{name}-labels-idx1-ubyte.gz", 8, ()).long(),
-            )
-            for name in ("train", "t10k")
-        )
-        train, test = splits
-        return train, test
+        return read(raw, self.shape, ".gz")
