@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ddpm.errors import UserError
 from ddpm.pipeline import locks
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +151,19 @@ def test_an_answer_that_nfs_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Path, "hardlink_to", twice)
     assert take(tmp_path / "x", stale=1000) < 1
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exFAT and some clouds' are: the folder, and what would be right; other refusals stay what they are."""
+    for number, kind in ((errno.EPERM, UserError), (errno.EACCES, PermissionError)):
+
+        def refuse(self: Path, target: Path, number: int = number) -> None:
+            raise PermissionError(number, "refused")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+        with pytest.raises(kind) as caught, locks.held(tmp_path / "x", 0.1, 0.5):
+            pass
+        assert (f"{tmp_path / 'x'}: this file system has no hard links" in str(caught.value)) == (kind is UserError)
 
 
 def test_a_folder_that_goes_as_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

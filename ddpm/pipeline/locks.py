@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ddpm.errors import UserError
+
 BEAT = 10.0  # seconds between two signs of life
 STALE = 90.0  # seconds without one after which a holder on another machine is dead; NFS may lag by 60
 
@@ -56,6 +58,13 @@ def _linked(old: Path, new: Path) -> bool:
     """Whether `new` is now a second name of `old`, and was nobody's before."""
     try:
         new.hardlink_to(old)
+    except PermissionError as e:
+        if e.errno == errno.EPERM:
+            raise UserError(
+                f"{new.parent}: this file system has no hard links, by which a job is kept to one live copy; let "
+                "`results` be a folder of another one"
+            ) from None
+        raise
     except FileExistsError:
         return old.stat().st_nlink > 1  # NFS lost the answer and asked again: it was this process's own link
     return True
