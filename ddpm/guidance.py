@@ -25,13 +25,18 @@ class Guidance(Method):
     `labels` is the kind of network it needs: `unconditional`, or `conditional` (trained with label dropout);
     `guide` says whether it needs a classifier of noisy images too (`ddpm.stages.guide`); a parameter `guide_network`
     names another network of the grid that it needs, of the same objective, schedule, labels and seed; `continuous` says
-    whether x̂0 changes with t without jumps; `unguided` is the weight at which labels play no part.
+    whether x̂0 changes with t without jumps; `unguided` is the weight at which labels play no part, if there is one.
     """
 
     labels: ClassVar[str] = "unconditional"
     guide: ClassVar[bool] = False
     continuous: ClassVar[bool] = True
     unguided: ClassVar[float | None] = None
+
+    @property
+    def steers(self) -> bool:
+        """Whether labels play a part in what is sampled."""
+        return self.unguided is None or getattr(self, "weight", None) != self.unguided
 
     @property
     def evaluations(self) -> int:

@@ -28,6 +28,7 @@ from ddpm.compute import Computed, has_bfloat16
 from ddpm.condition import Condition
 from ddpm.datasets import dataset as data
 from ddpm.errors import UserError
+from ddpm.guidance import Guidance
 from ddpm.pipeline import records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.records import changes, read_tensors
@@ -221,7 +222,7 @@ class _Redrawing:
 
     def _other_labels(self) -> list[Finding]:
         """Whether labels are not those that the cell was given."""
-        labels, given = self.labels, self.given
+        labels, given = self.labels, self.given if Guidance.make(self.job["guidance"]).steers else None
         if given is None or (labels is not None and torch.equal(labels, given)):
             return []
         first = 0 if labels is None or labels.shape != given.shape else int((labels != given).nonzero()[0])

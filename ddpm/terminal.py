@@ -56,6 +56,11 @@ def _cosine(p: dict) -> list[float]:
     return [min(1 - after / before, p["beta_max"]) for before, after in pairwise(f)]
 
 
+def _vanishes(betas: list[float]) -> bool:
+    """Whether ᾱ = Π (1 − β) is 0 in float64: the bound of a step is one of ratios of ᾱ."""
+    return max(betas) < 1 and math.exp(sum(math.log1p(-beta) for beta in betas)) == 0
+
+
 def _from_log_alpha_bar(log_bar: float) -> float:
     """√((1 − ᾱ)/ᾱ)."""
     return math.sqrt(math.expm1(-log_bar)) if log_bar > -700 else math.inf
@@ -66,6 +71,9 @@ def mistake(method: str, p: dict, std: float) -> str:
     if method == "linear" and (last := 1000 / p["steps"] * p["beta_last"]) >= 1:
         least = math.floor(1000 * p["beta_last"]) + 1
         return f"steps: {p['steps']}; β_T = beta_last · 1000/T = {last:g} must be below 1: T must be at least {least}"
+    if method == "linear" and p["steps"] <= MOST_STEPS and _vanishes(_linear(p)[:-1]):
+        left = "nothing of the data is left before T, not even in float64"
+        return f"beta_last: {p['beta_last']:g}; {left}: lower beta_last"
     if (end := level(method, p)) is None or not (short := falls_short(end, std)):
         return ""
     return f"{RAISED[method]}: {p[RAISED[method]]:g}; {short}: raise {RAISED[method]}"

@@ -141,6 +141,28 @@ def test_a_margin_moves_the_boundary() -> None:
     assert said == {1.0: "holds", 1.1: "undecided", 1.3: "fails"}
 
 
+@pytest.mark.parametrize("column", ["fid", "precision"])
+@pytest.mark.parametrize("direction", ["less", "more"])
+def test_a_margin_allows_what_is_worse(column: str, direction: str) -> None:
+    """In the direction that is worse, by a factor of distances and by a difference of all else: no effect agrees, the
+    margin itself cannot be told, and twice the margin does not."""
+    base, said = np.array([0.5, 0.6, 0.7]), []
+    for times in (0, 1, 2):
+        sign = times if direction == "less" else -times
+        moved = base * 1.1**sign * [1.0, 1.001, 0.999] if column == "fid" else base + 0.1 * sign + [0.0, 0.001, -0.001]
+        one = claim(margin=1.1 if column == "fid" else 0.1, direction=direction, column=column)
+        (found,) = judged([one], {"a": list(moved), "b": list(base)}, column)
+        said.append(found.verdict)
+    assert said == ["holds", "undecided", "fails"]
+
+
+def test_ratios_are_of_distances() -> None:
+    """What is 0 or below it by chance has no logarithm: leaving such seeds out would choose by the outcome."""
+    ratios = {"fid", "fid_binarized", "fid_over_topline", "fid_train", "sliced_wasserstein"}
+    differences = {"kid", "copied", "memorised", "precision", "label_accuracy", "nll_bits_per_dim"}
+    assert {column for column in ratios | differences if claim(column=column).ratio} == ratios
+
+
 @pytest.mark.parametrize(
     ("a", "b", "why"),
     [
@@ -234,6 +256,10 @@ def test_text_and_table_say_the_same() -> None:
         ({"sources": [{"paper": "x", "document": "007", "place": "y"}]}, "a.sources.0.document: '007'; it must be one"),
         ({"sources": [{"paper": "x"}]}, "a.sources.0: has the keys paper; it must have paper, document, place"),
         ({"margin": -1}, "a.margin: -1; it must be a positive number"),
+        (
+            {"margin": 0.9, "column": "fid"},
+            "a.margin: 0.9; of a distance it is a factor, how much worse still agrees: it",
+        ),
         ({"weight": 1}, "a.weight: unknown key; known are"),
     ],
 )

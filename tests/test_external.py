@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tabled import GRID, finished, untrained  # noqa: F401 - fixtures
+from test_folder import deep_png
 
 from ddpm import cli
 from ddpm.datasets import dataset as data
@@ -18,6 +19,7 @@ from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.pipeline.stages import AGGREGATES, STAGES, external
+from ddpm.stages.sample import draw_labels
 from ddpm.tables.markdown import reading
 from ddpm.tables.rows import collect
 
@@ -99,6 +101,25 @@ def test_they_are_a_row_of_the_table(layout: Layout, digits: data.Data, tmp_path
     assert text.split("\n")[0] == reading(before, GRID).split("\n")[0] and "| mine" in text
 
 
+@pytest.mark.parametrize("kind", ["stratified", "by chance"])
+def test_the_topline_is_that_of_their_classes(layout: Layout, digits: data.Data, tmp_path: Path, kind: str) -> None:
+    """And the interval: labels in the training split's proportions leave chance within classes alone."""
+    labels = draw_labels(digits, "a", COUNT)
+    if kind == "by chance":
+        labels[labels == 0] = 1
+    np.savez(tmp_path / "labelled.npz", grey(digits)[..., None], labels.numpy())
+    found = evaluate(layout, tmp_path / "labelled.npz")
+    row = collect(Results(GRID, layout)).iloc[-1]
+    baseline = {"stratified": "real", "by chance": "real-by-chance"}[kind]
+    of = records.read_record(layout.record("fidelity", baseline))["result"]["fid"]
+    assert row["topline"] == kind and row["fid_over_topline"] == pytest.approx(row["fid"] / of, rel=1e-12)
+    record = records.read_record(layout.record("external", "mine"))
+    assert record["result"]["stratified"] is (kind == "stratified")
+    evaluate(layout, written(tmp_path, "folder", digits), "unlabelled")  # the same images
+    other = records.read_record(layout.record("fidelity", "external/unlabelled"))["result"]
+    assert found["fid"] == other["fid"] and (found["fid_high"] == other["fid_high"]) is (kind == "by chance")
+
+
 def test_a_row_of_other_settings_says_so(layout: Layout, digits: data.Data, tmp_path: Path) -> None:
     """Where the extractor was trained again, the numbers are not shown beside new ones."""
     evaluate(layout, written(tmp_path, "npz", digits))
@@ -145,6 +166,21 @@ BAD = {
     "few labels": (IMAGES, np.zeros(3, int), "they must be 24 whole numbers"),
     "objects": (np.array([{}] * COUNT), None, "is no valid .npz of arrays"),
 }
+
+
+def test_an_array_by_the_name_of_an_archive(layout: Layout, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", IMAGES)
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(UserError, match=r"one\.npz: is a single array, an \.npy; the samples must be arr_0"):
+        evaluate(layout, tmp_path / "one.npz")
+
+
+def test_images_of_16_bits_are_refused(layout: Layout, tmp_path: Path) -> None:
+    """Which Pillow would read as 8, without a word."""
+    (tmp_path / "deep").mkdir()
+    deep_png(tmp_path / "deep" / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: an image of mode RGB with more than 8 bits per channel; it must be"):
+        evaluate(layout, tmp_path / "deep")
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -15,11 +15,12 @@ from ddpm.baselines import Baseline
 from ddpm.datasets import dataset as data
 from ddpm.datasets.dataset import reference
 from ddpm.errors import UserError
-from ddpm.metrics import distances, toplines
+from ddpm.metrics import distances, intervals, toplines
 from ddpm.metrics.evaluator import Evaluator
 from ddpm.pipeline import records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
+from ddpm.stages.sample import draw_labels
 
 torch.set_num_threads(1)
 
@@ -121,6 +122,27 @@ def test_a_cells_samples_are_measured_against_both_halves(
         assert found[key] == pytest.approx(value, rel=1e-9)
     assert found["label_accuracy"] == float((measure.predict(images) == labels).double().mean())
     assert found["extractor"] == records.sha256(layout.output("classifier"))[:12]
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_a_cells_interval_is_of_its_samples(
+    layout: Layout, digits: data.Data, measure: Evaluator, stratified: bool
+) -> None:
+    """Of their influences on the FID to the test split, within classes where these come in the training split's
+    proportions."""
+    images, labels = digits.test.images[100:160], draw_labels(digits, "a", 60)
+    if not stratified:
+        labels[labels == 0] = 1
+    sampled(layout, images, labels)
+    execute("fidelity", *grid().job("fidelity", CELL), layout)
+    found = records.read_record(layout.record("fidelity", CELL))["result"]
+    for key, binarized in (("fid", False), ("fid_binarized", True)):
+        real = distances.statistics(measure.features(digits.test.images, binarized))
+        influence = intervals.influences(measure.features(images, binarized), real)
+        of = intervals.variance(influence, labels if stratified else None)
+        low, high = intervals.interval(found[key], of)
+        assert (found[f"{key}_low"], found[f"{key}_high"]) == pytest.approx((low, high), rel=1e-9)
+        assert abs(of / intervals.variance(influence, None if stratified else labels) - 1) > 1e-3
 
 
 def test_diversity_is_the_variance_within_predicted_classes(

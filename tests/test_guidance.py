@@ -255,3 +255,13 @@ def test_autoguidance_needs_labels_and_a_denoiser() -> None:
     for by, given in ((None, GIVEN), (lambda *_: None, GIVEN), (exact(), NOTHING)):
         with pytest.raises(ValueError, match="autoguidance: it needs labels, and a worse denoiser to be guided by"):
             Autoguidance()(exact(), by)(randn(45, 3, 1, 2, 2), time(400), given)
+
+
+def test_labels_play_a_part_unless_the_weight_says_otherwise() -> None:
+    """A guidance without a weight steers; one with a weight at which it does not says which."""
+
+    class Plain(Guidance):
+        method = "plain"
+        labels = "conditional"
+
+    assert Plain().steers and ClassifierFree(weight=0.0).steers and not ClassifierFree(weight=-1.0).steers

@@ -20,6 +20,7 @@ from ddpm.pipeline.results import Results
 from ddpm.pipeline.run import execute
 from ddpm.samplers import DDIM, Ancestral
 from ddpm.schedules import Karras, Linear
+from ddpm.spot_checks import redrawn
 from ddpm.stages import guide
 from ddpm.stages import sample as sampling
 
@@ -28,8 +29,8 @@ WEIGHTS, MEANS, STDS = (0.3, 0.5, 0.2), (-0.6, 0.1, 0.8), (0.2, 0.4, 0.3)
 ROOT = Path(__file__).parent.parent
 
 
-def mixture(schedule) -> MixtureDenoiser:
-    return MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS)
+def mixture(schedule, v: float | None = None) -> MixtureDenoiser:
+    return MixtureDenoiser(schedule, WEIGHTS, MEANS, STDS, v)
 
 
 def bayes(schedule):
@@ -57,14 +58,16 @@ def test_with_w_1_the_exact_classifier_gives_the_conditional_denoiser(schedule, 
 
 
 def test_algorithm_4() -> None:
-    """001, algorithm 4, line 3: ε̂ = ε − w √(1 − ᾱ) ∇ log p(y | x_t), at one time and at one per image."""
+    """001, algorithm 4, line 3: ε̂ = ε − w √(1 − ᾱ) ∇ log p(y | x_t), at one time and at one per image; a learned
+    variance stays."""
     schedule, y = Linear(), torch.tensor([2, 0, 1])
     x_t, classifier = randn(2, 3, 1, 1, 1), bayes(schedule)
     for t in (time(400), time(10, 400, 900)):
         x = x_t.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(classifier(x, t, y).sum(), x)
         plain = mixture(schedule)(x_t, t)
-        found = ClassifierGuidance(weight=2.5)(mixture(schedule), classifier)(x_t, t, Condition(y))
+        found = ClassifierGuidance(weight=2.5)(mixture(schedule, v=0.3), classifier)(x_t, t, Condition(y))
+        assert found.v is not None and (found.v == 0.3).all()
         expected = plain.eps - 2.5 * schedule.sigma(t) * gradient
         torch.testing.assert_close(found.eps, expected, rtol=1e-9, atol=1e-12)
 
@@ -253,3 +256,19 @@ def test_points_have_no_guide(tmp_path: Path) -> None:
     records.write_tensors(layout.output("data"), points, {"space": PLANE.spec, "classes": 2})
     with pytest.raises(UserError, match="classifier guidance takes images"):
         execute("guide", *tiny().job("guide", "linear/seed0"), layout)
+
+
+def test_labels_that_play_no_part_are_not_stored(tmp_path: Path) -> None:
+    """w = −1 of classifier-free guidance: nobody asked for a label, so that there is no accuracy to measure."""
+    read = config.read(ROOT / "config.yaml", ROOT / "tests/tiny.yaml")
+    read["guidances"]["free"] = {"method": "cfg", "weight": -1.0}
+    axes = {"objective": ["eps"], "schedule": ["linear"], "sampler": ["ddim"]}
+    read["grid"] = [axes | {"guidance": ["free", "cfg-w0"]}]
+    grid, layout, stored = config.check(read), Layout(tmp_path), {}
+    for cell in grid.runs.values():
+        for stage, name in grid.needed("sample", cell.name):
+            if not layout.record(stage, name).exists():
+                execute(stage, *grid.job(stage, name), layout)
+        stored[cell.guidance] = "labels" in records.read_tensors(layout.output("sample", cell.name))[0]
+        assert not [*redrawn(Results(grid, layout), cell.name, 0)]
+    assert stored == {"free": False, "cfg-w0": True}

@@ -44,7 +44,18 @@ def test_planning_reads_what_the_classes_are(base: type, read) -> None:
     classes, declared = {c.method: c for c in base.all() if c.__module__.startswith("ddpm.")}, read()
     assert declared.keys() == classes.keys()
     for name, attributes in declared.items():
-        for key in ("title", "direction", "wants", "topline", "shown", "details", "counted", "loads", "real"):
+        for key in (
+            "title",
+            "direction",
+            "wants",
+            "distance",
+            "topline",
+            "shown",
+            "details",
+            "counted",
+            "loads",
+            "real",
+        ):
             assert attributes.get(key) == getattr(classes[name], key, None), (name, key)
 
 

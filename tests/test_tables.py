@@ -29,6 +29,7 @@ from tabled import (  # noqa: F401 - fixtures
     write,
 )
 
+from ddpm.guidance import Guidance
 from ddpm.pipeline import config, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.results import Results
@@ -80,10 +81,11 @@ def test_columns_are_those_of_the_design(table: pd.DataFrame) -> None:
         ("fid", "fid_std", "fidelity", "fid"),
         ("fid_binarized", "fid_binarized_std", "fidelity", "fid_binarized"),
         ("nll_bits_per_dim", "nll_std", "likelihood", "bound_bits_per_dim"),
+        ("nll_standard_error", None, "likelihood", "standard_error"),
     ],
 )
 def test_mean_and_spread_over_seeds(
-    finished: Layout, table: pd.DataFrame, column: str, spread: str, stage: str, key: str
+    finished: Layout, table: pd.DataFrame, column: str, spread: str | None, stage: str, key: str
 ) -> None:
     """The mean of two seeds and their standard deviation with N − 1, never the best."""
     names = [f"{NETWORK if stage == 'likelihood' else CELL}/seed{s}" for s in SEEDS]
@@ -91,7 +93,7 @@ def test_mean_and_spread_over_seeds(
     assert values[0] != values[1]
     found = row(table, *CELL.split("/"))
     assert found[column] == pytest.approx(statistics.mean(values), rel=1e-12)
-    assert found[spread] == pytest.approx(statistics.stdev(values), rel=1e-12)
+    assert spread is None or found[spread] == pytest.approx(statistics.stdev(values), rel=1e-12)
     assert found["seeds"] == 2
 
 
@@ -146,11 +148,22 @@ def test_the_heading_says_by_what_rows_are_compared(layout: Layout) -> None:
     assert "of which one seed tells nothing" in text and "several training seeds (here none has)." in text
 
 
-@pytest.mark.parametrize(("weight", "given"), [(-1.0, False), (0.0, True), (1.0, True)])
-def test_which_cells_are_given_classes(weight: float, given: bool) -> None:
-    """Those whose labels play a part: w = −1 of classifier-free guidance is the unconditional model."""
-    read = config.merge(configured(), {"guidances": {"cfg-w1": {"weight": weight}}})
+@pytest.mark.parametrize(
+    ("method", "weight", "given"),
+    [
+        ("cfg", -1.0, False),
+        ("cfg", 0.0, True),
+        ("cfg", 1.0, True),
+        ("classifier", 0.0, False),
+        ("classifier", 1.0, True),
+    ],
+)
+def test_which_cells_are_given_classes(method: str, weight: float, given: bool) -> None:
+    """Those whose labels play a part: w = −1 of classifier-free guidance is the unconditional model, as is w = 0 of a
+    classifier's. Planning says what the guidance itself does."""
+    read = config.merge(configured(), {"guidances": {"cfg-w1": {"method": method, "weight": weight}}})
     grid = config.check(read)
+    assert Guidance.make(grid.axis("guidance", "cfg-w1")).steers is given
     assert [grid.is_given_classes(c) for c in grid.runs.values() if c.guidance == "cfg-w1"] == [given, given]
     assert not any(grid.is_given_classes(c) for c in grid.runs.values() if c.guidance == "none")
 

@@ -68,6 +68,7 @@ def test_ends_that_have_no_level() -> None:
             {"steps": 40, "beta_last": 0.05},
             "β_T = beta_last · 1000/T = 1.25 must be below 1: T must be at least 51",
         ),
+        ("linear", {"beta_last": 0.95}, "beta_last: 0.95; nothing of the data is left before T, not even in float64"),
     ],
 )
 def test_a_schedule_without_noise_is_refused(method: str, parameters: dict, message: str) -> None:
@@ -80,6 +81,16 @@ def test_a_schedule_without_noise_is_refused(method: str, parameters: dict, mess
     assert found.startswith("schedules.wrong.") and message in found
     if "still shows" in message:
         assert "must reach 1.5, 3 standard deviations of the data: raise" in found
+
+
+@pytest.mark.parametrize(
+    "schedule", [Linear(beta_last=0.9), Linear(steps=4000, beta_last=0.9), Cosine(beta_max=0.9999)]
+)
+def test_the_bound_of_what_is_not_refused_is_finite(schedule: Schedule) -> None:
+    """Every step's transition, its variance and the posterior, however little of the data is left."""
+    t = torch.arange(1, schedule.steps + 1, dtype=torch.float64)
+    parts = [*schedule.transition(t, t - 1), *schedule.posterior(t, t - 1), *schedule.log_variances(t, t - 1)]
+    assert all(part.isfinite().all() for part in parts)
 
 
 def test_the_limit_is_three_standard_deviations() -> None:

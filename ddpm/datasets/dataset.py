@@ -88,6 +88,14 @@ class Data:
         """(C, H, W) of one x, (D,) of one point."""
         return self.space.shape
 
+    def is_stratified(self, labels: Tensor | None) -> bool:
+        """Whether labels (N,) have the training split's proportions, as nearly as N allows, as those of cells that are
+        given labels; False without any."""
+        if labels is None:
+            return False
+        sizes = self.train.groups.bincount(minlength=self.classes)
+        return torch.equal(labels.bincount(minlength=self.classes), proportional(sizes, len(labels)))
+
     @cached_property
     def deviation(self) -> float:
         """The standard deviation of x over the training split: the root of its variance's mean over coordinates."""
@@ -112,7 +120,10 @@ def empty(count: int, shape: tuple[int, ...]) -> Tensor:
     if (size := count * math.prod(shape)) <= LARGE:
         return torch.empty(count, *shape, dtype=torch.uint8)
     with tempfile.TemporaryFile() as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # so that a full disk is an error here, not a crash later
+        if hasattr(os, "posix_fallocate"):  # so that a full disk is an error here, not a crash later
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS
+            file.truncate(size)
         return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(count, *shape)))
 
 

@@ -20,6 +20,7 @@ class Fid(Metric):
 
     method = "fid"
     title = "FID"
+    distance = True
     topline = True
     details: ClassVar[tuple[str, ...]] = ("low", "high")
     split: ClassVar[str] = "test"
@@ -31,7 +32,9 @@ class Fid(Metric):
             features = evaluator.sample_features(samples, self.binarized)
             real = evaluator.real_statistics(self.split, self.binarized)
             mean = frechet(statistics(features), real)
-            low, high = interval(mean, variance(influences(features, real), samples.labels))
+            # Labels that have come by chance do not make the chance of samples smaller.
+            groups = samples.labels if evaluator.dataset.is_stratified(samples.labels) else None
+            low, high = interval(mean, variance(influences(features, real), groups))
         elif self.topline:
             mean, low, high = evaluator.topline(len(samples.images), samples.topline, self.binarized)
         else:

@@ -16,6 +16,7 @@ class Metric(Method):
     title:     what a heading calls it.
     direction: `↓` where less is better, `↑` where more is. In the table the former stand before the bits/dim.
     wants:     what it needs, of `ddpm.pipeline.measures`: it is left out where the data cannot give it.
+    distance:  whether it is a distance, above 0: then claims compare its ratios, and differences of all else.
     topline:   whether `compute` gives real images a mean and its interval, NAME, NAME_low and NAME_high; the table has
                the multiples of them, and the spread over seeds.
     details:   of further numbers of `compute` the ends of their names, NAME_low for `low`: columns of table.csv.
@@ -25,6 +26,7 @@ class Metric(Method):
     title: ClassVar[str] = ""
     direction: ClassVar[str] = "↓"
     wants: ClassVar[tuple[str, ...]] = ()
+    distance: ClassVar[bool] = False
     topline: ClassVar[bool] = False
     details: ClassVar[tuple[str, ...]] = ()
     shown: ClassVar[str] = "table.md"

@@ -14,6 +14,7 @@ class SlicedWasserstein(Metric):
     method = "sliced_wasserstein"
     title = "Sliced Wasserstein distance"
     wants = ("points",)
+    distance = True
 
     def compute(self, evaluator: Evaluator, samples: Samples) -> dict[str, float]:
         return {self.method: sliced_wasserstein(samples.images, evaluator.dataset.test.images)}

@@ -202,8 +202,8 @@ class Grid:
     def is_given_classes(self, cell: Cell) -> bool:
         """Whether the cell's classes are those of labels that it is given; otherwise they come by chance."""
         guidance = source_of("guidance", self.config["guidances"][cell.guidance])
-        weight = self.axis("guidance", cell.guidance).get("weight")
-        return self.is_guided(cell) and weight != guidance.attributes["unguided"]
+        weight, unguided = self.axis("guidance", cell.guidance).get("weight"), guidance.attributes["unguided"]
+        return self.is_guided(cell) and (unguided is None or weight != unguided)
 
     @cached_property
     def guides(self) -> dict[str, Guide]:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ddpm import rng
 from ddpm.datasets import dataset as data
-from ddpm.datasets.dataset import Data, proportional
+from ddpm.datasets.dataset import Data
+from ddpm.datasets.folder import is_deep
 from ddpm.errors import UserError
 from ddpm.pipeline.folders import images as images_in
 from ddpm.pipeline.records import read_tensors
@@ -42,11 +43,14 @@ def folder(path: Path) -> Found:
     for file in images_in(path):
         try:
             with Image.open(file) as image:
-                if image.mode not in ("L", "RGB"):
+                if image.mode not in ("L", "RGB") or is_deep(image):
+                    more = " with more than 8 bits per channel" * is_deep(image)
                     kinds = "of 8 bits, grey (L) or RGB"
-                    raise UserError(f"{file}: an image of mode {image.mode}; it must be {kinds}")
+                    raise UserError(f"{file}: an image of mode {image.mode}{more}; it must be {kinds}")
                 pixels = np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as e:
+        except (UserError, MemoryError):
+            raise
+        except Exception as e:  # whatever a damaged file makes Pillow raise
             raise UserError(f"{file}: is no valid image ({e})") from None
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if found and pixels.shape != found[0].shape:
@@ -62,7 +66,10 @@ def archive(path: Path) -> Found:
     """`arr_0` of an .npz, images (N, H, W, C), or points (N, D), and `arr_1`, their labels, where it is there: what the
     evaluation suite of Dhariwal & Nichol 2021 reads."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise UserError(f"{path}: is a single array, an .npy; the samples must be arr_0 of an .npz")
+        with found as file:
             if "arr_0" not in file:
                 names = ", ".join(file.files) or "nothing"
                 raise UserError(f"{path}: holds {names}; the samples must be arr_0, (N, H, W, C)")
@@ -137,17 +144,8 @@ def take(run: Run) -> Outcome:
         images, labels = images[index], None if labels is None else labels[index]
     run.write("images", {"images": images} | ({} if labels is None else {"labels": labels}))
     x = dataset.space.encode(images)
-    result = {"images": count, "of": there, "stratified": _stratified(labels, dataset)}
+    result = {"images": count, "of": there, "stratified": dataset.is_stratified(labels)}
     return "ok", result | {
         "reach": float(reaches(x, *dataset.space.bounds).max()),
         "spread": variance(x) / dataset.variance,
     }
-
-
-def _stratified(labels: Tensor | None, dataset: Data) -> bool:
-    """Whether the classes have the training split's proportions, as nearly as N allows, as in cells that are given
-    labels."""
-    if labels is None:
-        return False
-    sizes = dataset.train.groups.bincount(minlength=dataset.classes)
-    return torch.equal(labels.bincount(minlength=dataset.classes), proportional(sizes, len(labels)))

@@ -97,11 +97,12 @@ def variance(images: Tensor) -> float:
 
 def nothing(dataset: Data) -> tuple[dict, dict]:
     """What a checkpoint would hold of a job that has just begun."""
-    return {"images": dataset.train.images[:0], "reach": torch.zeros(0)}, {"evaluated": 0, "precisions": []}
+    state = {"evaluated": 0, "precisions": [], "size": None}
+    return {"images": dataset.train.images[:0], "reach": torch.zeros(0)}, state
 
 
 def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> Outcome:
-    """The `sample` stage: exactly N images as the data are stored, and their labels.
+    """The `sample` stage: exactly N images as the data are stored, and, where they are given labels, these.
 
     An interrupted job goes on with the batch after the last one that its checkpoint holds. `ddpm.stages.cascade` gives
     a way to `load` a denoiser, and a `chained`, of its own.
@@ -138,7 +139,7 @@ def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> 
             for network_of in networks_of:
                 network_of.forget()
 
-        size = settings["batch"]
+        size = at["size"] or settings["batch"]
         while drawn < wanted:
             x, size = fitting(size, batch, "sampling.batch", forget=forget)
             drawn, evaluated = drawn + len(x), denoiser.evaluated
@@ -149,11 +150,11 @@ def sample(run: Run, load: Load | None = None, chained: Chain | None = None) -> 
             reach.append(reaches(x.cpu(), *dataset.space.bounds))
             if run.checkpoint.due():
                 so_far = {"images": torch.cat(images), "reach": torch.cat(reach)}
-                more = {"evaluated": denoiser.evaluated, "precisions": precisions}
+                more = {"evaluated": denoiser.evaluated, "precisions": precisions, "size": size}
                 run.checkpoint.save(so_far, {"at": drawn} | more)
     # ---- what is kept
     run.phase("writing")
-    samples = torch.cat(images)
+    samples, labels = torch.cat(images), labels if Guidance.make(job["guidance"]).steers else None
     run.write("images", {"images": samples} | ({} if labels is None else {"labels": labels}))
     result = {"images": len(samples), "steps": sampler.steps, "nfe": round(evaluated / max(1, drawn))}
     result["compute"] = networks_of[0].record(precisions) | {"images_at_once": size}

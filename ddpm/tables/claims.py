@@ -32,7 +32,8 @@ class Claim:
 
     compare, against: rows of the first have less, or more, in `column` than those of the second that are their pairs.
     along: axis and parameter; instead of `against`: in rows of `compare`, `column` falls or rises with it.
-    margin: how much worse than `against` still agrees with the claim: a factor of distances, a difference of all else.
+    margin: how much worse than `against` still agrees with the claim: a factor above 1 of distances, a difference above
+    0 of all else.
     """
 
     name: str
@@ -49,9 +50,13 @@ class Claim:
 
     @property
     def ratio(self) -> bool:
-        """Distances are compared by their ratio, everything else by its difference."""
-        declared = metrics().get(self.column.removesuffix(OVER))
-        return declared is not None and declared["direction"] == "↓"
+        return is_distance(self.column)
+
+
+def is_distance(column: str) -> bool:
+    """Distances are compared by their ratio, everything else by its difference."""
+    declared = metrics().get(column.removesuffix(OVER))
+    return declared is not None and declared["distance"]
 
 
 # ---- reading ------------------------------------------------------------------------------------------------
@@ -109,6 +114,8 @@ def _mistakes(entry: Any, files: Files) -> Iterator[tuple[str, str]]:
     for key, (fits, wanted) in _forms().items():
         if key in entry and not fits(entry[key]):
             yield key, f"{entry[key]!r}; it must be {wanted}"
+    if is_distance(str(entry.get("column"))) and isinstance(at := entry.get("margin"), int | float) and 0 < at <= 1:
+        yield "margin", f"{at!r}; of a distance it is a factor, how much worse still agrees: it must be above 1"
     yield from _sources(entry.get("sources", []))
     for key in ("compare", "against"):
         yield from mistakes(key, entry.get(key, {}), files)
@@ -149,7 +156,9 @@ def _sources(sources: Any) -> Iterator[tuple[str, str]]:
 
 def groups(claim: Claim, grid: Grid) -> list[list[Row]]:
     """What a claim is tested on: pairs (compare, against), or, `along` a parameter, rows in its order."""
-    rows = {cell.row: values_of(cell.row, grid) for cell in grid.runs.values()}
+    # Where labels play no part, there is no accuracy of theirs.
+    cells = [c for c in grid.runs.values() if claim.column != "label_accuracy" or grid.is_given_classes(c)]
+    rows = {cell.row: values_of(cell.row, grid) for cell in cells}
     chosen = fitting(rows, claim.compare)
     if claim.against is None:
         return _sequences(claim, chosen)

@@ -61,8 +61,13 @@ class Verdict:
 
     @property
     def boundary(self) -> float:
-        """Where the claim ends to hold: no effect, or its margin."""
-        return self.claim.margin or (1.0 if self.claim.ratio else 0.0)
+        """Where the claim ends to hold: no effect, or an effect that is worse than none by its margin."""
+        margin, ratio = self.claim.margin, self.claim.ratio
+        if margin is None:
+            return 1.0 if ratio else 0.0
+        if self.claim.direction == "less":
+            return margin
+        return 1 / margin if ratio else -margin
 
 
 def decide(results: Results) -> list[Verdict]:
