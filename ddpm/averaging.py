@@ -1,10 +1,10 @@
-"""Power-function averages of weights, and any of them from a few that were kept (Karras et al. 2024, section 3 and
+"""Power-function averages of weights, and any of them from a few that were kept (Karras et al. 2024b, section 3 and
 appendix C). No torch.
 
 After t steps that left the weights θ_1 … θ_t the average is θ̂(t) = β(t) θ̂(t − 1) + (1 − β(t)) θ_t with
 β(t) = (1 − 1/t)^{γ+1}, so that θ_s has the weight (s^{γ+1} − (s − 1)^{γ+1})/t^{γ+1}: the initial weights none, and the
 average stays as long in relation to training. Its length is σ_rel = (γ+1)^½ (γ+2)^{−1} (γ+3)^{−½}, the standard
-deviation of the profile p(τ) ∝ τ^γ, τ ≤ t, in units of t: an `ema` of 0.1 lies as far back as a tenth of training.
+deviation of the profile p(τ) ∝ τ^γ, τ ≤ t, in units of t: for an `ema` of 0.1 a tenth of training.
 """
 
 # The lengths that training averages over; others are made of snapshots of both.
@@ -34,7 +34,7 @@ def moments(steps: int, count: int) -> list[int]:
 
 
 def overlap(t: float, gamma: float, s: float, eta: float) -> float:
-    """∫ p(τ) q(τ) dτ of the profiles p(τ) = (γ+1) τ^γ/t^{γ+1}, τ ≤ t, and q of s and η (Karras et al. 2024,
+    """∫ p(τ) q(τ) dτ of the profiles p(τ) = (γ+1) τ^γ/t^{γ+1}, τ ≤ t, and q of s and η (Karras et al. 2024b,
     algorithm 3)."""
     if t > s:
         return overlap(s, eta, t, gamma)

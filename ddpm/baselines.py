@@ -61,10 +61,11 @@ class Real(Baseline):
 
 @dataclass(frozen=True)
 class RealByChance(Real):
-    """The ceiling of rows that draw their classes by chance: the first of its topline's sets (`ddpm.metrics.toplines`).
+    """The ceiling of rows that draw their classes by chance: real images with classes drawn by chance.
 
-    Class counts are multinomial. Where chance asks for more images than a class has, these stand again from the first
-    on, as weights of more than 1 do in the topline. Without classes these are the images of `Real`.
+    Class counts are multinomial, those of the first of its topline's sets (`ddpm.metrics.toplines`). Where chance asks
+    for more images than a class has, these stand again from the first on, as weights of more than 1 do in the topline.
+    Without classes these are the images of `Real`.
     """
 
     method = "real-by-chance"

@@ -23,7 +23,7 @@ Tensor = torch.Tensor
 
 
 # Samplers start at log SNR = −10.2 where a schedule goes further, unless they take more steps than that leaves.
-# λ = log α/σ = −5.1 is where Lu et al. 2022 cut off the cosine schedule; `linear` ends at −5.06.
+# λ = log α/σ = −5.1 is where Lu et al. 2022a cut off the cosine schedule; `linear` ends at −5.06.
 LARGEST_LEVEL = math.exp(5.1)
 LARGEST_LOG_SNR = 30.0
 # Of α(0) = 1. Below, x_t counts as noise alone: x0 = (x_t − σ ε)/α would be ε's error, 3 000 000 times enlarged.

@@ -192,7 +192,11 @@ class Weighting(Component):
 
 
 class Simple(Weighting):
-    """The documents' simplified losses: the target's own `simple_weight`."""
+    """The documents' simplified losses: the target's own `simple_weight`.
+
+    It is 1, so that ‖y − ŷ‖² counts the same at all times (Ho et al. 2020, eq. 14), but σ² for the score, whose loss
+    then is ‖ε − ε̂‖².
+    """
 
     method = "simple"
 

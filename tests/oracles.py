@@ -70,7 +70,7 @@ def alpha_bar(name: str, steps: int = 1000) -> Array:
 
 
 def start(name: str, steps: int = 1000) -> int:
-    """The last t with log SNR ≥ −10.2, where samplers start: λ ≥ −5.1 (Lu et al. 2022)."""
+    """The last t with log SNR ≥ −10.2, where samplers start: λ ≥ −5.1 (Lu et al. 2022a)."""
     bar = alpha_bar(name, steps)
     return max(t for t in range(1, steps + 1) if math.log(bar[t] / (1 - bar[t])) >= -10.2)
 

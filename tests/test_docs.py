@@ -10,7 +10,7 @@ from project import ROOT
 import ddpm
 
 HERE = [path for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md") if (path := ROOT / name).exists()]
-DOCUMENTS = [*HERE, *sorted((ROOT / "docs").glob("*.md")), ROOT / "envs/README.md", ROOT / "results/README.md"]
+DOCUMENTS = [*HERE, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "envs/README.md", ROOT / "results/README.md"]
 # A path from the root of a clone, as documents name them in running text and commands.
 PATH = re.compile(
     r"(?<![\w/.-])((?:ddpm|workflow|tests|docs|envs|slurm|profiles|benchmarks)/[\w./-]*\.(?:py|yaml|md|smk|lock|in|rst))\b"
@@ -42,6 +42,31 @@ def test_files_that_are_named_exist(document: Path) -> None:
     made = re.findall(r"^```\w+\n# (\S+)$", text, re.MULTILINE)
     gone = [name for name in PATH.findall(text) if not (ROOT / name).exists() and name not in made]
     assert not gone
+
+
+def test_references_are_complete() -> None:
+    """docs/references.md has every work that is cited by author and year, and no other; the documents of README.md's
+    sources stand there."""
+    listed = re.findall(r"^\| ([^\d|\n]+ \d{4}[ab]?) \|", (ROOT / "docs/references.md").read_text(), re.MULTILINE)
+    files = [
+        *DOCUMENTS,
+        *(path for folder in ("ddpm", "workflow", "tests") for kind in ("py", "yaml", "smk", "rst")
+          for path in sorted((ROOT / folder).rglob(f"*.{kind}"))),
+    ]  # fmt: skip
+    apart = {"references.md", "CHANGELOG.md", "test_published.py"}
+    text = " ".join(
+        path.read_text() for path in files if path.name not in apart and "published" not in path.parent.name
+    )
+    text = re.sub(r"\s+(# )?", " ", text)
+    for name in sorted(listed, key=len, reverse=True):
+        authors, year = name.rsplit(" ", 1)
+        text, count = re.subn(rf"{re.escape(authors)},? \(?{year}(?![a-z\d])", "", text)
+        assert count, f"{name} is cited nowhere"
+    left = re.findall(
+        r"[A-ZŚ][\w-]+ (?:et al\.|& [A-Z]\w+),? \(?\d{4}\w?|(?<![\w&] )\b[A-Z][a-z]+ \(?(?:19|20)\d\d\b", text
+    )
+    sources = {"Sedykh 2024", "Han 2025", "Shariatian & Conforti 2025", "Geneva 2024", "Seoul 2025"}
+    assert {*left} <= sources
 
 
 def test_the_newest_change_is_this_version() -> None:

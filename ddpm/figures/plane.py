@@ -8,6 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ddpm.condition import NOTHING
+from ddpm.denoiser import Denoiser
 from ddpm.exact import ExactDenoiser
 from ddpm.figures.canvas import bare, save_figure
 from ddpm.figures.points import ACCENT, HUES, INK, SHADE, Clouds
@@ -30,6 +31,11 @@ def first(grid: Grid, **wanted: tuple[str, str]) -> Network:
     return max(grid.networks.values(), key=fits)
 
 
+def estimated_score(denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
+    """∇ log p(x_t) by a denoiser, −ε̂/σ: float64, of x's shape (B, D)."""
+    return -denoiser(x.float(), t).eps.double() / denoiser.schedule.sigma(t)
+
+
 def scores_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> None:
     """∇ log p(x_t) beside the network's estimate of it, and its error, at two noise levels (Sedykh 2024, 001,
     figure 3.1).
@@ -46,8 +52,8 @@ def scores_figure(layout: Layout, grid: Grid, renderer: Clouds, path: Path) -> N
     for row, t in zip(axes, times, strict=True):
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
 
-        def learned(x: Tensor, t: Tensor = t, sigma: float = sigma) -> Tensor:
-            return -denoiser(x.float(), t).eps.double() / sigma
+        def learned(x: Tensor, t: Tensor = t) -> Tensor:
+            return estimated_score(denoiser, x, t)
 
         def error(x: Tensor, t: Tensor = t) -> Tensor:
             truth = exact.score(x, t)

@@ -31,7 +31,7 @@ def carried(schedule: Schedule, x_t: Tensor, d: Tensor, t: Tensor, s: Tensor) ->
 
 @dataclass(frozen=True)
 class DPMSolver(Sampler):
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), the exponential integrator of second order in x̂0:
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), the exponential integrator of second order in x̂0:
 
         x_s = σ_s/σ_t x_t − α_s (e^{−h} − 1) D,    D = x̂0 + (x̂0 − x̂0′)/(2r),    h = λ_s − λ_t,    r = h′/h,
 
@@ -61,7 +61,7 @@ class DPMSolver(Sampler):
 
 @dataclass(frozen=True)
 class SDEDPMSolver(DPMSolver):
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022), the same for the reverse SDE, with D as in DPM-Solver++(2M):
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b), the same for the reverse SDE, with D as in DPM-Solver++(2M):
 
         x_s = σ_s/σ_t e^{−h} x_t + α_s (1 − e^{−2h}) D + σ_s √(1 − e^{−2h}) z.
 

@@ -28,8 +28,9 @@ StepSize = Annotated[float, Interval(ge=1e-12)]
 class Ancestral(Sampler):
     """x_s = A x̂0 + B x_t + √Σ z, the reverse chain p(x_s | x_t) (Ho et al. 2020, algorithm 2; 000, "Update Rules").
 
-    `variance` is Σ where the network learns none: `small` = β̃, or `large` = σ²_ts (β_t at full length; σ̂² of Song,
-    Meng & Ermon 2021, table 1). A learned variance replaces it. The last step returns the mean: z = 0 at s = 0.
+    A and B are those of q(x_s | x_t, x0), `Schedule.posterior`. `variance` is Σ where the network learns none: `small`
+    = β̃, or `large` = σ²_ts (β_t at full length; σ̂² of Song, Meng & Ermon 2021, table 1). A learned variance replaces
+    it. The last step returns the mean: z = 0 at s = 0.
     """
 
     method = "ancestral"

@@ -1,4 +1,4 @@
-"""Averages of a network's weights of any length, after one training (Karras et al. 2024, appendix C).
+"""Averages of a network's weights of any length, after one training (Karras et al. 2024b, appendix C).
 
 The `snapshots` stage is training as it always is, to the same weights; its state averages them over two more lengths
 and keeps snapshots of both. The `train` stage of such a network reads from there: the usual average, or one of another

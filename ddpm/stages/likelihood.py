@@ -1,4 +1,4 @@
-"""−log p(x0) of test images in bits/dim: the variational bound, and the exact likelihood of the probability flow.
+"""−log p(x0) of test images in bits/dim: the variational bound, and the likelihood of the probability flow.
 
 The two measure different models, the chain p(x_{t−1} | x_t) and the flow, and are never put in one column.
 
