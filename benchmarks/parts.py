@@ -6,7 +6,6 @@ Compare two versions by running both on an idle machine, in turn.
 """
 
 import argparse
-import copy
 import subprocess
 import sys
 import tempfile
@@ -72,13 +71,13 @@ def computed_as(job: dict, network: nn.Module, dataset: Data) -> Computed:
 
 
 def training_step(job: dict, dataset: Data, steps: int, warm: int = 5) -> nn.Module:
-    """Milliseconds of a training step, by part; what the loss costs includes the network's forward pass."""
+    """Milliseconds of a training step as the `train` stage takes it, by part; loss and gradient include the network's
+    forward pass, the update clips the gradient and averages the weights."""
     network = training.build(job, dataset)
     batches = training.Batches(dataset, job, torch.device("cpu"), network)
     schedule, objective = Schedule.make(job["schedule"]), Objective.make(job["objective"])
-    times, group = objective.times.on(schedule), parallel.join(1, "cpu")
-    average, computed = copy.deepcopy(network).requires_grad_(False), computed_as(job, network, dataset)
-    optimiser = torch.optim.Adam(network.parameters(), fused=True)
+    times, group, settings = objective.times.on(schedule), parallel.join(1, "cpu"), job["training"]
+    state, computed = training.State(network, settings, times, "cpu"), computed_as(job, network, dataset)
     spent: dict[str, float] = defaultdict(float)
 
     def timed(part: str, run: Callable[[], T]) -> T:
@@ -90,19 +89,17 @@ def training_step(job: dict, dataset: Data, steps: int, warm: int = 5) -> nn.Mod
     def forward(*inputs: torch.Tensor | Condition) -> torch.Tensor:
         return timed("network", lambda: computed(*inputs))
 
+    loss = partial(objective.loss, forward, schedule, space=dataset.space)
     for step in range(steps + warm):
         if step == warm:
             spent.clear()
         x0, eps, u, condition = timed("draw", lambda: batches(step))
         t, weight = timed("times", lambda: times.draw(u))
-        at, signs = t.reshape(-1, *[1] * (x0.ndim - 1)), partial(batches.signs, step, group)
-        losses = timed("loss", lambda: objective.loss(forward, schedule, x0, eps, at, condition, dataset.space, signs))
-        times.learn(t, losses.detach())
-        optimiser.zero_grad(set_to_none=True)
-        timed("backward", (losses * weight.to(losses.dtype)).mean().backward)
-        timed("clip", lambda: nn.utils.clip_grad_norm_(network.parameters(), 1.0))
-        timed("optimiser", optimiser.step)
-        timed("average", lambda: training.average(average, network, step, 0.999))
+        batch = x0, eps, t.reshape(-1, *[1] * (x0.ndim - 1)), condition
+        signs, weight = partial(batches.signs, step, group), weight.to(x0.dtype)
+        attempt = partial(training.backward, state.optimiser, loss, batch, signs, weight, len(t))
+        times.learn(t, timed("loss and gradient", attempt))
+        timed("update", partial(state.update, step, settings["learning_rate"], settings["gradient_clip"]))
     inside = spent.pop("network")
     parts = "  ".join(f"{part} {1000 * seconds / steps:.1f}" for part, seconds in spent.items())
     whole = 1000 * sum(spent.values()) / steps

@@ -338,10 +338,9 @@ def test_a_new_network_is_compared_too(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "gives something else" in capsys.readouterr().err
 
 
-def test_a_job_rounds_no_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_rounds_no_float32(tmp_path: Path) -> None:
     """To TF32, on a GPU: whatever was set before."""
-    for of in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(of, "allow_tf32", True)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     grid = config.check(config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"))
     execute("data", *grid.job("data"), Layout(tmp_path))
     execute("train", *grid.job("train", next(iter(grid.networks))), Layout(tmp_path))

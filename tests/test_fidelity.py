@@ -142,7 +142,7 @@ def test_a_cells_interval_is_of_its_samples(
         of = intervals.variance(influence, labels if stratified else None)
         low, high = intervals.interval(found[key], of)
         assert (found[f"{key}_low"], found[f"{key}_high"]) == pytest.approx((low, high), rel=1e-9)
-        assert abs(of / intervals.variance(influence, None if stratified else labels) - 1) > 1e-3
+        assert abs(of / intervals.variance(influence, None if stratified else labels) - 1) > 1e-6
 
 
 def test_diversity_is_the_variance_within_predicted_classes(

@@ -241,7 +241,24 @@ def test_the_curve_ends_at_the_bound(finished: Layout, monkeypatch: pytest.Monke
     both = (number(finished, "likelihood", f"{NETWORK}/seed{seed}", "bound_bits_per_dim") for seed in (0, 1))
     assert sums.lines[0].get_ydata()[-1] == pytest.approx(sum(both) / 2, rel=1e-6)
     assert sums.lines[0].get_xdata()[-1] == 1 and sums.get_xscale() == steps.get_yscale() == "log"
-    assert steps.get_xscale() == "linear"
+    assert steps.get_xscale() == "log"
+
+
+def test_schedules_are_drawn_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """α² = ᾱ, and log SNR = log ᾱ/(1 − ᾱ), by the β of Ho et al. 2020, for T = 100, and by Nichol & Dhariwal 2021."""
+    kept: list = []
+    monkeypatch.setattr(canvas, "save_figure", lambda figure, path: kept.append(figure))
+    curves.schedules_figure(GRID, tmp_path / "schedules.png")
+    left, right = kept[0].axes
+    bars = {
+        "linear": (1 - torch.linspace(1e-3, 0.2, 100, dtype=torch.float64)).cumprod(0)[[49, 69]].numpy(),
+        "cosine": np.cos((np.array([0.5, 0.7]) + 0.008) / 1.008 * np.pi / 2) ** 2
+        / np.cos(0.008 / 1.008 * np.pi / 2) ** 2,
+    }
+    for drawn, snr in zip(left.lines, right.lines, strict=True):
+        expected = bars[drawn.get_label()]
+        for line, value in ((drawn, expected), (snr, np.log(expected / (1 - expected)))):
+            np.testing.assert_allclose(np.interp([0.5, 0.7], line.get_xdata(), line.get_ydata()), value, rtol=1e-6)
 
 
 def test_the_bound_is_drawn_where_there_is_one() -> None:

@@ -34,6 +34,36 @@ def test_large_data_stay_in_their_file(tmp_path: Path, monkeypatch: pytest.Monke
         assert torch.equal(x0, dataset.space.encode(images)[large._indices(step)])
 
 
+class Indexed:
+    """Stored images that note where the indices come from that they are asked for by."""
+
+    def __init__(self, images: torch.Tensor):
+        self.images, self.asked = images, set[str]()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
+        self.asked.add(index.device.type)
+        return self.images[index]
+
+
+@pytest.mark.parametrize("resident, where", [(2**30, "meta"), (0, "cpu")])
+def test_images_are_indexed_where_they_are(resident: int, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device, here one that computes shapes alone: a batch is there whole, and its images were chosen there if all
+    of them are."""
+    monkeypatch.setattr(training, "RESIDENT", resident)
+    split = data.Split(torch.zeros(20, 1, 4, 4, dtype=torch.uint8), torch.arange(20) % 2)
+    job = {"name": "a/b/c/seed0", "training": {"batch": 8, "label_dropout": 0.1}}
+    network = networks.build({"method": "mlp"}, (1, 4, 4), 1, 2).to("meta")
+    batches = training.Batches(data.Data(split, split, Pixels((1, 4, 4)), 2), job, torch.device("meta"), network)
+    batches.stored = Indexed(batches.stored)  # type: ignore[assignment]  # as far as it is used
+    x0, eps, _, condition = batches(0)
+    assert batches.stored.asked == {where} == {batches.stored.images.device.type}  # type: ignore[attr-defined]
+    assert x0.shape == eps.shape == (8, 1, 4, 4)
+    assert {x0.device.type, eps.device.type, condition.labels.device.type} == {"meta"}
+
+
 def test_the_deviation_is_that_of_all_images() -> None:
     """In parts, and where the mean is far larger: the root of the mean variance over coordinates."""
     points = (torch.randn(2500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 2, 5]) + 50).float()

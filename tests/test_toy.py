@@ -26,7 +26,7 @@ from ddpm.pipeline import checks, config, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.samplers import Sampler
-from ddpm.schedules import Schedule
+from ddpm.schedules import Geometric, Schedule
 from ddpm.spaces import Space
 from ddpm.stages import sample as sampling
 
@@ -241,6 +241,11 @@ def test_table_of_points(tree: Path) -> None:
     real = table.index[:2]  # of proportional classes, and of classes by chance
     assert table["sliced_wasserstein"].idxmin() in real and table["fid"].idxmin() in real
     assert list(done["nfe"]) == [10, 4, 8]
+    checked, layout = config.check(config.merge(TOY, config.read(ROOT / "tests/tiny-toy.yaml"))), Layout(tree)
+    for (_, row), cell in zip(done.iterrows(), checked.runs.values(), strict=True):
+        found = records.read_record(layout.record("ode_likelihood", checked.network(cell).name))["result"]
+        assert row["nll_ode_bits_per_dim"] == pytest.approx(found["bits_per_dim"], abs=5.1e-5)
+        assert row["nll_ode_standard_error"] == pytest.approx(found["standard_error"], abs=5.1e-5)
 
 
 def test_samples_are_points_outside_of_any_range(tree: Path) -> None:
@@ -273,6 +278,17 @@ def test_figures_of_points(tree: Path, tmp_path: Path, monkeypatch: pytest.Monke
     plane.langevin_figure(layout, checked, renderer, samples, tmp_path / "langevin.png")
     for path in tmp_path.glob("*.png"):
         assert path.read_bytes() == (tree / "figures" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("t", [1, 200, 900])
+def test_the_score_that_is_drawn(t: int) -> None:
+    """Of an exact denoiser it is ∇ log p(x_t), here by differentiating the density, to float32."""
+    denoiser = ExactDenoiser(points.GaussianMixture().density(), Geometric(sigma_min=0.1, sigma_max=50.0))
+    at = torch.tensor(float(t), dtype=torch.float64)
+    x = (5 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    (expected,) = torch.autograd.grad(denoiser.log_density(x, at).sum(), x)
+    found = plane.estimated_score(denoiser, x.detach(), at)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_law_without_a_closed_form_is_estimated() -> None:
