@@ -338,15 +338,6 @@ def test_a_new_network_is_compared_too(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "gives something else" in capsys.readouterr().err
 
 
-def test_a_job_rounds_no_float32(tmp_path: Path) -> None:
-    """To TF32, on a GPU: whatever was set before."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    grid = config.check(config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"))
-    execute("data", *grid.job("data"), Layout(tmp_path))
-    execute("train", *grid.job("train", next(iter(grid.networks))), Layout(tmp_path))
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-
-
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++ on a CPU")
 def test_compiled_to_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout is drawn inside the network: the same values are dropped in its gradient."""

@@ -236,3 +236,10 @@ def test_the_guide_is_an_own_loop(layout: Layout, digits: dict[str, Tensor]) -> 
         at = torch.full((len(eps),), t)
         right = answers(digits["test_images"], eps, at).argmax(1) == digits["test_labels"]
         assert found[part] == pytest.approx(float(right.double().mean()), abs=2.5 / len(right))
+
+
+def test_a_job_rounds_no_float32(layout: Layout) -> None:
+    """To TF32, on a GPU: whatever was set before."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    execute("train", *grid().job("train", PLAIN), layout)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32

@@ -321,9 +321,8 @@ class FidelityStage(Stage):
         return {"data": ("data", "")} | samples | decoded | extractor
 
     def sources(self, job: dict) -> dict[str, Path]:
-        """The file of the extractor's weights, where one is named; the extractor says where there is none."""
         path = Path(job["fidelity"].get("weights") or ".")
-        return {"weights": path} if path.is_file() else {}
+        return {"weights": path} if path.is_file() else {}  # the extractor says where there is none
 
     def extractor(self, job: dict) -> Root:
         """The class of the feature extractor."""
@@ -331,16 +330,14 @@ class FidelityStage(Stage):
         return source.module, source.name
 
     def about(self, job: dict) -> dict[str, str]:
-        """`code`: the fingerprint of the code that makes features of stored images;  `versions`: those of the
-        packages that count."""
+        """`code`: the fingerprint of what makes features of stored images;  `versions`: those of its packages."""
         roots = {("ddpm.metrics.evaluator", "Evaluator"), self.extractor(job)} | declared("ddpm.spaces", "Space")
         return {"code": fingerprint(frozenset(roots)), "versions": canonical(self.environment(job))}
 
     def methods(self, job: dict) -> set[Root]:
         metrics = known("metric", tuple(job["fidelity"].get("modules", ())))
         found = {(metrics[name].module, metrics[name].name) for name in job["metrics"]} | {self.extractor(job)}
-        # All baselines, because they are one batch.
-        return found | (declared("ddpm.baselines", "Baseline") if job["name"] in BASELINES else set())
+        return found | (declared("ddpm.baselines", "Baseline") if job["name"] in BASELINES else set())  # one batch
 
     def place(self, name: str) -> str:
         if external(name):
