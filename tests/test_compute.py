@@ -325,7 +325,8 @@ def test_a_new_network_is_compared_too(monkeypatch: pytest.MonkeyPatch, capsys: 
     themselves again, to the bit, when it is called."""
 
     def compiled(network: nn.Module, *given: object) -> torch.Tensor:
-        return functional_call(network, {"first.weight": 1.5 * network.get_parameter("first.weight")}, given)
+        branch = "resolutions.before.0.residual.conv1.weight"
+        return functional_call(network, {branch: -network.get_parameter(branch)}, given)
 
     for wrong in (False, True):
         network = networks.build({"method": "unet", "width": 16}, (1, 8, 8), 1, 0)
