@@ -1,5 +1,7 @@
 """Sampling and likelihood go on where they were interrupted, and end in the same bytes."""
 
+# ruff: noqa: F811 - arguments are called as the fixtures that they ask for
+
 import copy
 import errno
 import shutil
@@ -9,99 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupted import BATCHES, CELL, JOBS, NETWORK, counted, interrupt, layouts, result, run, small, trained  # noqa: F401 - fixtures
 from safetensors.torch import load_file
 
 from ddpm import compute
-from ddpm.pipeline import checkpoint, config, records
+from ddpm.pipeline import checkpoint, records
 from ddpm.pipeline.grid import Grid
 from ddpm.pipeline.layout import Layout
-from ddpm.pipeline.run import execute
-from ddpm.stages import likelihood
 from ddpm.stages import sample as sampling
 from ddpm.stages import train as training
 
 torch.set_num_threads(1)
-
-ROOT = Path(__file__).parent.parent
-NETWORK = "eps/linear/unconditional/seed0"
-CELL = "eps/linear/none/ancestral/seed0"
-GUIDED = "score/linear/cfg-w1/ancestral/seed0"
-
-
-def small(**sections: dict) -> Grid:
-    """A tiny perceptron; four batches of samples, three groups of images for the bound."""
-    read = config.read(ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml")
-    read["network"] = {"method": "mlp", "width": 8, "depth": 1}
-    axes = {"schedule": ["linear"], "sampler": ["ancestral"]}
-    read["grid"] = [
-        {"objective": ["eps"], "guidance": ["none"]} | axes,
-        {"objective": ["score"], "guidance": ["cfg-w1"]} | axes,
-    ]
-    sizes = {
-        "training": {"steps": 4},
-        "sampling": {"images": 40, "batch": 12},
-        "likelihood": {"images": 21, "batch": 2},
-    }
-    return config.check(config.merge(config.merge(read, sizes), sections))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder with the data and two networks."""
-    root = tmp_path_factory.mktemp("trained")
-    execute("data", *small().job("data"), Layout(root))
-    for name in small().networks:
-        execute("train", *small().job("train", name), Layout(root))
-    return root
-
-
-@pytest.fixture
-def layouts(trained: Path, tmp_path: Path) -> tuple[Layout, Layout]:
-    """Two copies of it: one for the interrupted job, one for its twin."""
-    for name in ("one", "two"):
-        shutil.copytree(trained, tmp_path / name)
-    return Layout(tmp_path / "one"), Layout(tmp_path / "two")
-
-
-# Each stage: its module, the name in it of what it calls once per batch, and the jobs to test.
-STAGES = {"sample": (sampling, "chain", [CELL, GUIDED]), "likelihood": (likelihood, "vlb", [NETWORK])}
-JOBS = [(stage, name) for stage, (*_, names) in STAGES.items() for name in names]
-BATCHES = {"sample": 4, "likelihood": 3}
-
-
-def counted(patch: pytest.MonkeyPatch, stage: str, stop: int | None = None) -> list[int]:
-    """Note every batch of a stage; Ctrl-C comes before batch number `stop`."""
-    module, name, _ = STAGES[stage]
-    batch, seen = getattr(module, name), []
-
-    def watched(*arguments: object, **named: object) -> object:
-        if len(seen) == stop:
-            raise KeyboardInterrupt
-        seen.append(len(seen))
-        return batch(*arguments, **named)
-
-    patch.setattr(module, name, watched)
-    return seen
-
-
-def run(stage: str, name: str, layout: Layout, grid: Grid | None = None, seconds: float = 0) -> None:
-    execute(stage, *(grid or small()).job(stage, name), layout, checkpoint_seconds=seconds)
-
-
-def interrupt(stage: str, name: str, layout: Layout, stop: int, seconds: float = 0, grid: Grid | None = None) -> Path:
-    """Run until Ctrl-C in batch `stop`; the checkpoint."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        counted(patch, stage, stop)
-        run(stage, name, layout, grid, seconds)
-    assert not layout.record(stage, name).exists()
-    return layout.checkpoint(stage, name)
-
-
-def result(stage: str, name: str, layout: Layout) -> tuple[dict, list[bytes]]:
-    """The record's own numbers, and its outputs' bytes."""
-    record = records.read_record(layout.record(stage, name))
-    assert record["status"] == "ok"
-    return record["result"], [path.read_bytes() for path in layout.outputs(stage, name)]
 
 
 @pytest.mark.parametrize(("stage", "name"), JOBS)
@@ -217,6 +137,27 @@ def test_a_checkpoint_of_another_configuration_is_kept(
         assert len(seen) == BATCHES["sample"] - 3 and not list((one.root / "work").rglob("*.safetensors"))
 
 
+def test_a_checkpoint_that_cannot_be_kept(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """On a full disk the other job goes on, and says so."""
+    one, two = layouts
+    interrupt("sample", CELL, one, 2)
+    capsys.readouterr()
+    make = Path.mkdir
+
+    def full(path: Path, *of: object, **named: object) -> None:
+        if path.name.startswith("other-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        make(path, *of, **named)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    for layout in (one, two):
+        run("sample", CELL, layout, other_sampler())
+    assert "checkpoint of another job, not kept (No space left on device): it belongs to" in capsys.readouterr().err
+    assert result("sample", CELL, one) == result("sample", CELL, two)
+
+
 def test_a_checkpoint_of_other_weights(layouts: tuple[Layout, Layout], capsys: pytest.CaptureFixture) -> None:
     """Weights that were trained anew since: the images of the old ones are not used."""
     one, _ = layouts
@@ -319,81 +260,3 @@ def test_seconds_add_up(layouts: tuple[Layout, Layout], monkeypatch: pytest.Monk
     records.write_tensors(kept, tensors, aged | {"digest": checkpoint.digest(tensors, aged)})
     run("sample", CELL, one)
     assert 1000 <= records.read_record(one.record("sample", CELL))["costs"]["seconds"] < 2000
-
-
-# ---- memory -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("stage", "name"), JOBS)
-def test_less_memory_than_a_batch_needs(
-    layouts: tuple[Layout, Layout],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    stage: str,
-    name: str,
-) -> None:
-    """Batches are halved until they fit, in a line each: the result is the twin's, up to the rounding of other batches,
-    and evaluations are counted once."""
-    one, two = layouts
-    run(stage, name, one)
-    module, called, _ = STAGES[stage]
-    batch = getattr(module, called)
-
-    def starved(*arguments: object, **named: object) -> object:
-        if stage == "sample":
-            found = iter(batch(*arguments, **named))
-            noise = next(found)
-            if len(noise) > 5:
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-            return iter([noise, *found])
-        if arguments[-1] > 1:
-            raise MemoryError
-        return batch(*arguments, **named)
-
-    monkeypatch.setattr(module, called, starved)
-    capsys.readouterr()
-    run(stage, name, two)
-    (expected, _), (found, _) = (result(stage, name, layout) for layout in layouts)
-    section, fits = ("sampling", 3) if stage == "sample" else (stage, 1)
-    said = [line for line in capsys.readouterr().err.splitlines() if "need more memory" in line]
-    assert said[-1].endswith(f": {fits} at once") and all(line.startswith(f"{section}.batch: ") for line in said)
-    if stage == "sample":
-        assert found.pop("compute") == expected.pop("compute") | {"images_at_once": fits}
-        assert {k: found[k] for k in ("images", "steps", "nfe")} == {k: expected[k] for k in ("images", "steps", "nfe")}
-        images = [records.read_tensors(layout.output(stage, name))[0]["images"].double() for layout in layouts]
-        assert (images[0] - images[1]).abs().mean() < 0.05 * images[0].std()
-    else:
-        assert found == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(("stage", "name", "size"), [("sample", CELL, 6), ("train", NETWORK, 32)])
-def test_a_resumed_job_knows_how_much_memory_there_is(
-    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stage: str, name: str, size: int
-) -> None:
-    """What was found to be too large is not tried again, so that the same images come together as without a stop."""
-    module, attribute = {"sample": (sampling, "chain"), "train": (training, "backward")}[stage]
-    real, tried, stops = getattr(module, attribute), list[int](), [3]
-
-    def starved(*arguments: object) -> object:
-        at_once = arguments[-1] if stage == "train" else len(arguments[3])
-        tried.append(at_once)
-        if at_once > size:
-            raise MemoryError
-        if len(tried) == stops[0]:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(module, attribute, starved)
-    grid, found = small(training={"batch": 64}), []
-    for layout, stop in zip(layouts, (4, -1), strict=True):
-        layout.record(stage, name).unlink(missing_ok=True)
-        tried.clear()
-        stops[0] = stop
-        with suppress(KeyboardInterrupt):
-            run(stage, name, layout, grid)
-        if stop > 0:
-            run(stage, name, layout, grid)
-        found.append((result(stage, name, layout), [*tried]))
-    (one, with_stop), (two, without) = found
-    assert one == two and one[0]["compute"]["images_at_once"] == size
-    assert sum(at > size for at in with_stop) == sum(at > size for at in without) == 1

@@ -1,21 +1,27 @@
 """Less memory than was asked for, and memory that is kept."""
 
+# ruff: noqa: F811 - arguments are called as the fixtures that they ask for
+
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from interrupted import CELL, JOBS, NETWORK, STAGES, layouts, result, run, small, trained  # noqa: F401 - fixtures
 
 from ddpm.compute import fitting
 from ddpm.denoiser import Denoiser
-from ddpm.pipeline import config
+from ddpm.pipeline import config, records
 from ddpm.pipeline.layout import Layout
 from ddpm.pipeline.run import execute
 from ddpm.stages import likelihood
+from ddpm.stages import sample as sampling
+from ddpm.stages import train as training
 from ddpm.stages.train import backward
 
 torch.set_num_threads(1)
@@ -115,6 +121,81 @@ def test_an_attempt_that_failed_leaves_no_gradient() -> None:
     (expected,) = torch.autograd.grad(((x @ theta).square() * weight).mean(), theta)
     torch.testing.assert_close(theta.grad, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(found, (x @ theta).square().detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("stage", "name"), JOBS)
+def test_less_memory_than_a_batch_needs(
+    layouts: tuple[Layout, Layout],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    stage: str,
+    name: str,
+) -> None:
+    """Batches are halved until they fit, in a line each: the result is the twin's, up to the rounding of other batches,
+    and evaluations are counted once."""
+    one, two = layouts
+    run(stage, name, one)
+    module, called, _ = STAGES[stage]
+    batch = getattr(module, called)
+
+    def starved(*arguments: object, **named: object) -> object:
+        if stage == "sample":
+            found = iter(batch(*arguments, **named))
+            noise = next(found)
+            if len(noise) > 5:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            return iter([noise, *found])
+        if arguments[-1] > 1:
+            raise MemoryError
+        return batch(*arguments, **named)
+
+    monkeypatch.setattr(module, called, starved)
+    capsys.readouterr()
+    run(stage, name, two)
+    (expected, _), (found, _) = (result(stage, name, layout) for layout in layouts)
+    section, fits = ("sampling", 3) if stage == "sample" else (stage, 1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "need more memory" in line]
+    assert said[-1].endswith(f": {fits} at once") and all(line.startswith(f"{section}.batch: ") for line in said)
+    if stage == "sample":
+        assert found.pop("compute") == expected.pop("compute") | {"images_at_once": fits}
+        assert {k: found[k] for k in ("images", "steps", "nfe")} == {k: expected[k] for k in ("images", "steps", "nfe")}
+        images = [records.read_tensors(layout.output(stage, name))[0]["images"].double() for layout in layouts]
+        assert (images[0] - images[1]).abs().mean() < 0.05 * images[0].std()
+    else:
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "name", "size"), [("sample", CELL, 6), ("train", NETWORK, 32)])
+def test_a_resumed_job_knows_how_much_memory_there_is(
+    layouts: tuple[Layout, Layout], monkeypatch: pytest.MonkeyPatch, stage: str, name: str, size: int
+) -> None:
+    """What was found to be too large is not tried again, so that the same images come together as without a stop."""
+    module, attribute = {"sample": (sampling, "chain"), "train": (training, "backward")}[stage]
+    real, tried, stops = getattr(module, attribute), list[int](), [3]
+
+    def starved(*arguments: object) -> object:
+        at_once = arguments[-1] if stage == "train" else len(arguments[3])
+        tried.append(at_once)
+        if at_once > size:
+            raise MemoryError
+        if len(tried) == stops[0]:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, attribute, starved)
+    grid, found = small(training={"batch": 64}), []
+    for layout, stop in zip(layouts, (4, -1), strict=True):
+        layout.record(stage, name).unlink(missing_ok=True)
+        tried.clear()
+        stops[0] = stop
+        with suppress(KeyboardInterrupt):
+            run(stage, name, layout, grid)
+        if stop > 0:
+            run(stage, name, layout, grid)
+        found.append((result(stage, name, layout), [*tried]))
+    (one, with_stop), (two, without) = found
+    assert one == two and one[0]["compute"]["images_at_once"] == size
+    assert sum(at > size for at in with_stop) == sum(at > size for at in without) == 1
 
 
 # ---- memory that is freed -----------------------------------------------------------------------------------

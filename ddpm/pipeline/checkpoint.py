@@ -66,12 +66,7 @@ class Checkpoint:
             try:
                 tensors, state = self._read(path)
             except OfAnotherJob as e:
-                folder = self._aside(e.identity)
-                with suppress(OSError):  # a full disk: then it is lost with the next checkpoint
-                    folder.mkdir(exist_ok=True)
-                    for file in self._files():
-                        file.replace(folder / file.name)
-                print(f"{path}: checkpoint of another job, kept in {folder}: {e}", file=sys.stderr)
+                print(f"{path}: checkpoint of another job, {self._keep(e.identity)}: {e}", file=sys.stderr)
                 return None
             except UserError as e:
                 print(f"{path}: checkpoint discarded: {e}", file=sys.stderr)
@@ -81,6 +76,17 @@ class Checkpoint:
             print(f"{path}: going on from this checkpoint, {state.get('at', 0)} done", file=sys.stderr)
             return tensors, state
         return None
+
+    def _keep(self, identity: dict) -> str:
+        """Move the checkpoint of another job to its own folder; what became of it, in words."""
+        folder = self._aside(identity)
+        try:
+            folder.mkdir(exist_ok=True)
+            for file in self._files():
+                file.replace(folder / file.name)
+        except OSError as e:  # a full disk: the job goes on, and its first checkpoint takes the place of this one
+            return f"not kept ({e.strerror or e})"
+        return f"kept in {folder}"
 
     def _files(self) -> list[Path]:
         """Every checkpoint of the job's folder, and what is beside them."""
